@@ -17,8 +17,8 @@ pub use self::{
     pattern::{Pattern, PatternError},
 };
 use crate::{
-    oci::{Reference, Repository},
-    publish::{Handle, Status},
+    oci::{Digest, Reference},
+    publish::{Checked, Handle, Hint, Status},
 };
 
 /// Demands that wait for the gateway at a time; it answers each within microseconds, unless it is
@@ -205,23 +205,16 @@ impl<M> Catalog<M> {
             .cloned()
     }
 
-    /// The bundles whose configured reference is in this repository, and by this tag where one is
-    /// given: those that a push concerns. A push of any tag concerns a bundle with a rule that
-    /// chooses among tags.
-    pub fn find_by_reference(
-        &self,
-        repository: &Repository,
-        tag: Option<&str>,
-    ) -> Vec<Arc<Entry<M>>> {
-        let is_concerned = |entry: &Entry<M>| {
-            entry.reference.repository() == repository
-                && (tag.is_none()
-                    || entry.reference.rule().is_some()
-                    || entry.reference.tag() == tag)
-        };
-        self.entries()
-            .into_iter()
-            .filter(|entry| is_concerned(entry))
+    /// What `map` makes of each bundle, by name, without what it makes `None` of. `map` must be
+    /// short: the catalog is locked meanwhile.
+    pub fn filter_map<T>(&self, map: impl FnMut(&Entry<M>) -> Option<T>) -> Vec<T> {
+        self.0
+            .entries
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .map(|entry| &**entry)
+            .filter_map(map)
             .collect()
     }
 
@@ -301,6 +294,27 @@ impl<M> Entry<M> {
             status.rejected = successor.rejected.or(status.rejected);
         }
         status
+    }
+
+    /// Has the registry checked for the configured reference now; see [`Handle::check_now`].
+    pub async fn check_now(&self) -> Checked {
+        self.watching().check_now().await
+    }
+
+    /// Has the registry checked for the configured reference soon; see [`Handle::hint`].
+    pub fn hint(&self, hint: Hint) {
+        self.watching().hint(hint);
+    }
+
+    /// Whether the configured reference names this artifact, and it was refused for lack of valid
+    /// evidence.
+    pub fn lacks_evidence(&self, digest: &Digest) -> bool {
+        self.watching().lacks_evidence(digest)
+    }
+
+    /// The handle to the watcher of the configured reference.
+    fn watching(&self) -> &Handle {
+        self.successor.as_ref().unwrap_or(&self.handle)
     }
 
     /// Whether one attempt to fetch the bundle has ended, with any outcome.

@@ -25,7 +25,8 @@
 //! | [`publish`] | the published state of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
-//! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`; never `registry`, `verify`, `store`, `watch` |
+//! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
+//! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
 //!
 //! A test reads the sources and checks the last column.
@@ -172,6 +173,21 @@
 //! cache of failures: requests never make it check more often than its schedule says. It ends when
 //! no request has used the entry for `idle`.
 //!
+//! # Push
+//!
+//! A check can come before the next poll: when an operator asks for it (`POST /refresh/NAME`),
+//! when a registry sends a notification ([`webhooks`]), or when an OCI layout folder changes
+//! (inotify, [`registry::Source::watch`]). Every check is an ordinary refresh; a notification says
+//! which bundles to check and nothing else. Push notifications are matched by host, repository
+//! and tag ([`webhooks::Push`]); a signature or referrer wakes the bundles that lack evidence for
+//! its artifact, or in its repository ([`publish::Hint::Evidence`]). One watcher follows push
+//! hints at most once a second, and repeats a check that found nothing new once, because some
+//! registries notify before they have written the tag. A `Retry-After` outlasts all of these
+//! requests.
+//!
+//! `POST /refresh/NAME` needs no credential yet, so it is accepted from loopback only, and in a
+//! form that no web page can send.
+//!
 //! # Memory and disk
 //!
 //! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are read;
@@ -230,6 +246,10 @@
 //! | TUF metadata of a root | 16 MiB | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
+//! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |
+//! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 8 | – |
+//! | checks of a bundle that notifications cause: of pushes; of evidence | 1 a second; 1 a second | – |
+//! | body of a refresh; wait for its result | 4 KiB; 5 minutes | – |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots
@@ -272,3 +292,4 @@ pub mod telemetry;
 pub mod transfer;
 pub mod verify;
 pub mod watch;
+pub mod webhooks;

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval,
     generate_key_pair, images, init, inspect, login, one_line, path::path_value, print, pull, push,
-    repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle, version,
+    refresh, repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle, version,
 };
 use crate::{config::Config, gateway, telemetry};
 
@@ -48,6 +48,11 @@ enum Command {
         #[arg(long, value_name = "FILE", value_parser = path_value())]
         config: PathBuf,
     },
+    /// Have a running gateway check the registry for a bundle now.
+    ///
+    /// Waits for the check, and prints what it found. Succeeds if the registry's version is served.
+    #[command(after_help = refresh::EXAMPLES)]
+    Refresh(refresh::Options),
     /// Build, sign and serve a policy folder, and rebuild on every change.
     ///
     /// Builds the folder into a bundle, signs it with a temporary key, and serves it verified,
@@ -198,6 +203,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             telemetry::init();
             block_on(serve::run(&config))
         }
+        Command::Refresh(options) => block_on(refresh::run(options)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);

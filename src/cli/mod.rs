@@ -24,6 +24,7 @@ mod progress;
 mod pull;
 mod push;
 mod read;
+mod refresh;
 mod remote_list;
 mod repl;
 mod rm;

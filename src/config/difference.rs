@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::tree::{Key, Node, Value};
 
 /// The paths of the keys in which two texts differ, without those that are applied while serving
-/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`). A key with its default value differs from an
+/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`, `webhooks`). A key with its default value differs from an
 /// absent key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
@@ -56,7 +56,7 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
 fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
-        ["trust" | "clients" | "bundles" | "patterns" | "opa_check"]
+        ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks"]
     )
 }
 

@@ -18,8 +18,9 @@ use super::{
     server::{self, LongPoll, Server},
     tree,
     trust::{CurrentRoot, Policies},
+    webhooks,
 };
-use crate::{oci::read_regular_or_pipe, registry, verify::RootSource};
+use crate::{oci::read_regular_or_pipe, registry, verify::RootSource, webhooks::Webhook};
 
 /// A configuration with checked values, all of whose files could be read.
 #[derive(Debug, Clone)]
@@ -40,6 +41,8 @@ pub struct Config {
     pub server: Server,
     /// The clients and what each may read; never empty.
     pub clients: Vec<ClientConfig>,
+    /// The notifications of registries that are received.
+    pub webhooks: Vec<Webhook>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
@@ -77,7 +80,7 @@ impl Config {
     }
 
     /// The files whose changes are applied while serving: the configuration, the keys,
-    /// certificates, roots and rules that `trust` names, and the token files of `clients`.
+    /// certificates, roots and rules that `trust` names, and the files of `clients` and `webhooks`.
     pub fn trust_files(&self) -> &[PathBuf] {
         &self.trust_files
     }
@@ -88,12 +91,13 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, patterns, trust and clients),
-    /// and keeps all others.
+    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients and
+    /// webhooks), and keeps all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
         self.patterns = newer.patterns;
         self.clients = newer.clients;
+        self.webhooks = newer.webhooks;
         self.roots = newer.roots;
         self.trust = newer.trust;
         self.trust_files = newer.trust_files;
@@ -136,6 +140,8 @@ impl Config {
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
             clients: clients::read(raw.clients, files.live())
                 .map_err(|problem| problem.at("clients"))?,
+            webhooks: webhooks::read(raw.webhooks, files.live())
+                .map_err(|problem| problem.at("webhooks"))?,
             trust_files: files.live_paths(),
             text: String::new(),
         })

@@ -28,6 +28,7 @@ mod tag_rule;
 mod tree;
 mod trust;
 mod values;
+mod webhooks;
 
 #[cfg(test)]
 mod tests;

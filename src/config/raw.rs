@@ -38,6 +38,8 @@ pub(super) struct Root {
     pub(super) bundles: BTreeMap<String, Bundle>,
     #[serde(default)]
     pub(super) patterns: Vec<Pattern>,
+    #[serde(default)]
+    pub(super) webhooks: Vec<Webhook>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -186,11 +188,36 @@ pub(super) struct Pattern {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct Webhook {
+    pub(super) name: String,
+    pub(super) kind: String,
+    pub(super) listener: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) host: Option<String>,
+    pub(super) pointer: Option<String>,
+    pub(super) secret_file: Option<PathBuf>,
+    pub(super) bearer_token_file: Option<PathBuf>,
+    pub(super) basic_file: Option<PathBuf>,
+    pub(super) oidc: Option<WebhookOidc>,
+    pub(super) unauthenticated: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct FilterTags {
     pub(super) pattern: String,
     pub(super) extract: Option<String>,
     pub(super) order: Option<String>,
     pub(super) pick: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WebhookOidc {
+    pub(super) audience: String,
+    pub(super) email: String,
+    pub(super) issuer: Option<String>,
+    pub(super) jwks_file: PathBuf,
 }
 
 /// `none`, or the options of the check.

@@ -18,6 +18,7 @@ mod hostile;
 mod shapes;
 mod trust;
 mod trusted_root;
+mod webhooks;
 
 /// A folder with the files that the example names.
 struct Folder(tempfile::TempDir);

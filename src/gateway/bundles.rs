@@ -204,7 +204,10 @@ impl Bundles {
                     self.on_demand.set_patterns(patterns, &self.families);
                     applied.patterns += 1;
                 }
-                Change::SetPolicy { .. } | Change::SetClients(_) | Change::NeedsRestart(_) => {}
+                Change::SetPolicy { .. }
+                | Change::SetClients(_)
+                | Change::SetWebhooks(_)
+                | Change::NeedsRestart(_) => {}
             }
         }
         // A bundle that is configured now takes the place of one that was added on demand.

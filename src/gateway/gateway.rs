@@ -88,7 +88,7 @@ impl Gateway {
                 let reload = Reload::new(
                     file.to_owned(),
                     config,
-                    options.clients.clone(),
+                    (options.clients.clone(), options.webhooks.clone()),
                     roots,
                     metrics.reload,
                 )?;

@@ -26,6 +26,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
             first_wait: long_poll.first_wait,
         },
         clients: clients(&config.clients)?.into(),
+        webhooks: config.webhooks.clone().into(),
         trusted_proxies: config.server.trusted_proxies.clone(),
         deadlines: server::Deadlines::default(),
     })

@@ -6,6 +6,7 @@ use crate::{
     config::{BundleConfig, ClientConfig, Config, PatternConfig},
     oci::Reference,
     verify::TrustPolicy,
+    webhooks::Webhook,
 };
 
 /// One change. Changes of a bundle that is added or replaced are part of its configuration.
@@ -30,12 +31,14 @@ pub(super) enum Change {
     SetPatterns(Vec<PatternConfig>),
     /// Other clients may read, or other bundles.
     SetClients(Vec<ClientConfig>),
+    /// Other notifications are received.
+    SetWebhooks(Vec<Webhook>),
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the patterns, the clients, and the keys that need a restart.
+/// then the patterns, the clients, the webhooks, and the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -63,6 +66,9 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     }
     if running.clients != wanted.clients {
         changes.push(Change::SetClients(wanted.clients.clone()));
+    }
+    if running.webhooks != wanted.webhooks {
+        changes.push(Change::SetWebhooks(wanted.webhooks.clone()));
     }
     changes.extend(
         running
@@ -215,6 +221,7 @@ mod tests {
                 format!("fallback of {bundle}: {fallback:?}")
             }
             Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
+            Change::SetWebhooks(webhooks) => format!("webhooks {}", webhooks.len()),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
@@ -351,6 +358,12 @@ mod tests {
         for (edits, expected) in table {
             assert_eq!(changes_by(edits), *expected, "{edits:?}");
         }
+    }
+
+    #[test]
+    fn other_webhooks_need_no_restart() {
+        let hub = json!([{ "name": "hub", "kind": "quay", "unauthenticated": true }]);
+        assert_eq!(changes_by(&[("/webhooks", hub)]), ["webhooks 1"]);
     }
 
     #[test]

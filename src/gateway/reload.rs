@@ -1,5 +1,5 @@
-//! Applies changes of the configuration while bundles are served: those of bundles, trust and
-//! clients at once, all or none of them; every other key waits for the next start. A token that is
+//! Applies changes of the configuration while bundles are served: those of bundles, trust, clients
+//! and webhooks at once, all or none of them; every other key waits for the next start. A token that is
 //! removed from its file is refused even if the rest of the configuration is invalid.
 
 mod files;
@@ -23,7 +23,11 @@ use super::{
     options,
     plan::{self, Change},
 };
-use crate::{config::Config, server::LiveClients, verify::TrustRoots};
+use crate::{
+    config::Config,
+    server::{LiveClients, LiveWebhooks},
+    verify::TrustRoots,
+};
 
 /// The interval at which a refused configuration is read again: a file that it lacks may appear
 /// where nothing is watched.
@@ -36,6 +40,7 @@ const MAX_READS: usize = 5;
 pub(super) struct Reload {
     reader: Reader,
     clients: LiveClients,
+    webhooks: LiveWebhooks,
     metrics: ReloadMetrics,
     hangup: Signal,
     files: WatchedFiles,
@@ -69,13 +74,20 @@ pub(super) enum Cause {
     Again,
 }
 
+/// Changes of what is not a bundle.
+#[derive(Debug, Clone, Copy)]
+struct OtherChanges {
+    clients: bool,
+    webhooks: bool,
+}
+
 impl Reload {
     /// Watches the file, and the files that its trust and its clients name, from the first
     /// [`Self::read`] on. `running` was read from it.
     pub(super) fn new(
         file: PathBuf,
         running: Config,
-        clients: LiveClients,
+        (clients, webhooks): (LiveClients, LiveWebhooks),
         roots: TrustRoots,
         metrics: ReloadMetrics,
     ) -> std::io::Result<Self> {
@@ -89,6 +101,7 @@ impl Reload {
         Ok(Self {
             reader,
             clients,
+            webhooks,
             metrics,
             hangup,
             files,
@@ -137,7 +150,7 @@ impl Reload {
             Err(refusal) => Err(refusal),
         };
         match applied {
-            Ok((applied, clients)) => self.log_applied(cause, applied, clients),
+            Ok((applied, others)) => self.log_applied(cause, applied, others),
             Err(refusal) => {
                 self.revoke_tokens();
                 self.log_refused(cause, refusal);
@@ -147,14 +160,13 @@ impl Reload {
     }
 
     /// Applies the changes. Everything that may fail comes before everything that has an effect.
-    /// Returns what was applied and whether the clients have changed, or the reason for which the
-    /// configuration is refused.
+    /// Returns what was applied, or the reason for which the configuration is refused.
     async fn apply(
         &mut self,
         wanted: Config,
         changes: Vec<Change>,
         bundles: &mut Bundles,
-    ) -> anyhow::Result<Result<(Applied, bool), String>> {
+    ) -> anyhow::Result<Result<(Applied, OtherChanges), String>> {
         let clients = changes.iter().find_map(|change| match change {
             Change::SetClients(clients) => Some(options::clients(clients)),
             _ => None,
@@ -174,6 +186,13 @@ impl Reload {
         if let Some(clients) = clients {
             self.clients.replace(clients);
         }
+        let webhooks = changes.iter().any(|change| match change {
+            Change::SetWebhooks(webhooks) => {
+                self.webhooks.replace(webhooks.iter().cloned());
+                true
+            }
+            _ => false,
+        });
         let applied = bundles.apply(&changes, prepared, &wanted).await?;
         let keys = changes.into_iter().filter_map(|change| match change {
             Change::NeedsRestart(key) => Some(key),
@@ -181,7 +200,11 @@ impl Reload {
         });
         self.log_restart_keys(keys.collect());
         self.reader.running.adopt_live(wanted);
-        Ok(Ok((applied, has_clients)))
+        let others = OtherChanges {
+            clients: has_clients,
+            webhooks,
+        };
+        Ok(Ok((applied, others)))
     }
 
     /// Refuses the tokens that are no longer in their file.
@@ -201,11 +224,12 @@ impl Reload {
         }
     }
 
-    fn log_applied(&mut self, cause: Cause, applied: Applied, clients: bool) {
+    fn log_applied(&mut self, cause: Cause, applied: Applied, others: OtherChanges) {
         self.refusal = None;
         self.metrics.set_last_successful(true);
         if cause != Cause::Start {
-            let outcome = if clients || applied != Applied::default() {
+            let OtherChanges { clients, webhooks } = others;
+            let outcome = if clients || webhooks || applied != Applied::default() {
                 "applied"
             } else {
                 "unchanged"
@@ -231,6 +255,7 @@ impl Reload {
                 suspensions,
                 fallbacks,
                 clients,
+                webhooks,
                 outcome,
                 "configuration read again"
             );

@@ -53,7 +53,7 @@ impl WatcherFactory {
     /// All watchers have the limits and times of `config`.
     pub(super) fn new(config: &Config, registries: Registries, store: Store) -> Self {
         Self {
-            registries: Arc::new(registries),
+            registries: Arc::new(registries.watching()),
             store,
             pool: VerificationPool::default(),
             limits: config.limits.bundle_limits(),

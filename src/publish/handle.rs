@@ -7,8 +7,12 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{state::State, status::Status, view::Fallback};
-use crate::verify::TrustPolicy;
+use super::{
+    state::State,
+    status::{FailureStatus, Status},
+    view::Fallback,
+};
+use crate::{oci::Digest, verify::TrustPolicy};
 
 /// One bundle as the rest of the program sees it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -16,8 +20,8 @@ pub struct Handle {
     pub(super) name: Arc<str>,
     pub(super) state: watch::Receiver<State>,
     pub(super) checks: watch::Receiver<Checks>,
-    /// When a client last asked for a check of the registry.
-    pub(super) wanted: Arc<watch::Sender<Option<Instant>>>,
+    /// Why a check of the registry is wanted.
+    pub(super) wanted: Arc<watch::Sender<Wanted>>,
     pub(super) confirm_within: Duration,
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) suspended: Arc<watch::Sender<bool>>,
@@ -31,10 +35,68 @@ pub struct Handle {
 pub(crate) struct Requests {
     /// The policy that decides.
     pub(crate) policy: watch::Receiver<Arc<TrustPolicy>>,
-    /// When a client last asked for a check of the registry.
-    pub(crate) check: watch::Receiver<Option<Instant>>,
+    /// Why a check of the registry is wanted.
+    pub(crate) check: watch::Receiver<Wanted>,
     /// Whether the registry is not to be checked.
     pub(crate) suspended: watch::Receiver<bool>,
+}
+
+/// When a check of the registry was last asked for, by reason. A check that began later satisfies
+/// the request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// By a client that runs another version than the served one.
+    pub(crate) client: Option<Instant>,
+    /// By an operator.
+    pub(crate) operator: Option<Instant>,
+    /// By a hint that the reference may name another artifact ([`Hint::Push`]).
+    pub(crate) push: Option<Instant>,
+    /// By a hint that evidence may have arrived ([`Hint::Evidence`]).
+    pub(crate) evidence: Option<Instant>,
+}
+
+impl Wanted {
+    /// When a check was last asked for, for whatever reason.
+    pub(crate) fn latest(&self) -> Option<Instant> {
+        let Self {
+            client,
+            operator,
+            push,
+            evidence,
+        } = *self;
+        client.max(operator).max(push).max(evidence)
+    }
+}
+
+/// What somebody outside says of a repository. A hint may be wrong or forged: it leads to a check
+/// of the registry and to nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// The reference may name another artifact now.
+    Push,
+    /// There may be new evidence. It matters only to a bundle that lacks evidence.
+    Evidence,
+}
+
+/// The result of a requested check ([`Handle::check_now`]).
+#[derive(Debug, Clone)]
+pub enum Checked {
+    /// Another version is published.
+    Changed,
+    /// The registry has the version that was published before.
+    Unchanged,
+    /// The check has failed.
+    Failed(Box<FailureStatus>),
+    /// The registry has asked for a pause (`Retry-After`); no check begins before this time.
+    Held(Instant),
+}
+
+/// How a check has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CheckEnd {
+    Changed,
+    Unchanged,
+    Failed,
 }
 
 /// The last checks of the registry.
@@ -46,6 +108,10 @@ pub(super) struct Checks {
     pub(super) failed: Option<Instant>,
     /// Whether any check has ended.
     pub(super) concluded: bool,
+    /// When the last check began, and how it has ended.
+    pub(super) last: Option<(Instant, CheckEnd)>,
+    /// Until when the registry has asked for no further request.
+    pub(super) held_until: Option<Instant>,
 }
 
 impl Handle {
@@ -107,20 +173,77 @@ impl Handle {
             if answered.is_some_and(|began| began + self.confirm_within >= asked) {
                 return;
             }
-            // The time never goes back: an earlier request must not hide a later one from the
-            // watcher.
-            self.wanted.send_if_modified(|wanted| {
-                let later = wanted.is_none_or(|wanted| wanted < asked);
-                if later {
-                    *wanted = Some(asked);
-                }
-                later
-            });
+            self.want(asked, |wanted| &mut wanted.client);
             if checks.changed().await.is_err() {
                 // The watcher is gone, so no check will follow.
                 return std::future::pending().await;
             }
         }
+    }
+
+    /// Has the registry checked now, and waits for the result of a check that began no earlier than
+    /// this call: one that is under way may have missed what the caller knows of. Any number of
+    /// callers share one check. Never overrides a `Retry-After`. Waits for as long as the check
+    /// takes, so the caller sets a deadline. Cancel-safe.
+    pub async fn check_now(&self) -> Checked {
+        let asked = Instant::now();
+        let mut checks = self.checks.clone();
+        self.want(asked, |wanted| &mut wanted.operator);
+        loop {
+            let Checks {
+                last, held_until, ..
+            } = *checks.borrow_and_update();
+            match last {
+                Some((began, end)) if began >= asked => return self.checked(end),
+                _ => {}
+            }
+            if let Some(until) = held_until.filter(|until| *until > asked) {
+                return Checked::Held(until);
+            }
+            if checks.changed().await.is_err() {
+                // The watcher is gone, so no check will follow.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn checked(&self, end: CheckEnd) -> Checked {
+        match (end, self.status().last_failure) {
+            (CheckEnd::Changed, _) => Checked::Changed,
+            (CheckEnd::Failed, Some(failure)) => Checked::Failed(Box::new(failure)),
+            // A later success has cleared the failure.
+            (CheckEnd::Unchanged | CheckEnd::Failed, _) => Checked::Unchanged,
+        }
+    }
+
+    /// Has the registry checked soon, as the watcher's limits allow, and returns at once. Hints
+    /// within a second lead to one check.
+    pub fn hint(&self, hint: Hint) {
+        let now = Instant::now();
+        match hint {
+            Hint::Push => self.want(now, |wanted| &mut wanted.push),
+            Hint::Evidence => self.want(now, |wanted| &mut wanted.evidence),
+        }
+    }
+
+    /// Whether the last check has refused the version `digest` for lack of valid evidence.
+    pub fn lacks_evidence(&self, digest: &Digest) -> bool {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.last_failure.as_ref().is_some_and(|failure| {
+            failure.class.is_about_evidence() && failure.digest.as_ref() == Some(digest)
+        })
+    }
+
+    /// The time never goes back: an earlier request must not hide a later one from the watcher.
+    fn want(&self, asked: Instant, reason: impl Fn(&mut Wanted) -> &mut Option<Instant>) {
+        self.wanted.send_if_modified(|wanted| {
+            let wanted = reason(wanted);
+            let is_later = wanted.is_none_or(|wanted| wanted < asked);
+            if is_later {
+                *wanted = Some(asked);
+            }
+            is_later
+        });
     }
 
     /// Whether a check has ended, with any outcome.

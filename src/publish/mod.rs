@@ -11,7 +11,8 @@ mod state;
 mod status;
 mod view;
 
-pub use handle::Handle;
+pub(crate) use handle::{CheckEnd, Wanted};
+pub use handle::{Checked, Handle, Hint};
 pub use machine::{Change, Effects, Event, Now, Outdated, Persist, StateMachine};
 pub(crate) use metrics::{PublishMetrics, PublisherMetrics};
 pub(crate) use publisher::{Publisher, PublisherOptions};

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Snapshot,
-    handle::{Checks, Handle, Requests},
+    handle::{CheckEnd, Checks, Handle, Requests, Wanted},
     machine::{Change, Effects, Event, Now, Outdated, StateMachine},
     metrics::PublisherMetrics,
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal},
@@ -88,7 +88,7 @@ impl Publisher {
         } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
-        let (wanted, wanted_seen) = watch::channel(None);
+        let (wanted, wanted_seen) = watch::channel(Wanted::default());
         let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
         let (policy, policy_seen) = watch::channel(policy);
         let (suspended, suspended_seen) = watch::channel(false);
@@ -304,14 +304,15 @@ impl Publisher {
         status.policy_revision = policy.revision().clone();
     }
 
-    /// Records a check that began at `began`, and whether the registry answered it.
-    pub(crate) fn record_check(&self, began: Instant, answered: bool) {
+    /// Records a check that began at `began`, whether the registry answered it, and how it ended.
+    pub(crate) fn record_check(&self, began: Instant, answered: bool, end: CheckEnd) {
         if answered {
             self.lock().last_check = Some(telemetry::now());
         }
         // Sent after the state, because a client that waits for a check then reads the state.
         self.checks.send_modify(|checks| {
             checks.concluded = true;
+            checks.last = Some((began, end));
             if answered {
                 checks.answered = Some(began);
             } else {
@@ -350,6 +351,12 @@ impl Publisher {
             }
         }
         status.chosen = chosen.cloned();
+    }
+
+    /// Records until when the registry has asked for no further request, if it has.
+    pub(crate) fn set_held_until(&self, until: Option<Instant>) {
+        self.checks
+            .send_if_modified(|checks| std::mem::replace(&mut checks.held_until, until) != until);
     }
 
     /// Whether the registry answered the check that began at `began`.

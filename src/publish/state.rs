@@ -300,6 +300,11 @@ impl FailureClass {
         }
     }
 
+    /// Whether new evidence may lift the refusal.
+    pub fn is_about_evidence(self) -> bool {
+        matches!(self, Self::Evidence | Self::Revoked | Self::Distrusted)
+    }
+
     /// Whether the registry said what the reference means, so that the check confirms an answer to
     /// a client that runs another version.
     pub fn registry_answered(self) -> bool {

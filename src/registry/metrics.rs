@@ -1,6 +1,6 @@
 //! The metrics of the registry client.
 
-use prometheus::IntCounterVec;
+use prometheus::{IntCounterVec, IntGauge};
 
 use crate::metrics::Metrics;
 
@@ -8,6 +8,8 @@ use crate::metrics::Metrics;
 #[derive(Debug, Clone)]
 pub struct RegistryMetrics {
     requests: IntCounterVec,
+    /// Layout folders that can't be watched.
+    pub(super) unwatched_layouts: IntGauge,
 }
 
 impl RegistryMetrics {
@@ -21,6 +23,10 @@ impl RegistryMetrics {
                 "bundlegate_registry_requests_total",
                 "Requests to registries, including retries.",
                 &["registry", "operation", "outcome"],
+            )?,
+            unwatched_layouts: metrics.gauge(
+                "bundlegate_unwatched_layouts",
+                "OCI layout folders that can't be watched, so that changes are found at the next poll.",
             )?,
         })
     }

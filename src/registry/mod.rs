@@ -64,6 +64,7 @@ pub use destination::Destination;
 pub use docker::{DockerConfig, DockerConfigError, StoredIn};
 pub use docker_hub::is_same_registry;
 pub use error::{Class, CredentialSource, RegistryError};
+pub use layout::{SourceChange, SourceWatch};
 pub use listing::{Listing, Member};
 pub use metrics::RegistryMetrics;
 pub use options::{

@@ -14,7 +14,7 @@ use super::{
     docker_hub::{is_same_registry, namespace},
     error::RegistryError,
     hosts::Hosts,
-    layout::{LayoutReader, SharedLayout},
+    layout::{LayoutReader, SharedLayout, WatchedFolders},
     limiter::Limiter,
     metrics::RegistryMetrics,
     options::{InvalidOptions, Options, ReadLimits},
@@ -41,6 +41,8 @@ pub struct Registries {
     layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
     /// The lists of tags, for as long as a source of their repository exists.
     tags: Mutex<HashMap<Repository, Weak<SharedTagList>>>,
+    /// The folders of layouts that are watched; `None` for callers that don't wait for changes.
+    folders: Option<Arc<WatchedFolders>>,
 }
 
 impl Registries {
@@ -61,6 +63,7 @@ impl Registries {
             writers: Mutex::default(),
             layouts: Mutex::default(),
             tags: Mutex::default(),
+            folders: None,
         }
     }
 
@@ -71,6 +74,15 @@ impl Registries {
     pub fn one_shot(self) -> Self {
         Self {
             max_retry_wait: MAX_RETRY_WAIT,
+            ..self
+        }
+    }
+
+    /// Has [`Source::watch`] report changes of layout folders.
+    #[must_use]
+    pub fn watching(self) -> Self {
+        Self {
+            folders: Some(Arc::default()),
             ..self
         }
     }
@@ -102,11 +114,14 @@ impl Registries {
                     self.tag_list(repository),
                 )
             }
-            Repository::Layout { path } => Source::layout(
-                repository.clone(),
-                self.layout(path),
-                self.tag_list(repository),
-            ),
+            Repository::Layout { path } => {
+                let watch = self
+                    .folders
+                    .as_ref()
+                    .map(|folders| (Arc::clone(folders), self.metrics.unwatched_layouts.clone()));
+                let tags = self.tag_list(repository);
+                Source::layout(repository.clone(), self.layout(path), tags, watch)
+            }
         })
     }
 

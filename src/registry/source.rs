@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use prometheus::IntGauge;
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use super::{
     blob_stream::BlobStream,
     error::{Class, RegistryError},
     hosts::Hosts,
-    layout::LayoutReader,
+    layout::{LayoutReader, SourceWatch, WatchedFolders},
     listing::{Listing, Member},
     referrers::{Referrers, referrers_tag},
     tag_list::{SharedTagList, TagList},
@@ -22,6 +23,8 @@ pub struct Source {
     identity: String,
     backend: Backend,
     tags: Arc<SharedTagList>,
+    /// What watches layout folders, and the metric of folders that can't be watched.
+    watch: Option<(Arc<WatchedFolders>, IntGauge)>,
 }
 
 /// A resolved reference.
@@ -68,6 +71,7 @@ impl Source {
             identity,
             backend: Backend::Remote(hosts),
             tags,
+            watch: None,
         }
     }
 
@@ -76,12 +80,14 @@ impl Source {
         repository: Repository,
         layout: LayoutReader,
         tags: Arc<SharedTagList>,
+        watch: Option<(Arc<WatchedFolders>, IntGauge)>,
     ) -> Self {
         Self {
             identity: repository.to_string(),
             repository,
             backend: Backend::Layout(layout),
             tags,
+            watch,
         }
     }
 
@@ -130,6 +136,16 @@ impl Source {
                 ..self
             },
             Backend::Layout(_) => self,
+        }
+    }
+
+    /// Reports changes of what `reference` names. `None` for a registry, for a digest, and unless
+    /// the registries are made for [`super::Registries::watching`].
+    pub fn watch(&self, reference: &Reference) -> Option<SourceWatch> {
+        let (folders, unwatched) = self.watch.clone()?;
+        match &self.backend {
+            Backend::Layout(layout) => layout.watch(reference.selector(), folders, unwatched),
+            Backend::Remote(_) => None,
         }
     }
 

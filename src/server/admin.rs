@@ -1,4 +1,4 @@
-//! The admin API: liveness and readiness probes, metrics and status.
+//! The admin API: liveness and readiness probes, metrics and status, and checks on request.
 
 use std::sync::{
     Arc,
@@ -12,15 +12,29 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{
-    Catalog, Entry, connection::Peer, drain::DrainSignal, holdout_tracker::HoldoutTracker,
-    metrics::ServerMetrics, renderer::Renderer, response, response_body::ResponseBody, status,
+    Catalog, Entry,
+    connection::Peer,
+    drain::DrainSignal,
+    holdout_tracker::HoldoutTracker,
+    metrics::ServerMetrics,
+    refresh_api,
+    renderer::Renderer,
+    request_body::RequestBody,
+    response,
+    response_body::ResponseBody,
+    status,
+    webhook_api::{self, WebhookApi},
 };
-use crate::publish::{Handle, WithdrawnVersion};
+use crate::{
+    publish::{Handle, WithdrawnVersion},
+    webhooks::Listener,
+};
 
 /// The handler of the admin API. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct AdminApi {
     state: Arc<AdminState>,
+    webhooks: WebhookApi,
     status: Renderer,
     metrics: Renderer,
 }
@@ -44,6 +58,7 @@ impl AdminApi {
         holdouts: HoldoutTracker,
         ready_at: Instant,
         drain: DrainSignal,
+        webhooks: WebhookApi,
     ) -> Self {
         let since = format!("{:.3}", crate::telemetry::now());
         let state = AdminState {
@@ -57,14 +72,33 @@ impl AdminApi {
         };
         Self {
             state: Arc::new(state),
+            webhooks,
             status: Renderer::default(),
             metrics: Renderer::default(),
         }
     }
 
-    pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
+    pub(super) async fn handle(
+        &self,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> Response<ResponseBody> {
         if peer.is_over_limit {
             return response::unavailable(None);
+        }
+        let path = request.uri().path();
+        let is_post = request.method() == Method::POST;
+        if let Some(hook) = self.webhooks.find(Listener::Admin, path) {
+            return match is_post {
+                true => self.webhooks.handle(&hook, request).await,
+                false => webhook_api::method_not_allowed(),
+            };
+        }
+        if path.starts_with(refresh_api::PREFIX) {
+            return match is_post {
+                true => refresh_api::handle(&self.state.catalog, request, &peer).await,
+                false => webhook_api::method_not_allowed(),
+            };
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return response::method_not_allowed();
@@ -75,20 +109,22 @@ impl AdminApi {
             // Rendering thousands of bundles takes long, and must not delay bundle requests.
             "/metrics" => {
                 let state = Arc::clone(&self.state);
+                self.webhooks.retain_series();
                 document_response(
                     self.metrics.render(move || state.render_metrics()).await,
                     METRICS_CONTENT_TYPE,
                 )
             }
             "/status" => {
-                let state = Arc::clone(&self.state);
+                let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
                 let status = self
                     .status
-                    .render(move || Some(state.status().to_string().into()));
+                    .render(move || Some(state.status(webhooks.status()).to_string().into()));
                 document_response(status.await, HeaderValue::from_static("application/json"))
             }
             _ => {
-                let message = "no such endpoint; use /livez, /readyz, /metrics or /status";
+                let message =
+                    "no such endpoint; use /livez, /readyz, /metrics, /status or /refresh/NAME";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
@@ -146,7 +182,7 @@ impl AdminState {
         self.catalog.entries()
     }
 
-    fn status(&self) -> Value {
+    fn status(&self, webhooks: Value) -> Value {
         let entries = self.entries();
         let bundles = entries.iter().map(|entry| {
             let handle = entry.handle();
@@ -168,7 +204,7 @@ impl AdminState {
         });
         let bundles: Map<_, _> = bundles.collect();
         let version = env!("CARGO_PKG_VERSION");
-        json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles })
+        json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles, "webhooks": webhooks })
     }
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.

@@ -23,11 +23,17 @@ use super::{
     if_none_match::IfNoneMatch,
     long_poll::{BundleReply, BundleRequest},
     metrics::ServerMetrics,
-    prefer, response,
+    prefer,
+    request_body::RequestBody,
+    response,
     response_body::ResponseBody,
     trusted_proxies::TrustedProxies,
+    webhook_api::WebhookApi,
 };
-use crate::catalog::{self, Demanded, Refusal};
+use crate::{
+    catalog::{self, Demanded, Refusal},
+    webhooks::Listener,
+};
 
 /// The handler of the bundle API.
 #[derive(Debug)]
@@ -39,6 +45,7 @@ pub(super) struct BundleApi {
     pub(super) long_poll: LongPoll,
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
+    pub(super) webhooks: WebhookApi,
 }
 
 /// The target of a request.
@@ -52,7 +59,19 @@ enum Route {
 
 impl BundleApi {
     /// Answers a request, and counts the response.
-    pub(super) async fn handle(&self, request: Request<()>, peer: Peer) -> Response<ResponseBody> {
+    pub(super) async fn handle(
+        &self,
+        request: Request<RequestBody>,
+        peer: Peer,
+    ) -> Response<ResponseBody> {
+        if request.method() == Method::POST
+            && !peer.is_over_limit
+            && let Some(hook) = self.webhooks.find(Listener::Data, request.uri().path())
+        {
+            return self.webhooks.handle(&hook, request).await;
+        }
+        // The body is dropped, so that it is not kept while the request is held.
+        let request = request.map(drop);
         let (response, entry) = match self.route(request, peer) {
             Route::Done(response) => (response, None),
             Route::Bundle(entry, request) => self.serve_or_demand(entry, &request).await,

@@ -21,7 +21,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Deadlines, date, drain::DrainSignal, http1, http2, idle_connections::Slot,
-    prefixed_stream::PrefixedStream, response_body::ResponseBody, write_timeout::WriteTimeout,
+    prefixed_stream::PrefixedStream, request_body::RequestBody, response_body::ResponseBody,
+    write_timeout::WriteTimeout,
 };
 
 /// A byte stream, with TLS or without.
@@ -68,7 +69,7 @@ pub(super) async fn serve_connection<H, F>(
     handle: H,
     mut context: ConnectionContext,
 ) where
-    H: Fn(Request<()>, Peer) -> F + Send + Sync + 'static,
+    H: Fn(Request<RequestBody>, Peer) -> F + Send + Sync + 'static,
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
     let stream = WriteTimeout::new(

@@ -9,6 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
     connection::{CONNECTION_CLOSE, ConnectionContext, Peer, Transport, complete_headers},
+    request_body::RequestBody,
     response_body::{Http1Body, ResponseBody},
 };
 
@@ -19,7 +20,7 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: ConnectionContext)
 where
     S: Transport,
-    H: Fn(Request<()>, Peer) -> F,
+    H: Fn(Request<RequestBody>, Peer) -> F,
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
     let (peer, drain) = (context.peer.clone(), context.drain.clone());
@@ -30,7 +31,7 @@ where
             Arc::clone(&peer.slot),
             drain.clone(),
         );
-        let handled = handle(request.map(drop), peer.clone());
+        let handled = handle(request.map(RequestBody::Http1), peer.clone());
         async move {
             let mut response = handled.await;
             if drain.is_draining() {
@@ -100,7 +101,7 @@ mod tests {
             close_requested: Arc::default(),
         };
         let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
-        let handle = move |_: Request<()>, _: Peer| {
+        let handle = move |_: Request<RequestBody>, _: Peer| {
             let _ = &open;
             let response = Response::new(body.clone());
             async move { response }

@@ -30,6 +30,7 @@ use super::{
     connection::{ConnectionContext, Peer, Transport, complete_headers},
     drain::DrainSignal,
     idle_connections::PROGRESS_BYTES,
+    request_body::RequestBody,
     response_body::ResponseBody,
     unsent_response::{MIN_READ_BYTES, UnsentResponse},
 };
@@ -51,7 +52,7 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: ConnectionContext)
 where
     S: Transport,
-    H: Fn(Request<()>, Peer) -> F + Send + Sync,
+    H: Fn(Request<RequestBody>, Peer) -> F + Send + Sync,
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
     context.peer.slot.set_multiplexed();
@@ -91,7 +92,7 @@ struct StreamHandler<H> {
 
 impl<H, F> StreamHandler<H>
 where
-    H: Fn(Request<()>, Peer) -> F + Send + Sync,
+    H: Fn(Request<RequestBody>, Peer) -> F + Send + Sync,
     F: Future<Output = Response<ResponseBody>> + Send + 'static,
 {
     async fn serve<S: Transport>(&self, mut connection: Connection<S, Bytes>, shutdown: &Notify) {
@@ -135,7 +136,7 @@ where
         };
         let (drain, close_requested) = (self.drain.clone(), Arc::clone(&self.close_requested));
         let method = request.method().clone();
-        let handled = (self.handle)(request.map(drop), peer);
+        let handled = (self.handle)(request.map(RequestBody::Http2), peer);
         async move {
             let _stream = stream;
             let mut response = tokio::select! {
@@ -331,7 +332,7 @@ mod tests {
             close_requested: Arc::default(),
         };
         let server_end = WriteTimeout::new(server_end, deadlines.progress, Arc::clone(&slot));
-        let handle = move |request: Request<()>, peer: Peer| {
+        let handle = move |request: Request<RequestBody>, peer: Peer| {
             let _ = &open;
             let mut response = Response::new(body.clone());
             if peer.is_over_limit {

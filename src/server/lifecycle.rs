@@ -16,6 +16,7 @@ use super::{
     holdout_tracker::HoldoutTracker,
     listener::{Connections, bind, warn_if_backlog_is_small},
     metrics::ServerMetrics,
+    webhook_api::WebhookApi,
 };
 
 /// Connections to the admin API at a time.
@@ -86,6 +87,7 @@ impl Server {
             drain,
             long_poll,
             clients,
+            webhooks,
             deadlines,
             ..
         } = options;
@@ -98,12 +100,14 @@ impl Server {
             Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
+        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
         let admin_api = AdminApi::new(
             catalog.clone(),
             metrics.clone(),
             holdouts.clone(),
             ready_at,
             drain_signal.clone(),
+            webhooks.clone(),
         );
         let bundle_api = Arc::new(BundleApi {
             catalog,
@@ -113,6 +117,7 @@ impl Server {
             long_poll,
             drain: drain_signal,
             holdouts,
+            webhooks,
         });
         let serve_bundles = connections.accept(data, tls, move |request, peer| {
             let bundle_api = Arc::clone(&bundle_api);

@@ -24,6 +24,7 @@ use super::{
     drain::DrainSignal,
     http2,
     idle_connections::{IdleConnections, Limits},
+    request_body::RequestBody,
     response_body::ResponseBody,
 };
 use crate::metrics::InFlight;
@@ -161,7 +162,7 @@ impl Connections {
         tls: Option<Arc<rustls::ServerConfig>>,
         handle: H,
     ) where
-        H: Fn(Request<()>, Peer) -> F + Clone + Send + Sync + 'static,
+        H: Fn(Request<RequestBody>, Peer) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<ResponseBody>> + Send + 'static,
     {
         let tls = tls.map(TlsAcceptor::from);

@@ -214,11 +214,12 @@ mod tests {
         metrics::{BundleScope, Metrics},
         publish::pending,
         server::{
-            Catalog, Deadlines, LiveClients, LongPoll, ServerMetrics, TrustedProxies,
+            Catalog, Deadlines, LiveClients, LiveWebhooks, LongPoll, ServerMetrics, TrustedProxies,
             clients::Credential,
             drain::{DrainSignal, Phase},
             holdout_tracker::HoldoutTracker,
             idle_connections::{IdleConnections, Limits},
+            webhook_api::WebhookApi,
         },
     };
 
@@ -250,6 +251,11 @@ mod tests {
             },
             drain: DrainSignal::new(phase, Duration::ZERO),
             holdouts: HoldoutTracker::default(),
+            webhooks: WebhookApi::new(
+                LiveWebhooks::default(),
+                catalog.clone(),
+                server_metrics.clone(),
+            ),
         };
         let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
         let request = BundleRequest {

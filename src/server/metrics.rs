@@ -1,11 +1,12 @@
 //! The metrics of the server: connections, bundle requests, and the gauges that are derived from
 //! the published status.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::StatusCode;
 use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
+use super::webhooks::{EventOutcome, LiveWebhooks};
 use crate::{
     metrics::{BundleScope, BundleSeries, Metrics},
     publish::Status,
@@ -26,6 +27,9 @@ pub struct ServerMetrics {
     responses: IntCounterVec,
     sent_bytes: IntCounterVec,
     waiters: IntGaugeVec,
+    webhook_events: IntCounterVec,
+    /// The webhooks that have series.
+    webhooks: Arc<Mutex<Vec<String>>>,
 }
 
 /// The metrics of the requests for one bundle.
@@ -73,6 +77,12 @@ impl ServerMetrics {
                 "Requests that are held until the bundle changes.",
                 &["bundle"],
             )?,
+            webhook_events: metrics.counters(
+                "bundlegate_webhook_events_total",
+                "Events that registries have sent, by what became of them.",
+                &["webhook", "outcome"],
+            )?,
+            webhooks: Arc::default(),
         })
     }
 
@@ -83,6 +93,34 @@ impl ServerMetrics {
             sent_bytes: BundleSeries::new(scope, &self.sent_bytes),
             waiters: BundleSeries::new(scope, &self.waiters),
         }
+    }
+
+    /// Counts events of a webhook.
+    pub(super) fn count_events(&self, webhook: &str, outcome: EventOutcome, count: u64) {
+        let mut known = self.webhooks.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.iter().any(|name| name == webhook) {
+            known.push(webhook.to_owned());
+        }
+        self.webhook_events
+            .with_label_values(&[webhook, outcome.label()])
+            .inc_by(count);
+    }
+
+    /// Removes the series of webhooks that are no longer configured.
+    pub(super) fn retain_webhooks(&self, webhooks: &LiveWebhooks) {
+        let mut known = self.webhooks.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|name| {
+            let is_configured = webhooks.contains(name);
+            if !is_configured {
+                for outcome in EventOutcome::ALL {
+                    // It fails where nothing was counted.
+                    let _ = self
+                        .webhook_events
+                        .remove_label_values(&[name, outcome.label()]);
+                }
+            }
+            is_configured
+        });
     }
 
     /// Counts a response to a request that leads to no bundle.

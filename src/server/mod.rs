@@ -15,6 +15,9 @@
 //! | `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
+//! | `refresh_api`, `local_request` | checks of the registry on request, from this machine only |
+//! | `webhook_api`, `webhooks` | notifications of registries |
+//! | `request_body` | reading a body within limits |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
@@ -34,17 +37,22 @@ mod idle_connections;
 mod if_none_match;
 mod lifecycle;
 mod listener;
+mod local_request;
 mod long_poll;
 mod metrics;
 mod options;
 mod prefer;
 mod prefixed_stream;
+mod refresh_api;
 mod renderer;
+mod request_body;
 mod response;
 mod response_body;
 mod status;
 mod trusted_proxies;
 mod unsent_response;
+mod webhook_api;
+mod webhooks;
 mod write_timeout;
 
 pub use self::{
@@ -53,6 +61,7 @@ pub use self::{
     metrics::{RequestMetrics, ServerMetrics},
     options::{Deadlines, Drain, LongPoll, Options},
     trusted_proxies::TrustedProxies,
+    webhooks::LiveWebhooks,
 };
 
 /// The bundles that the server serves.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use super::{LiveClients, TrustedProxies};
+use super::{LiveClients, LiveWebhooks, TrustedProxies};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Options {
     pub long_poll: LongPoll,
     /// The bundles that each client may read, replaceable while the server runs.
     pub clients: LiveClients,
+    /// The webhooks of both listeners, replaceable while the server runs.
+    pub webhooks: LiveWebhooks,
     /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: TrustedProxies,
     /// Time limits for each step of a connection.

@@ -7,7 +7,7 @@ use hyper::{
 };
 use serde_json::json;
 
-use super::{connection::CONNECTION_CLOSE, response_body::ResponseBody};
+use super::{connection::CONNECTION_CLOSE, request_body::BodyError, response_body::ResponseBody};
 use crate::publish::Snapshot;
 
 /// The content type by which OPA recognises a bundle service with long polling.
@@ -96,6 +96,28 @@ pub(super) fn unavailable(bundle: Option<&str>) -> Response<ResponseBody> {
     );
     response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
     response
+}
+
+/// The response to a request whose body can't be read.
+pub(super) fn unreadable_body(error: BodyError, limit: usize) -> Response<ResponseBody> {
+    let (status, reason, message) = match error {
+        BodyError::TooLarge => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            format!("the body exceeds the limit of {limit} bytes"),
+        ),
+        BodyError::TimedOut => (
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout",
+            "the body did not arrive in time".to_owned(),
+        ),
+        BodyError::Broken => (
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "the body is incomplete".to_owned(),
+        ),
+    };
+    self::error(status, reason, &message, None)
 }
 
 /// An error body: `reason` for programs, `message` for people.

@@ -64,7 +64,8 @@ fn chosen(rule: &TagRule, status: &Status) -> Option<Value> {
     }))
 }
 
-fn failure(failure: &FailureStatus) -> Value {
+/// A failure of a check.
+pub(super) fn failure(failure: &FailureStatus) -> Value {
     json!({
         "at": milliseconds(failure.at),
         "class": failure.class.label(),
@@ -88,6 +89,6 @@ fn verdict(verdict: &VerdictStatus) -> Value {
 }
 
 /// RFC 3339, UTC, milliseconds.
-fn milliseconds(time: Timestamp) -> String {
+pub(super) fn milliseconds(time: Timestamp) -> String {
     format!("{time:.3}")
 }

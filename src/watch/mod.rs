@@ -2,6 +2,7 @@
 
 mod expect;
 mod expectations;
+mod hints;
 mod history;
 mod metrics;
 mod opa_check;

@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::{
+    hints::Hints,
     history::History,
     persist::{PersistQueue, Update},
     pool::Rejection,
@@ -19,10 +20,12 @@ use super::{
     tag_choice::{Choice, TagLookup},
 };
 use crate::{
+    oci::Digest,
     publish::{
-        Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist, Publisher,
-        PublisherOptions, Snapshot, VerdictStatus,
+        CheckEnd, Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist,
+        Publisher, PublisherOptions, Snapshot, VerdictStatus, Wanted,
     },
+    registry::{SourceChange, SourceWatch},
     telemetry,
     verify::TrustPolicy,
 };
@@ -55,8 +58,13 @@ pub struct Watcher {
     suspended: watch::Receiver<bool>,
     /// The last choice of a tag, where the reference has a rule.
     choice: Option<Choice>,
-    /// When a client last asked for a check.
-    wanted: watch::Receiver<Option<Instant>>,
+    /// Why a check is wanted.
+    wanted: watch::Receiver<Wanted>,
+    hints: Hints,
+    /// Reports changes of a layout folder.
+    source_watch: Option<SourceWatch>,
+    /// When a change of the layout folder was last reported.
+    source_moved: Option<Instant>,
     pub(super) persist_queue: Arc<PersistQueue>,
     /// The versions served so far.
     pub(super) history: Arc<History>,
@@ -80,6 +88,9 @@ impl Watcher {
             metrics: Arc::clone(&pipeline.metrics.publisher),
         });
         let watcher = Self {
+            hints: Hints::default(),
+            source_watch: pipeline.source.watch(&pipeline.reference),
+            source_moved: None,
             schedule: Schedule::new(options.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),
             options,
@@ -139,16 +150,24 @@ impl Watcher {
             let Event::Checked { outcome, .. } = checked else {
                 continue;
             };
-            let answered = match &outcome {
-                Outcome::Accepted(_) | Outcome::Unchanged => true,
-                Outcome::Failed(failure) => failure.class.registry_answered(),
+            let (answered, end) = match &outcome {
+                Outcome::Accepted(_) => (true, CheckEnd::Changed),
+                Outcome::Unchanged => (true, CheckEnd::Unchanged),
+                Outcome::Failed(failure) => (failure.class.registry_answered(), CheckEnd::Failed),
             };
+            let wait = self.schedule.after(&outcome);
+            let due = Instant::now() + self.within_max_stale(wait, &outcome);
+            let is_held = is_rate_limited(&outcome);
+            self.publisher.set_held_until(is_held.then_some(due));
             // Recorded after the state, because a client that waits for a check then reads the
             // state.
-            self.publisher.record_check(began, answered);
-            let wait = self.schedule.after(&outcome);
-            let wait = self.within_max_stale(wait, &outcome);
-            self.wait(began, wait).await;
+            self.publisher.record_check(began, answered, end);
+            self.hints.end(&self.wanted.borrow(), began, end);
+            if is_held {
+                self.pause(due).await;
+            } else {
+                self.wait(began, due).await;
+            }
         }
     }
 
@@ -280,9 +299,8 @@ impl Watcher {
         let shared = (self.options.poll / 20).min(self.options.confirm_within);
         let polled = Instant::now().checked_sub(shared);
         let polled = polled.unwrap_or_else(Instant::now);
-        self.wanted
-            .borrow()
-            .map_or(polled, |asked| asked.max(polled))
+        let reasons = [self.wanted.borrow().latest(), self.source_moved];
+        reasons.into_iter().flatten().fold(polled, Instant::max)
     }
 
     fn record_choice(&mut self, choice: Option<Choice>) {
@@ -351,12 +369,22 @@ impl Watcher {
         }
     }
 
-    /// Waits until the next check is due, or until a client that runs another version asks for one.
-    async fn wait(&mut self, began: Instant, wait: Duration) {
-        let due = Instant::now() + wait;
+    /// Waits until the next check is due, or until one is asked for: by a client that runs another
+    /// version, an operator, a hint, or a change of the layout folder.
+    async fn wait(&mut self, began: Instant, due: Instant) {
         loop {
+            let wanted = *self.wanted.borrow_and_update();
             // While the registry fails, its back-off applies to requests of clients as well.
-            let healthy = self.publisher.has_answered(began);
+            let by_client = wanted.client.is_some_and(|asked| {
+                asked > began + self.options.confirm_within && self.publisher.has_answered(began)
+            });
+            if by_client {
+                return;
+            }
+            let failure = self.publisher.failure_class();
+            let served = self.publisher.machine().current();
+            let served = served.map(|snapshot| snapshot.manifest_digest().clone());
+            let early = self.hints.next(&wanted, began, failure);
             let (stale_at, expiry) = (self.publisher.machine().stale_at(), self.verification_due());
             tokio::select! {
                 biased;
@@ -368,21 +396,50 @@ impl Watcher {
                 }
                 () = switched(&mut self.suspended) => return,
                 () = sleep_until(due) => return,
-                changed = self.wanted.changed(), if healthy => {
-                    let asked = *self.wanted.borrow_and_update();
-                    if changed.is_ok() && asked.is_some_and(|asked| asked > began + self.options.confirm_within) {
+                () = reached(early.map(|check| check.at)) => {
+                    if let Some(check) = early {
+                        self.hints.begin(check);
+                    }
+                    return;
+                }
+                change = source_change(&mut self.source_watch, served.as_ref()) => {
+                    let is_evidence = failure.is_some_and(FailureClass::is_about_evidence);
+                    if change == SourceChange::Moved || is_evidence {
+                        self.source_moved = Some(Instant::now());
                         return;
                     }
-                    if changed.is_err() {
-                        return sleep_until(due).await;
-                    }
                 }
-                () = reached(stale_at) => {
-                    // The event withdraws, so no version can be outdated.
-                    let _ = self.apply(&Event::MaxStaleElapsed, None);
-                }
+                changed = self.wanted.changed() => if changed.is_err() {
+                    return sleep_until(due).await;
+                },
+                () = reached(stale_at) => self.expire(),
             }
         }
+    }
+
+    /// Waits until the time that the registry has asked for. Neither clients nor operators nor
+    /// hints end this wait.
+    async fn pause(&mut self, until: Instant) {
+        loop {
+            let (stale_at, expiry) = (self.publisher.machine().stale_at(), self.verification_due());
+            tokio::select! {
+                biased;
+                () = reverify::due_or_policy_changed(&mut self.policy, expiry) => {
+                    Box::pin(self.reverify()).await;
+                    if reverify::should_check(&self.publisher) {
+                        return;
+                    }
+                }
+                () = switched(&mut self.suspended) => return,
+                () = sleep_until(until) => return,
+                () = reached(stale_at) => self.expire(),
+            }
+        }
+    }
+
+    fn expire(&mut self) {
+        // The event withdraws, so no version can be outdated.
+        let _ = self.apply(&Event::MaxStaleElapsed, None);
     }
 
     /// Writes a version to disk before it is published: after a crash without a registry, clients
@@ -422,6 +479,19 @@ async fn switched(suspended: &mut watch::Receiver<bool>) {
     if suspended.changed().await.is_err() {
         // Every handle is gone, so nothing can change.
         std::future::pending().await
+    }
+}
+
+/// Whether the registry has asked for a pause.
+fn is_rate_limited(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(failure) if matches!(failure.class, FailureClass::RateLimited(_)))
+}
+
+/// The next change of a watched source. Cancel-safe.
+async fn source_change(watch: &mut Option<SourceWatch>, served: Option<&Digest>) -> SourceChange {
+    match watch {
+        Some(watch) => watch.changed(served).await,
+        None => std::future::pending().await,
     }
 }
 

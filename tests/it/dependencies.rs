@@ -47,6 +47,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "transfer",
             "verify",
             "watch",
+            "webhooks",
         ],
     ),
     // It builds the options that the modules below define; none of them knows it.
@@ -63,6 +64,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "store",
             "verify",
             "watch",
+            "webhooks",
         ],
     ),
     ("oci", &[]),
@@ -94,7 +96,9 @@ const MODULES: &[(&str, &[&str])] = &[
     ("catalog", &["oci", "publish"]),
     // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
     // `Blob`. Never a module that fetches, verifies, stores or watches.
-    ("server", &["catalog", "oci", "publish"]),
+    ("server", &["catalog", "oci", "publish", "webhooks"]),
+    // Parsers of what registries send; the server asks for the checks.
+    ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
     ("metrics", &[]),
     ("telemetry", &[]),

@@ -16,6 +16,7 @@ use bundlegate::{
     store,
     verify::TrustPolicy,
     watch::{Expect, WatchOptions},
+    webhooks::Webhook,
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -62,6 +63,7 @@ pub(crate) struct Setup {
     pub(crate) mirrors: Vec<(String, RegistryOptions)>,
     /// The resource, `idle` and `max` of a pattern whose only capture, `{tag}`, is the tag.
     pub(crate) pattern: Option<(&'static str, &'static str, usize)>,
+    pub(crate) webhooks: Vec<Webhook>,
 }
 
 impl Default for Setup {
@@ -100,6 +102,7 @@ impl Default for Setup {
             others: &[],
             mirrors: Vec::new(),
             pattern: None,
+            webhooks: Vec::new(),
         }
     }
 }
@@ -257,6 +260,7 @@ impl TestGateway<InProcess> {
                 first_wait: setup.rules.first_wait,
             },
             clients: clients.clone(),
+            webhooks: setup.webhooks.into(),
             trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
         };

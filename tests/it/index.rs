@@ -67,9 +67,15 @@ fn the_table_has_the_keys_of_the_schema_and_no_others() {
 
 #[test]
 fn every_route_is_in_the_table() {
-    let mut routes: BTreeSet<String> = ["/bundles/NAME", "/bundle/NAME", "/NAME"]
-        .map(str::to_owned)
-        .into();
+    let mut routes: BTreeSet<String> = [
+        "/bundles/NAME",
+        "/bundle/NAME",
+        "/NAME",
+        "/refresh/NAME",
+        "/webhooks/NAME",
+    ]
+    .map(str::to_owned)
+    .into();
     for code in code_below("src/server") {
         let arms = code
             .lines()
@@ -84,7 +90,10 @@ fn every_route_is_in_the_table() {
 #[test]
 fn every_header_is_in_the_table() {
     let mut headers = BTreeSet::new();
-    for code in code_below("src/server") {
+    for code in ["src/server", "src/webhooks"]
+        .into_iter()
+        .flat_map(code_below)
+    {
         for (at, _) in code.match_indices("header::") {
             let rest = &code[at + "header::".len()..];
             let names = match rest.strip_prefix('{') {
@@ -104,7 +113,9 @@ fn every_header_is_in_the_table() {
             headers.extend(constants.map(|name| name.to_ascii_lowercase().replace('_', "-")));
         }
         let custom = |name: &&str| {
-            name.starts_with("bundlegate-") || name.starts_with("x-") || *name == "prefer"
+            name.starts_with("bundlegate-")
+                || name.starts_with("x-")
+                || ["prefer", "ce-type", "ce-source"].contains(name)
         };
         headers.extend(code.split('"').filter(custom).map(str::to_owned));
     }

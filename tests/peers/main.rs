@@ -49,4 +49,5 @@ mod support;
 mod token_auth;
 mod verdicts;
 mod versions;
+mod webhooks;
 mod yaml;

@@ -57,6 +57,14 @@ pub(super) fn folder() -> Folder {
     folder.write("no_tsa.json", &trusted_root(&["ca", "log"]));
     folder.write("no_ca.json", &trusted_root(&["log", "tsa"]));
     folder.write("slsa.rego", RULE);
+    folder.write("token", "s3cret\n");
+    folder.write("github.secret", "s3cret\n");
+    folder.write("webhook.token", "s3cret\n");
+    folder.write("robot.basic", "robot:s3cret\n");
+    folder.write(
+        "jwks.json",
+        r#"{"keys":[{"kty":"RSA","kid":"1","n":"AQAB","e":"AQAB"}]}"#,
+    );
     folder
 }
 

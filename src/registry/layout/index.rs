@@ -8,12 +8,13 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
+use super::watch::{Follower, Version, Watching};
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, LayoutIndex};
 
 /// Concurrent reads of one folder: a hanging disk blocks so many threads, and as many as
@@ -33,6 +34,8 @@ pub(in crate::registry) struct SharedLayout {
     pub(in crate::registry) reads: Arc<Semaphore>,
     pub(in crate::registry) transfers: Arc<Semaphore>,
     cached: Mutex<Option<CachedNames>>,
+    /// Started by the first bundle that watches the folder.
+    follower: OnceLock<Follower>,
 }
 
 #[derive(Debug)]
@@ -73,6 +76,7 @@ impl Default for SharedLayout {
             reads,
             transfers,
             cached: Mutex::default(),
+            follower: OnceLock::new(),
         }
     }
 }
@@ -104,6 +108,20 @@ impl SharedLayout {
             }
         });
         Ok(names)
+    }
+}
+
+impl SharedLayout {
+    /// Has the next [`Self::names`] read the index, whatever its attributes say.
+    pub(super) fn forget(&self) {
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The versions of the index from now on. Must be called within a runtime.
+    pub(super) fn follow(&self, folder: &Watching) -> watch::Receiver<Version> {
+        self.follower
+            .get_or_init(|| Follower::start(folder))
+            .subscribe()
     }
 }
 

@@ -3,13 +3,16 @@
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use prometheus::IntGauge;
 use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 
 use super::{
     super::{
         blob_stream::BlobStream, deadline::Deadline, error::RegistryError, options::ReadLimits,
     },
+    folders::WatchedFolders,
     index::{Names, SharedLayout, tag_of},
+    watch::{SourceWatch, Watching},
 };
 use crate::oci::{Descriptor, Digest, Layout, LayoutError, Manifest, Repository, Selector};
 
@@ -62,20 +65,35 @@ impl LayoutReader {
     ) -> Result<Option<Digest>, RegistryError> {
         Ok(match selector {
             Selector::Digest(digest) => Some(digest),
-            Selector::Tag(tag) => {
-                let name = self
-                    .repository
-                    .as_ref()
-                    .map(|repository| format!("{repository}:{tag}"));
-                self.names()
-                    .await?
-                    .find(name.as_ref().unwrap_or(&tag))
-                    .cloned()
-            }
+            Selector::Tag(tag) => self.names().await?.find(&self.name_of(&tag)).cloned(),
             Selector::Only => self.names().await?.only().cloned(),
             // The caller chooses the tag, from `tags`.
             Selector::Rule(_) => None,
         })
+    }
+
+    /// Watches the folder for changes that concern `selector`.
+    pub(in crate::registry) fn watch(
+        &self,
+        selector: &Selector,
+        folders: Arc<WatchedFolders>,
+        unwatched: IntGauge,
+    ) -> Option<SourceWatch> {
+        let watching = Watching {
+            root: self.root.clone(),
+            shared: Arc::clone(&self.shared),
+            folders,
+            unwatched,
+        };
+        SourceWatch::new(watching, selector, |tag| self.name_of(tag))
+    }
+
+    /// The name of a tag in the index.
+    fn name_of(&self, tag: &str) -> String {
+        match &self.repository {
+            Some(repository) => format!("{repository}:{tag}"),
+            None => tag.to_owned(),
+        }
     }
 
     async fn names(&self) -> Result<Arc<Names>, RegistryError> {

@@ -115,8 +115,24 @@ fn main() -> io::Result<()> {
     keys(&seeds)?;
     bundles(&seeds)?;
     manifests(&seeds)?;
+    notifications(&seeds)?;
     if let Some(fixtures) = std::env::var_os("BUNDLEGATE_FIXTURES") {
         samples(&seeds, Path::new(&fixtures))?;
+    }
+    Ok(())
+}
+
+/// The body of each sample, as each sender would send it: the first byte chooses the sender.
+fn notifications(seeds: &Seeds) -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/notifications");
+    for entry in fs::read_dir(folder)? {
+        let sample: serde_json::Value = serde_json::from_slice(&fs::read(entry?.path())?)?;
+        for case in sample["cases"].as_array().into_iter().flatten() {
+            let body = case["body"].to_string();
+            for choice in (0..14_u8).filter(|_| body.len() < 4096) {
+                seeds.add("webhooks", &[&[choice], body.as_bytes()].concat())?;
+            }
+        }
     }
     Ok(())
 }

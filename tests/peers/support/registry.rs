@@ -278,6 +278,15 @@ impl Registry {
         )
         .await;
     }
+
+    /// Sends notifications from now on, with this `Authorization` header. Starts it again.
+    pub(crate) async fn notify(&mut self, url: &str, authorization: &str) {
+        self.settings["notifications"] = json!({ "endpoints": [{
+            "name": "bundlegate", "url": url, "headers": { "Authorization": [authorization] },
+            "timeout": "5s", "threshold": 3, "backoff": "1s",
+        }] });
+        self.restart().await;
+    }
 }
 
 /// `localhost` for an address on loopback. crane and cosign send no credentials to a token server at
