@@ -130,6 +130,8 @@ pub(super) struct Timeouts {
 #[serde(deny_unknown_fields)]
 pub(super) struct Bundle {
     pub(super) reference: String,
+    pub(super) platform: Option<String>,
+    pub(super) data_root: Option<String>,
     pub(super) trust: Option<String>,
     pub(super) poll: Option<Period>,
     pub(super) confirm_within: Option<Period>,

@@ -182,6 +182,7 @@ impl Bundles {
             source: parts.registries.source(config.reference.repository())?,
             registries: Arc::clone(&parts.registries),
             reference: config.reference.clone(),
+            artifact: config.artifact.clone(),
             expect: Arc::new(config.expect.clone()),
             store: parts.store.clone(),
             limits: parts.limits,

@@ -98,6 +98,7 @@ fn same_policy(one: &TrustPolicy, other: &TrustPolicy) -> bool {
 /// Whether one watcher can serve both configurations, apart from the policy.
 pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
     one.reference == other.reference
+        && one.artifact == other.artifact
         && one.poll == other.poll
         && one.confirm_within == other.confirm_within
         && one.on_missing == other.on_missing
@@ -212,6 +213,11 @@ mod tests {
                 &[replaced],
             ),
             (&[("/bundles/deny/max_stale", json!("1h"))], &[replaced]),
+            (
+                &[("/bundles/deny/platform", json!("linux/amd64"))],
+                &[replaced],
+            ),
+            (&[("/bundles/deny/data_root", json!("policy"))], &[replaced]),
             (&[("/bundles/deny/expect", minimum)], &[replaced]),
             (
                 &[("/bundles/deny/opa_check", json!({ "opa": "opa" }))],

@@ -8,10 +8,12 @@ mod file;
 mod layout;
 mod layout_index;
 mod manifest;
+mod manifest_path;
+mod platform;
 mod reference;
 mod strict_json;
 
-pub use blob::{Blob, BlobMismatch, BlobWriter, NewBlob, WriteError};
+pub use blob::{Blob, BlobMismatch, BlobSpace, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use file::{
     LockMode, lock_with_timeout, open_lock, open_regular, open_regular_within, read_regular,
@@ -21,5 +23,7 @@ pub use layout::{Incoming, IncomingError, Layout, LayoutError};
 pub use layout_index::LayoutIndex;
 pub(crate) use manifest::media_types_agree;
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};
+pub use manifest_path::{ManifestPath, NotListed};
+pub use platform::{IndexError, NotAPlatform, Platform, choose_manifest};
 pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};
 pub use strict_json::{StrictJsonError, strict_json};

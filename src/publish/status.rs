@@ -18,8 +18,10 @@ pub struct Status {
     pub state: StateKind,
     /// The configured reference.
     pub reference: Reference,
-    /// The digest of the manifest being served.
+    /// The digest of the manifest being served, as the reference names it.
     pub manifest: Option<Digest>,
+    /// The digest of the image's manifest, where `manifest` is an index.
+    pub image: Option<Digest>,
     /// The entity tag of the bundle being served.
     pub etag: Option<String>,
     /// The bundle's own revision, cut to the length of a label.
@@ -92,6 +94,7 @@ impl Status {
             state: StateKind::Pending,
             reference,
             manifest: None,
+            image: None,
             etag: None,
             revision: None,
             size: None,

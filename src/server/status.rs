@@ -22,6 +22,7 @@ pub(super) fn bundle(status: &Status) -> Map<String, Value> {
         "state": status.state.label(),
         "reference": status.reference.to_string(),
         "manifest": status.manifest,
+        "image": status.image,
         "etag": status.etag,
         "revision": status.revision,
         "size": status.size,

@@ -1,5 +1,6 @@
 //! Watchers: one task per bundle turns a moving reference into published snapshots.
 
+mod artifact;
 mod expect;
 mod expectations;
 mod history;
@@ -13,6 +14,7 @@ mod schedule;
 mod version;
 mod watcher;
 
+pub use artifact::ArtifactOptions;
 pub use expect::{Expect, OnOlder, Order};
 pub use metrics::{WatchMetrics, WatcherMetrics};
 pub use opa_check::OpaCheck;

@@ -14,7 +14,7 @@ use bundlegate::{
     server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
     store,
     verify::TrustPolicy,
-    watch::{Expect, WatchOptions},
+    watch::{ArtifactOptions, Expect, WatchOptions},
 };
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -37,6 +37,7 @@ pub(crate) const FALLBACK: &str = "deny";
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
     pub(crate) tag: &'static str,
+    pub(crate) artifact: ArtifactOptions,
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: WatchOptions,
@@ -59,6 +60,7 @@ impl Default for Setup {
         Self {
             name: "authz/main",
             tag: "live",
+            artifact: ArtifactOptions::default(),
             policy: TrustPolicy::unsigned("test".into()),
             expect: Expect::default(),
             rules: WatchOptions {
@@ -130,6 +132,7 @@ impl Setup {
         let bundle = BundleConfig {
             name: self.name.to_owned(),
             reference: registry.reference(self.tag),
+            artifact: self.artifact.clone(),
             trust: self.policy.clone(),
             poll: self.rules.poll,
             confirm_within: self.rules.confirm_within,
