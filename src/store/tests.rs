@@ -664,3 +664,31 @@ async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
         );
     }
 }
+
+#[test]
+fn an_entry_of_several_layers_and_manifests_is_read_back_and_a_contradictory_one_is_not() {
+    let [one, two, three] = [1, 2, 3].map(|byte| Digest::sha256(&[byte]));
+    let several = Record {
+        below: vec![one.clone(), two.clone()],
+        layers: vec![(two.clone(), 2), (one, 1), (two.clone(), 2)],
+        evidence: vec![three.clone(), two],
+        ..record(1)
+    };
+    let entry = several.to_entry();
+    assert_eq!(entry.media_type, media_type::OCI_INDEX);
+    assert_eq!(Record::from_entry(&entry), Some(several));
+    let plain = record(1).to_entry();
+    assert_eq!(plain.media_type, media_type::OCI_MANIFEST);
+    for (key, value) in [
+        ("dev.bundlegate.layers", format!("{three} 1")),
+        ("dev.bundlegate.layers", three.to_string()),
+        ("dev.bundlegate.layers", String::new()),
+        ("dev.bundlegate.evidences", format!("{three} {three}")),
+        ("dev.bundlegate.manifests", "x".to_owned()),
+    ] {
+        let mut entry = plain.clone();
+        let annotations = entry.annotations.as_mut().unwrap();
+        annotations.insert(key.to_owned(), value.clone());
+        assert_eq!(Record::from_entry(&entry), None, "{key} {value}");
+    }
+}

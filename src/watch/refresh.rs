@@ -272,7 +272,9 @@ impl Pipeline {
             return;
         };
         let Some(layers) = self.layers_of(snapshot).await else {
-            return;
+            // The history detects a rollback after a restart, and an older version must not come
+            // back.
+            return self.remove(history).await;
         };
         let accepted = acceptance(snapshot.record());
         let reference = self.reference.to_string();

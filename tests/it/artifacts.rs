@@ -629,7 +629,7 @@ async fn an_index_that_leads_nowhere_is_refused_or_asked_for_again() {
     let mut damaged = raw.to_vec();
     *damaged.last_mut().unwrap() = b' ';
     registry.put(&path, &kind, damaged);
-    assert_eq!(failure(&gate, "expected").await, "transient");
+    assert_eq!(failure(&gate, "arrived as").await, "transient");
     assert_eq!(gate.status().manifest, Some(good));
     registry.put(&path, &kind, raw);
     is_served(&gate, &index).await;
