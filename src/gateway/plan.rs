@@ -191,6 +191,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a flat table")]
     fn each_edit_has_its_change() {
         let bundle = |reference: &str| json!({ "reference": reference, "trust": "dev" });
         let minimum = json!({ "order": "version", "minimum": "1.0.0" });

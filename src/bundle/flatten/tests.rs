@@ -74,6 +74,7 @@ fn names(layers: &[&[Member]]) -> Vec<String> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a flat table")]
 fn later_layers_replace_and_remove_what_earlier_ones_have() {
     let rego = "package a\n";
     let base: &[Member] = &[
