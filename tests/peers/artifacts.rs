@@ -272,10 +272,18 @@ impl Workplace {
 
     async fn push_image(&self, image: &str, shape: &str, flags: &str) {
         let reference = self.reference(shape);
-        self.buildah(&format!(
-            "buildah push {{ANY}} --tls-verify=false {flags} {image} docker://{reference}"
-        ))
-        .await;
+        let push = format!("buildah push {{ANY}} --tls-verify=false {flags} {image}");
+        if !flags.contains("zstd") {
+            self.buildah(&format!("{push} docker://{reference}")).await;
+            return;
+        }
+        // Where the registry has the layers in gzip, buildah does not push them in zstd.
+        let other = Registry::start(Kind::Distribution).await;
+        let there = other.reference(&artifact(shape));
+        self.buildah(&format!("{push} docker://{there}")).await;
+        self.author
+            .line(&format!("crane copy --insecure {there} {reference}"))
+            .await;
     }
 }
 
