@@ -196,8 +196,8 @@ mod tests {
         entry
     }
 
-    fn attestation(name: &str) -> Descriptor {
-        let mut entry = entry(name, "unknown/unknown");
+    fn attestation(name: &str, platform: &str) -> Descriptor {
+        let mut entry = entry(name, platform);
         let annotation = (
             ATTESTATION_ANNOTATION.to_owned(),
             "attestation-manifest".to_owned(),
@@ -226,7 +226,11 @@ mod tests {
             (&[&amd], "", &amd),
             (&[&amd], "linux/arm64", &amd),
             (
-                &[&amd, &attestation("a"), &entry("b", "unknown/unknown")],
+                &[
+                    &amd,
+                    &attestation("a", "linux/arm64"),
+                    &entry("b", "unknown/unknown"),
+                ],
                 "",
                 &amd,
             ),
@@ -256,7 +260,11 @@ mod tests {
         let plain = [entry("one", ""), entry("two", "")];
         for (entries, wanted, words) in [
             (&[][..], "", "has no manifest"),
-            (&[attestation("a")], "", "has no manifest"),
+            (
+                &[attestation("a", "unknown/unknown")],
+                "",
+                "has no manifest",
+            ),
             (
                 &[amd.clone(), arm.clone()],
                 "",
