@@ -64,8 +64,10 @@
 //!   published, because the code to do so does not compile.
 //! - An [`oci::Blob`] is bytes whose digest and size equal a descriptor, in memory or in an
 //!   unlinked file; a [`bundle::Bundle`] is a blob that opens as a bundle within limits.
-//! - A [`publish::Snapshot`] joins a verified manifest and the [`publish::Content`] that was made
-//!   from it, today one of its layers, with prebuilt response headers. The server sees nothing else.
+//! - A bundle that was made from layers carries a [`bundle::Provenance`], which only
+//!   [`bundle::LayerPlan::assemble`] makes, after comparing each layer with its descriptor.
+//! - A [`publish::Snapshot`] joins a verified manifest and the [`publish::Content`] that is one of
+//!   its layers or was made from them, with prebuilt response headers. The server sees nothing else.
 //!
 //! # Life of a bundle
 //!
@@ -74,7 +76,8 @@
 //!
 //! ```text
 //! resolve (HEAD) → the digest being served? done
-//!   → manifest → evidence → verify → blob → open → snapshot → `opa`, if configured → publish
+//!   → manifest, by way of image indexes → evidence → verify → layers → assemble → open
+//!   → snapshot → `opa`, if configured → publish
 //! ```
 //!
 //! A reference may have a rule (`semver`, `filter_tags`) instead of a tag ([`oci::TagRule`]). Then
@@ -105,7 +108,15 @@
 //! bundles that no OPA can load, or withhold bundles that every OPA can load.
 //!
 //! The entity tag is a hash of the served bytes alone: signing or tagging the same bytes again
-//! wakes no client, and all replicas have the same tag.
+//! wakes no client, and all replicas have the same tag. A bundle that was made from layers has a
+//! hash of the layers and of the transform, with its version and parameters, because compressors
+//! differ ([`publish::Content`]).
+//!
+//! A reference that names an image index leads to one image ([`oci::choose_manifest`]). The digest
+//! of the index is the version: it is compared, shown and recorded in the history. A signature of
+//! the index covers the image, since each index has the digests of the manifests that it lists;
+//! where it does not satisfy the policy, the evidence of the next manifest of the
+//! [`oci::ManifestPath`] is collected as well ([`verify::VerdictCache::verify_path`]).
 //!
 //! With `opa_check`, `opa` loads each new version once before it is published ([`opa_check`]). A
 //! rejection is a defect of the bytes for this program and these options; another program checks
@@ -192,7 +203,7 @@
 //!
 //! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are read;
 //! the index is replaced atomically after the blobs that it names. With each served bundle it
-//! stores manifest and evidence, never a verdict: after a restart everything is verified again
+//! stores manifests, layers and evidence, never a verdict nor a bundle that was made from layers: after a restart everything is verified again
 //! under the current policy, and published only after the first registry check or its timeout. With
 //! `max_stale` it records when the registry last confirmed a bundle, so that a restart does not
 //! start that time again. A published version is on disk first, if the disk works, so that it
@@ -221,13 +232,16 @@
 //! | input | limit | set by |
 //! |---|---|---|
 //! | tarball of a bundle; its uncompressed size; its files | 64 MiB; 512 MiB; 20 000 | `limits.bundle`, `.unpacked`, `.files` |
+//! | all layers of an artifact together; their uncompressed size; their files, folders and links | as those of a bundle | `limits.bundle`, `.unpacked`, `.files` |
+//! | window of a zstd layer | 32 MiB | – |
+//! | image indexes on the way to an image | 4 | – |
 //! | `.manifest` in a bundle, whose metadata is not kept | 1 MiB | `limits.bundle_manifest` |
 //! | `.signatures.json` in a bundle; a file name | 16 MiB; 4 096 bytes | – |
 //! | JSON data | read a token at a time, 10 000 levels deep | – |
 //! | compared keys of data files that overlap or are outside the roots | 1 048 576 | – |
 //! | YAML data; its nodes; its JSON | 16 MiB; 4 194 304; 16 MiB and 8 times the text | – |
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |
-//! | signature material of one artifact | 16 MiB | `limits.evidence` |
+//! | signature material of one manifest or index | 16 MiB | `limits.evidence` |
 //! | page of tags; pages | 16 MiB; 1 000 | – |
 //! | tags of a repository from which a bundle's tag is chosen | 100 000 | – |
 //! | version range; its alternatives; compiled `filter_tags.pattern` | 512 bytes; 32; 1 MiB | – |

@@ -1,4 +1,4 @@
-//! Reads the files of a gzip tarball as OPA does, within limits.
+//! Reads the members of a tarball, and the files among them as OPA does, within limits.
 
 use std::{
     cell::Cell,
@@ -13,14 +13,13 @@ use super::{
     document::{Detail, Document, DocumentError},
     paths::base,
     tar_stream::TarReader,
-    tarball::TarballWriter,
 };
 use crate::oci::Blob;
 
 /// The maximum size of a YAML file; parsing takes about thirty times as much memory.
 pub(super) const MAX_YAML_BYTES: u64 = 16 << 20;
 /// The maximum length of a file's name (Linux's `PATH_MAX`).
-const MAX_NAME_BYTES: usize = 4096;
+pub(super) const MAX_NAME_BYTES: usize = 4096;
 
 /// One file of a tarball.
 pub(super) struct Entry<'a> {
@@ -88,6 +87,26 @@ impl Entry<'_> {
         Ok(start)
     }
 
+    /// Copies the content with `write`, which gets the size and the content.
+    ///
+    /// # Errors
+    /// `Refused` when the archive is at fault, `Temporary` when the output is.
+    pub(super) fn copy_to(
+        &mut self,
+        write: impl FnOnce(u64, &mut dyn Read) -> io::Result<()>,
+    ) -> Result<(), LayerError> {
+        let mut content = ErrorKeeper {
+            inner: &mut self.content,
+            error: None,
+        };
+        let written = write(self.size, &mut content);
+        match (written, content.error) {
+            (Ok(()), None) => Ok(()),
+            (_, Some(error)) => Err(archive_error(&error, self.limits).into()),
+            (Err(error), None) => Err(LayerError::Temporary(error)),
+        }
+    }
+
     /// Reads the whole content.
     pub(super) fn content(&mut self) -> Result<Vec<u8>, BundleError> {
         let mut content = Vec::new();
@@ -103,30 +122,23 @@ impl Entry<'_> {
 pub(super) fn walk<E: From<BundleError>>(
     blob: &Blob,
     limits: &Limits,
+    visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    walk_stream(MultiGzDecoder::new(blob.reader()), limits, visit)
+}
+
+/// The same for a tar stream.
+pub(super) fn walk_stream<E: From<BundleError>>(
+    stream: impl Read,
+    limits: &Limits,
     mut visit: impl FnMut(&mut Entry<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let failed = |error: io::Error| archive_error(&error, limits);
-    let left = Rc::new(Cell::new(limits.unpacked));
-    let inflated = LimitedReader {
-        inner: MultiGzDecoder::new(blob.reader()),
-        left: Rc::clone(&left),
-    };
-    let mut archive = TarReader::new(inflated);
     let mut files = 0;
-    while let Some(mut member) = archive.next().map_err(failed)? {
-        let name = String::from_utf8_lossy(&member.name).into_owned();
-        check_member(member.kind, &name)?;
-        // One reader would see content where another sees further files.
-        if member.is_ambiguous {
-            return Err(BundleError::File {
-                path: name,
-                reason: "tar readers disagree about its size".into(),
-            }
-            .into());
-        }
+    each_member(stream, &Allowance::new(limits), |kind, entry| {
+        check_member(kind, entry.name())?;
         // OPA ignores other members.
-        if !member.is_file() {
-            continue;
+        if kind != FILE {
+            return Ok(());
         }
         files += 1;
         if files > limits.files {
@@ -135,24 +147,98 @@ pub(super) fn walk<E: From<BundleError>>(
             }
             .into());
         }
-        let size = member.size;
+        visit(entry)
+    })
+}
+
+/// The type flag of a regular file.
+pub(super) const FILE: u8 = b'0';
+
+/// What the streams that share it may still unpack.
+pub(super) struct Allowance<'a> {
+    limits: &'a Limits,
+    /// In bytes.
+    left: Rc<Cell<u64>>,
+}
+
+impl<'a> Allowance<'a> {
+    pub(super) fn new(limits: &'a Limits) -> Self {
+        Self {
+            limits,
+            left: Rc::new(Cell::new(limits.unpacked)),
+        }
+    }
+
+    /// A reader that fails once the allowance is used up.
+    pub(super) fn bound<R: Read>(&self, stream: R) -> impl Read + use<R> {
+        LimitedReader {
+            inner: stream,
+            left: Rc::clone(&self.left),
+        }
+    }
+
+    /// The error of a read that this bounds.
+    pub(super) fn error(&self, error: &io::Error) -> BundleError {
+        archive_error(error, self.limits)
+    }
+}
+
+/// Calls `visit` with the type of every member of a tar stream: files, folders, links and others.
+/// Only files have content.
+pub(super) fn each_member<E: From<BundleError>>(
+    stream: impl Read,
+    allowance: &Allowance<'_>,
+    mut visit: impl FnMut(u8, &mut Entry<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let limits = allowance.limits;
+    let failed = |error: io::Error| archive_error(&error, limits);
+    let mut archive = TarReader::new(allowance.bound(stream));
+    while let Some(mut member) = archive.next().map_err(failed)? {
+        let name = String::from_utf8_lossy(&member.name).into_owned();
+        // One reader would see content where another sees further files.
+        if member.is_ambiguous {
+            return Err(BundleError::File {
+                path: name,
+                reason: "tar readers disagree about its size".into(),
+            }
+            .into());
+        }
+        let (kind, size) = (member.kind, member.size);
+        if kind != FILE {
+            let content = &mut io::empty();
+            visit(
+                kind,
+                &mut Entry {
+                    name,
+                    size,
+                    content,
+                    limits,
+                },
+            )?;
+            continue;
+        }
         if member.is_sparse() {
             // Holes are not part of the stream, so they are counted here.
-            let rest = left
-                .get()
-                .checked_sub(size)
-                .ok_or(BundleError::UnpacksTooLarge {
-                    limit: limits.unpacked,
-                })?;
-            left.set(rest);
+            let rest =
+                allowance
+                    .left
+                    .get()
+                    .checked_sub(size)
+                    .ok_or(BundleError::UnpacksTooLarge {
+                        limit: limits.unpacked,
+                    })?;
+            allowance.left.set(rest);
         }
         let mut content = archive.content(&mut member);
-        visit(&mut Entry {
-            name,
-            size,
-            content: &mut content,
-            limits,
-        })?;
+        visit(
+            kind,
+            &mut Entry {
+                name,
+                size,
+                content: &mut content,
+                limits,
+            },
+        )?;
         // OPA reads every file to its end, and fails if it is truncated.
         io::copy(&mut content, &mut io::sink()).map_err(failed)?;
     }
@@ -181,26 +267,6 @@ fn check_member(kind: u8, name: &str) -> Result<(), BundleError> {
     }
 }
 
-/// Rewrites a tarball with other names, in the same order. A file for which `rename` returns `None`
-/// is dropped.
-pub(super) fn repack(
-    blob: &Blob,
-    limits: &Limits,
-    rename: impl Fn(&str) -> Option<String>,
-) -> Result<Blob, LayerError> {
-    let mut tarball = TarballWriter::create();
-    walk(blob, limits, |entry| {
-        let Some(name) = rename(entry.name()) else {
-            return Ok(());
-        };
-        let size = entry.size;
-        tarball
-            .add(&name, size, &mut entry.content)
-            .map_err(LayerError::Temporary)
-    })?;
-    tarball.finish().map_err(LayerError::Temporary)
-}
-
 fn archive_error(error: &io::Error, limits: &Limits) -> BundleError {
     match error.kind() {
         io::ErrorKind::QuotaExceeded => BundleError::UnpacksTooLarge {
@@ -209,6 +275,22 @@ fn archive_error(error: &io::Error, limits: &Limits) -> BundleError {
         _ => BundleError::Archive {
             reason: error.to_string(),
         },
+    }
+}
+
+/// Keeps the first error of reading, which a copy can't tell from one of writing.
+pub(super) struct ErrorKeeper<R> {
+    pub(super) inner: R,
+    pub(super) error: Option<io::Error>,
+}
+
+impl<R: Read> Read for ErrorKeeper<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).map_err(|error| {
+            let kind = error.kind();
+            self.error.get_or_insert(error);
+            kind.into()
+        })
     }
 }
 

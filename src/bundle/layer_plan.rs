@@ -1,19 +1,23 @@
 //! Assembles a bundle from the layers of an artifact. Most artifacts have the bundle as one layer;
-//! some have a packed folder, or single files. Media types are hints only: the bytes decide.
+//! some have a packed folder, single files, or the layers of a container image. Media types are
+//! hints only: the bytes decide.
 
-use std::{collections::BTreeMap, io};
-
-use serde_json::json;
+use std::{io, sync::Arc};
 
 use super::{
-    BundleError, LayerError, Limits,
-    archive::repack,
-    diagnostic::with_position,
-    document::{Detail, Document},
-    paths::{data_path, mount},
-    tarball::{TarballWriter, compress},
+    LayerError, Limits,
+    archive::{Allowance, ErrorKeeper, walk_stream},
+    assembled::{Assembled, Provenance, Transform},
+    conftest,
+    flatten::{check_is_policy, flatten},
+    layer::LayerFormat,
+    paths::relative_path,
+    tarball::Output,
 };
-use crate::oci::{Blob, Descriptor, Document as ManifestKind, Manifest, media_type};
+use crate::oci::{
+    Blob, BlobSpace, Descriptor, Digest, Document as ManifestKind, Manifest, NewManifest,
+    media_type,
+};
 
 /// The way to assemble a bundle from the layers of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,30 +25,38 @@ pub struct LayerPlan {
     strategy: Strategy,
     layers: Vec<Descriptor>,
     /// The digest of the manifest.
-    digest: String,
+    manifest: Digest,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Strategy {
-    /// One layer is the bundle, byte for byte.
+    /// One layer is the bundle, byte for byte if it is a gzip tarball.
     Copy,
     /// One layer is a folder that oras packed; its files lose the name of the folder.
     StripFolder { folder: String },
     /// Each layer is a file of conftest. `root` is the folder below which data is mounted, which
     /// the artifact does not record.
     Assemble { root: String, guessed: bool },
+    /// The layers are the file system of a container image.
+    Flatten,
 }
 
-const TITLE_ANNOTATION: &str = "org.opencontainers.image.title";
+pub(super) const TITLE_ANNOTATION: &str = "org.opencontainers.image.title";
 /// Set by oras on a layer that is a packed folder.
 const UNPACK_ANNOTATION: &str = "io.deis.oras.content.unpack";
-/// The media types of conftest, the second from its early versions.
-const REGO_TYPES: [&str; 2] = [
-    "application/vnd.cncf.openpolicyagent.policy.layer.v1+rego",
-    "application/vnd.cncf.openpolicyagent.rego.layer.v1+rego",
-];
-const DATA_TYPE: &str = "application/vnd.cncf.openpolicyagent.data.layer.v1+json";
-const MANIFEST_TYPE: &str = "application/vnd.cncf.openpolicyagent.manifest.layer.v1+json";
+/// The config of docker's images.
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const HELM_CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";
+/// The signature file of OPA's own format.
+const OPA_SIGNATURES: &str = ".signatures.json";
+
+/// The versions of the transforms; each is raised when the transform makes other content.
+mod version {
+    pub(super) const GZIP: u32 = 1;
+    pub(super) const STRIP: u32 = 1;
+    pub(super) const FILES: u32 = 1;
+    pub(super) const LAYERS: u32 = 1;
+}
 
 impl LayerPlan {
     /// Chooses the plan from the manifest alone. `data_root` is the folder below which conftest's
@@ -53,39 +65,32 @@ impl LayerPlan {
     /// # Errors
     /// When no layer can be the bundle, or more than one can.
     pub fn of(manifest: &Manifest, data_root: Option<&str>) -> Result<Self, LayerError> {
-        let ManifestKind::Image { layers, .. } = manifest.document() else {
+        let ManifestKind::Image { config, layers, .. } = manifest.document() else {
             return Err(LayerError::Layers(
                 "an image index, not an artifact; name the artifact itself".to_owned(),
             ));
         };
-        let digest = manifest.digest().to_string();
-        if !layers.is_empty() && layers.iter().all(is_single_file) {
-            let root = data_root.map_or_else(
-                || common_folder(layers),
-                |root| root.trim_matches('/').to_owned(),
-            );
-            let guessed =
-                data_root.is_none() && layers.iter().any(|layer| layer.media_type == DATA_TYPE);
-            return Ok(Self {
-                strategy: Strategy::Assemble { root, guessed },
-                layers: layers.clone(),
-                digest,
-            });
+        if config.media_type == HELM_CONFIG {
+            return Err(LayerError::Layers("a Helm chart".to_owned()));
         }
-        let layer = tarball_layer(layers)?.clone();
-        let strategy = match (
-            layer.annotation(UNPACK_ANNOTATION),
-            layer.annotation(TITLE_ANNOTATION),
-        ) {
-            (Some("true"), Some(folder)) => Strategy::StripFolder {
-                folder: folder.trim_matches('/').to_owned(),
-            },
-            _ => Strategy::Copy,
-        };
+        let (strategy, layers) =
+            if !layers.is_empty() && layers.iter().all(conftest::is_single_file) {
+                let root = data_root.map_or_else(
+                    || conftest::common_folder(layers),
+                    |root| root.trim_matches('/').to_owned(),
+                );
+                let guessed = data_root.is_none() && layers.iter().any(conftest::is_data);
+                (Strategy::Assemble { root, guessed }, layers.clone())
+            } else if layers.len() > 1 && is_image(config) && layers.iter().all(is_changeset) {
+                (Strategy::Flatten, layers.clone())
+            } else {
+                let layer = tarball_layer(layers)?.clone();
+                (strategy_of(&layer), vec![layer])
+            };
         Ok(Self {
             strategy,
-            layers: vec![layer],
-            digest,
+            layers,
+            manifest: manifest.digest().clone(),
         })
     }
 
@@ -94,7 +99,7 @@ impl LayerPlan {
         &self.layers
     }
 
-    /// Whether one layer is the bundle, byte for byte.
+    /// Whether one layer is the bundle, byte for byte if it is a gzip tarball.
     pub fn is_copy(&self) -> bool {
         self.strategy == Strategy::Copy
     }
@@ -110,125 +115,131 @@ impl LayerPlan {
         }
     }
 
+    /// The digest from which the entity tag of the bundle is made, without fetching a layer; for
+    /// one that is compressed in another way than its media type says, it is another one.
+    pub fn expected_digest(&self) -> Option<Digest> {
+        let is_zstd = |layer: &Descriptor| layer.media_type.ends_with("+zstd");
+        let transform = match (&self.strategy, self.layers.as_slice()) {
+            (Strategy::Copy, [layer]) if !is_zstd(layer) => return Some(layer.digest.clone()),
+            (Strategy::Copy, _) => gzip(),
+            _ => self.transform(),
+        };
+        Some(self.provenance(transform).digest())
+    }
+
     /// Assembles the bundle from [`Self::layers`], in their order. The same layers give the same
-    /// bytes. Blocks.
+    /// content; the same compressor gives the same bytes. Blocks. Whatever is made is kept in
+    /// `space`.
     ///
     /// # Errors
-    /// When the layers do not form a tarball.
-    pub fn assemble(&self, blobs: &[Blob], limits: &Limits) -> Result<Blob, LayerError> {
-        match (&self.strategy, blobs) {
-            (Strategy::Assemble { root, .. }, blobs) => self.assemble_files(root, blobs),
-            (Strategy::Copy, [layer]) => gzipped(layer),
-            (Strategy::StripFolder { folder }, [layer]) => strip(&gzipped(layer)?, folder, limits),
-            (_, blobs) => Err(LayerError::Layers(format!(
-                "{} layers instead of one",
-                blobs.len()
-            ))),
-        }
+    /// When the layers do not form a tarball, or are not those of the plan.
+    pub fn assemble(
+        &self,
+        blobs: &[Blob],
+        limits: &Limits,
+        space: Arc<dyn BlobSpace>,
+    ) -> Result<Assembled, LayerError> {
+        self.assemble_to(blobs, limits, &Output::to(space))
     }
 
-    fn assemble_files(&self, root: &str, blobs: &[Blob]) -> Result<Blob, LayerError> {
-        let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-        let mut data: BTreeMap<String, Vec<DataFile>> = BTreeMap::new();
-        for (layer, blob) in self.layers.iter().zip(blobs) {
-            let title = layer.annotation(TITLE_ANNOTATION).unwrap_or_default();
-            let refused = |reason: &str| LayerError::File {
-                title: title.to_owned(),
-                reason: reason.to_owned(),
-            };
-            let name = relative_path(title)
-                .ok_or_else(|| refused("the title is not a valid file name in a bundle"))?;
-            let content = content(blob).map_err(|error| refused(&error.to_string()))?;
-            if layer.media_type == MANIFEST_TYPE {
-                files.insert(".manifest".to_owned(), content);
-            } else if layer.media_type == DATA_TYPE {
-                let mounted = without_root(&name, root);
-                let folder = mounted
-                    .rsplit_once('/')
-                    .map_or("", |(folder, _)| folder)
-                    .to_owned();
-                data.entry(folder)
-                    .or_default()
-                    .push(DataFile { name, content });
-            } else if !name.ends_with("_test.rego") {
-                files.insert(name, content);
+    fn assemble_to(
+        &self,
+        blobs: &[Blob],
+        limits: &Limits,
+        output: &Output,
+    ) -> Result<Assembled, LayerError> {
+        self.check_layers(blobs)?;
+        let blob = match (&self.strategy, blobs) {
+            (Strategy::Copy, [layer]) => {
+                let format = LayerFormat::of(layer)?;
+                if format == LayerFormat::Gzip {
+                    return Ok(Assembled::copy(layer.clone()));
+                }
+                let made = recompress(layer, format, limits, output)?;
+                return Ok(Assembled::made(made, self.provenance(gzip())));
             }
-        }
-        for (folder, group) in data {
-            let (name, content) = merge_data_files(group, &folder)?;
-            files.insert(
-                if folder.is_empty() {
-                    name.to_owned()
-                } else {
-                    format!("{folder}/{name}")
-                },
-                content,
-            );
-        }
-        files.entry(".manifest".to_owned()).or_insert_with(|| {
-            // conftest has no revisions; the digest identifies the artifact.
-            json!({ "revision": self.digest, "roots": [""] })
-                .to_string()
-                .into_bytes()
-        });
-        let mut tarball = TarballWriter::create();
-        for (name, content) in &files {
-            tarball
-                .add(name, content.len() as u64, content.as_slice())
-                .map_err(LayerError::Temporary)?;
-        }
-        tarball.finish().map_err(LayerError::Temporary)
-    }
-}
-
-/// A data file of conftest.
-struct DataFile {
-    name: String,
-    content: Vec<u8>,
-}
-
-/// Turns the data files of one folder into the one that OPA mounts there, and returns its name and
-/// content. A single file stays as it is, byte for byte; several are merged as OPA merges them.
-fn merge_data_files(
-    mut group: Vec<DataFile>,
-    folder: &str,
-) -> Result<(&'static str, Vec<u8>), LayerError> {
-    if group.len() == 1
-        && let Some(only) = group.pop()
-    {
-        // Parsed here so that an error names the file as the artifact does.
-        document(&only)?;
-        let name = if only.name.ends_with(".json") {
-            "data.json"
-        } else {
-            "data.yaml"
+            (Strategy::StripFolder { folder }, [layer]) => strip(layer, folder, limits, output)?,
+            (Strategy::Assemble { root, .. }, blobs) => {
+                let revision = self.manifest.as_str();
+                conftest::pack(&self.layers, blobs, root, revision, limits, output)?
+            }
+            (Strategy::Flatten, blobs) => flatten(blobs, limits, output)?,
+            (_, blobs) => {
+                let count = blobs.len();
+                let message = format!("{count} layers instead of one");
+                return Err(LayerError::Layers(message));
+            }
         };
-        return Ok((name, only.content));
+        Ok(Assembled::made(blob, self.provenance(self.transform())))
     }
-    let mut merged = Document::empty();
-    for file in &group {
-        merged.merge(document(file)?).map_err(|collision| {
-            let path = [mount(&format!("{folder}/data.json")), collision.path].concat();
-            let reason = format!("another data file also sets {}", data_path(&path));
-            LayerError::File {
-                title: file.name.clone(),
-                reason,
+
+    /// Checks that the blobs are the layers that the manifest names, so that nothing else gets into
+    /// a bundle.
+    fn check_layers(&self, blobs: &[Blob]) -> Result<(), LayerError> {
+        let is_same = |(layer, blob): (&Descriptor, &Blob)| {
+            layer.digest == *blob.digest() && layer.size == blob.size()
+        };
+        if blobs.len() == self.layers.len() && self.layers.iter().zip(blobs).all(is_same) {
+            return Ok(());
+        }
+        Err(LayerError::Layers(
+            "the layers are not those of the manifest".to_owned(),
+        ))
+    }
+
+    fn provenance(&self, transform: Transform) -> Provenance {
+        let layers = self.layers.iter().map(|layer| layer.digest.clone());
+        Provenance::new(self.manifest.clone(), layers.collect(), transform)
+    }
+
+    /// The transform of a strategy that does not depend on the bytes.
+    fn transform(&self) -> Transform {
+        match &self.strategy {
+            Strategy::Copy => gzip(),
+            Strategy::StripFolder { folder } => {
+                Transform::new("strip", version::STRIP, vec![folder.clone()])
             }
-        })?;
+            Strategy::Assemble { root, .. } => {
+                // The manifest is the revision; it has the titles, too.
+                let parameters = vec![self.manifest.to_string(), root.clone()];
+                Transform::new("files", version::FILES, parameters)
+            }
+            Strategy::Flatten => Transform::new("layers", version::LAYERS, Vec::new()),
+        }
     }
-    Ok(("data.json", merged.to_bytes()))
 }
 
-fn document(file: &DataFile) -> Result<Document, LayerError> {
-    Document::of_file(&file.name, &file.content, Detail::Values).map_err(|error| {
-        let (title, reason) = with_position(&file.name, &error.to_string());
-        LayerError::File { title, reason }
-    })
+/// The transform of a tarball that OPA can't read as it is compressed.
+fn gzip() -> Transform {
+    Transform::new("gzip", version::GZIP, Vec::new())
 }
 
-fn is_single_file(layer: &Descriptor) -> bool {
-    let kind = layer.media_type.as_str();
-    REGO_TYPES.contains(&kind) || kind == DATA_TYPE || kind == MANIFEST_TYPE
+fn strategy_of(layer: &Descriptor) -> Strategy {
+    match (
+        layer.annotation(UNPACK_ANNOTATION),
+        layer.annotation(TITLE_ANNOTATION),
+    ) {
+        (Some("true"), Some(folder)) => Strategy::StripFolder {
+            folder: folder.trim_matches('/').to_owned(),
+        },
+        _ => Strategy::Copy,
+    }
+}
+
+/// Whether a config is that of a container image; artifacts have an empty one of the same type.
+fn is_image(config: &Descriptor) -> bool {
+    let is_empty = config.digest == Digest::sha256(NewManifest::CONFIG) || config.size <= 2;
+    [DOCKER_CONFIG, media_type::IMAGE_CONFIG].contains(&config.media_type.as_str()) && !is_empty
+}
+
+/// Whether a layer is part of the file system of an image.
+fn is_changeset(layer: &Descriptor) -> bool {
+    [
+        "application/vnd.oci.image.layer.",
+        "application/vnd.docker.image.rootfs.",
+    ]
+    .iter()
+    .any(|start| layer.media_type.starts_with(start))
 }
 
 /// Chooses the layer that is a tarball: by OPA's own media type, by another tarball type, or
@@ -237,8 +248,9 @@ fn tarball_layer(layers: &[Descriptor]) -> Result<&Descriptor, LayerError> {
     let is_opa_layer = |layer: &&Descriptor| layer.media_type == media_type::LAYER_TAR_GZIP;
     let is_tarball_type = |layer: &&Descriptor| {
         let kind = layer.media_type.as_str();
-        kind.ends_with("tar+gzip")
-            || kind.ends_with("tar.gzip")
+        ["tar+gzip", "tar.gzip", "tar+zstd", "tar.zstd"]
+            .iter()
+            .any(|end| kind.ends_with(end))
             || kind.starts_with("application/vnd.opa.bundle")
     };
     for choice in [
@@ -250,7 +262,7 @@ fn tarball_layer(layers: &[Descriptor]) -> Result<&Descriptor, LayerError> {
             [] => {}
             several => {
                 return Err(LayerError::Layers(format!(
-                    "{} layers are gzip tarballs instead of one",
+                    "{} layers are tarballs instead of one",
                     several.len()
                 )));
             }
@@ -265,323 +277,58 @@ fn tarball_layer(layers: &[Descriptor]) -> Result<&Descriptor, LayerError> {
     }
 }
 
-/// Returns a gzip stream as it is, and compresses a bare tar stream, which OPA does not read.
-fn gzipped(layer: &Blob) -> Result<Blob, LayerError> {
-    let start = layer.read_at(0, 512).map_err(LayerError::Temporary)?;
-    if start.starts_with(&[0x1f, 0x8b]) {
-        return Ok(layer.clone());
+/// Compresses a tar stream with gzip, and leaves the stream as it is.
+fn recompress(
+    layer: &Blob,
+    format: LayerFormat,
+    limits: &Limits,
+    output: &Output,
+) -> Result<Blob, LayerError> {
+    let allowance = Allowance::new(limits);
+    let mut stream = ErrorKeeper {
+        inner: allowance.bound(format.unpack(layer)),
+        error: None,
+    };
+    let mut encoder = output.compress();
+    let copied = io::copy(&mut stream, &mut encoder);
+    if let Some(error) = stream.error {
+        return Err(allowance.error(&error).into());
     }
-    if start.get(257..262) == Some(b"ustar") {
-        return compress(layer).map_err(LayerError::Temporary);
-    }
-    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        return Err(LayerError::Layers(
-            "the layer is compressed with zstd, which OPA does not read".to_owned(),
-        ));
-    }
-    Err(BundleError::NotGzip {
-        start: start.slice(..start.len().min(4)).to_vec(),
-    }
-    .into())
+    copied
+        .and_then(|_| encoder.finish()?.finish())
+        .map_err(LayerError::Temporary)
 }
 
-fn strip(layer: &Blob, folder: &str, limits: &Limits) -> Result<Blob, LayerError> {
+/// Packs the files of a folder anew, without its name, in the same order. Tests are left out: they
+/// are not policy, and may lie outside the roots of `.manifest`. Where OPA's own signatures are
+/// among the files, all of them are kept, since a signature covers every file.
+fn strip(layer: &Blob, folder: &str, limits: &Limits, output: &Output) -> Result<Blob, LayerError> {
     let prefix = format!("{folder}/");
-    repack(layer, limits, |name| {
-        // Tests are not policy, and may lie outside the roots of `.manifest`.
-        let name = relative_path(name).filter(|name| !name.ends_with("_test.rego"))?;
+    let name_of = |name: &str| {
+        let name = relative_path(name)?;
         Some(
             name.strip_prefix(&prefix)
                 .map_or_else(|| name.clone(), str::to_owned),
         )
-    })
-}
-
-fn content(blob: &Blob) -> io::Result<Vec<u8>> {
-    blob.read_at(0, usize::try_from(blob.size()).unwrap_or(usize::MAX))
-        .map(|bytes| bytes.to_vec())
-}
-
-/// Normalises a relative path; `None` for an invalid one, or one that leads out of the folder.
-fn relative_path(title: &str) -> Option<String> {
-    let mut parts = Vec::new();
-    for part in title.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => return None,
-            part => parts.push(part),
-        }
-    }
-    (!parts.is_empty() && !title.contains(['\0', '\\'])).then(|| parts.join("/"))
-}
-
-/// The first folder of the path that all policies share.
-fn common_folder(layers: &[Descriptor]) -> String {
-    let rego = layers
-        .iter()
-        .filter(|layer| REGO_TYPES.contains(&layer.media_type.as_str()));
-    let mut firsts = rego.filter_map(|layer| {
-        let title = relative_path(layer.annotation(TITLE_ANNOTATION)?)?;
-        Some(
-            title
-                .split_once('/')
-                .map_or(String::new(), |(first, _)| first.to_owned()),
-        )
-    });
-    let Some(first) = firsts.next() else {
-        return String::new();
     };
-    if firsts.all(|other| other == first) {
-        first
-    } else {
-        String::new()
-    }
-}
-
-fn without_root<'a>(name: &'a str, root: &str) -> &'a str {
-    name.strip_prefix(root)
-        .and_then(|rest| rest.strip_prefix('/'))
-        .filter(|_| !root.is_empty())
-        .unwrap_or(name)
+    let unpack = || Ok::<_, LayerError>(LayerFormat::of(layer)?.unpack(layer));
+    let mut names = Vec::new();
+    walk_stream(unpack()?, limits, |entry| {
+        names.extend(name_of(entry.name()));
+        Ok::<_, LayerError>(())
+    })?;
+    check_is_policy(names.iter())?;
+    let is_signed = names.iter().any(|name| name == OPA_SIGNATURES);
+    let mut tarball = output.tarball();
+    walk_stream(unpack()?, limits, |entry| {
+        let name = name_of(entry.name());
+        let Some(name) = name.filter(|name| is_signed || !name.ends_with("_test.rego")) else {
+            return Ok(());
+        };
+        entry.copy_to(|size, content| tarball.add(&name, size, content))
+    })?;
+    tarball.finish().map_err(LayerError::Temporary)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bundle::{Bundle, archive::walk};
-
-    const LIMITS: Limits = Limits {
-        bundle: 1 << 20,
-        unpacked: 1 << 20,
-        files: 100,
-        bundle_manifest: 1 << 20,
-    };
-
-    struct Artifact {
-        layers: Vec<serde_json::Value>,
-        blobs: Vec<Blob>,
-    }
-
-    impl Artifact {
-        fn new() -> Self {
-            Self {
-                layers: Vec::new(),
-                blobs: Vec::new(),
-            }
-        }
-
-        fn with(mut self, kind: &str, title: &str, content: &[u8]) -> Self {
-            let descriptor = Descriptor::of(kind, content);
-            self.blobs
-                .push(Blob::check(&descriptor, content.to_vec().into()).unwrap());
-            let mut layer = json!(descriptor);
-            layer["annotations"] = json!({ TITLE_ANNOTATION: title });
-            self.layers.push(layer);
-            self
-        }
-
-        fn manifest(&self) -> Manifest {
-            let text = json!({"schemaVersion": 2, "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": self.layers});
-            Manifest::parse(text.to_string().into(), None, 1 << 20).unwrap()
-        }
-
-        fn bundle(&self, data_root: Option<&str>) -> Result<Blob, LayerError> {
-            LayerPlan::of(&self.manifest(), data_root)?.assemble(&self.blobs, &LIMITS)
-        }
-    }
-
-    fn tarball(files: &[(&str, &str)]) -> Vec<u8> {
-        let mut tarball = TarballWriter::create();
-        files.iter().for_each(|(name, content)| {
-            tarball
-                .add(name, content.len() as u64, content.as_bytes())
-                .unwrap()
-        });
-        content(&tarball.finish().unwrap()).unwrap()
-    }
-
-    fn files(blob: &Blob) -> Vec<(String, String)> {
-        let mut found = Vec::new();
-        let walked = walk(blob, &LIMITS, |entry| -> Result<(), BundleError> {
-            let content = String::from_utf8(entry.content()?).unwrap();
-            found.push((entry.name().to_owned(), content));
-            Ok(())
-        });
-        walked.unwrap();
-        found
-    }
-
-    #[test]
-    fn a_tarball_is_copied_whatever_its_media_type() {
-        let bytes = tarball(&[("p.rego", "package a\n")]);
-        for kind in [
-            media_type::LAYER_TAR_GZIP,
-            "application/vnd.oci.image.layer.v1.tar",
-            "application/vnd.cncf.openpolicyagent.layer.v1.tar+gzip",
-            "application/vnd.wasm.content.layer.v1+wasm",
-            "application/vnd.opa.bundle.layer.v1+gzip",
-        ] {
-            let bundle = Artifact::new()
-                .with(kind, "bundle.tar.gz", &bytes)
-                .bundle(None)
-                .unwrap();
-            assert_eq!(content(&bundle).unwrap(), bytes, "{kind}");
-        }
-        let among_others = Artifact::new().with("text/plain", "README", b"x").with(
-            media_type::LAYER_TAR_GZIP,
-            "b",
-            &bytes,
-        );
-        assert_eq!(
-            content(&among_others.bundle_of_needed_layers()).unwrap(),
-            bytes
-        );
-    }
-
-    impl Artifact {
-        /// The bundle, assembled from [`LayerPlan::layers`] only.
-        fn bundle_of_needed_layers(&self) -> Blob {
-            let plan = LayerPlan::of(&self.manifest(), None).unwrap();
-            let wanted = |blob: &&Blob| {
-                plan.layers()
-                    .iter()
-                    .any(|layer| layer.digest == *blob.digest())
-            };
-            let blobs: Vec<_> = self.blobs.iter().filter(wanted).cloned().collect();
-            plan.assemble(&blobs, &LIMITS).unwrap()
-        }
-    }
-
-    #[test]
-    fn a_bare_tar_stream_is_compressed_the_same_way_every_time() {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_ustar();
-        header.set_size(10);
-        header.set_mode(0o644);
-        builder
-            .append_data(&mut header, "p.rego", &b"package a\n"[..])
-            .unwrap();
-        let bare = builder.into_inner().unwrap();
-        let artifact = Artifact::new().with("application/vnd.opa.bundle.layer.v1+tar", "b", &bare);
-        let (one, two) = (
-            artifact.bundle(None).unwrap(),
-            artifact.bundle(None).unwrap(),
-        );
-        assert_eq!(one.digest(), two.digest());
-        assert_eq!(
-            files(&one),
-            [("p.rego".to_owned(), "package a\n".to_owned())]
-        );
-    }
-
-    #[test]
-    fn a_folder_that_oras_packed_loses_its_own_name() {
-        let bytes = tarball(&[
-            ("policies/a/p.rego", "package a\n"),
-            ("policies/data.json", "{}"),
-        ]);
-        let mut artifact = Artifact::new().with(media_type::LAYER_TAR_GZIP, "policies", &bytes);
-        artifact.layers[0]["annotations"][UNPACK_ANNOTATION] = "true".into();
-        let names: Vec<_> = files(&artifact.bundle(None).unwrap())
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        assert_eq!(names, ["a/p.rego", "data.json"]);
-    }
-
-    fn conftest() -> Artifact {
-        Artifact::new()
-            .with(REGO_TYPES[0], "policy/deny.rego", b"package main\n")
-            .with(REGO_TYPES[0], "policy/deny_test.rego", b"package main\n")
-            .with(
-                DATA_TYPE,
-                "policy/exclusions/services.yaml",
-                b"services: [a]\n",
-            )
-            .with(
-                DATA_TYPE,
-                "policy/exclusions/users.json",
-                b"{\"users\":{\"n\":1.10}}",
-            )
-    }
-
-    #[test]
-    fn conftests_files_become_a_bundle_in_any_order() {
-        let artifact = conftest();
-        let plan = LayerPlan::of(&artifact.manifest(), None).unwrap();
-        assert_eq!(
-            (plan.is_copy(), plan.guessed_root()),
-            (false, Some("policy"))
-        );
-        let bundle = artifact.bundle(None).unwrap();
-        let found = files(&bundle);
-        assert_eq!(
-            found[1],
-            (
-                "exclusions/data.json".into(),
-                r#"{"services":["a"],"users":{"n":1.10}}"#.into()
-            )
-        );
-        assert_eq!(found[2].0, "policy/deny.rego");
-        assert!(
-            found[0].1.contains(artifact.manifest().digest().as_str()),
-            "{found:?}"
-        );
-        Bundle::open(bundle, &LIMITS).unwrap();
-        let mut shuffled = conftest();
-        shuffled.layers.reverse();
-        shuffled.blobs.reverse();
-        // The manifest differs, and with it the revision; everything else is the same.
-        assert_eq!(files(&shuffled.bundle(None).unwrap())[1..], found[1..]);
-        let rooted = files(&artifact.bundle(Some("policy/exclusions/")).unwrap());
-        assert!(
-            rooted.iter().any(|(name, _)| name == "data.json"),
-            "{rooted:?}"
-        );
-    }
-
-    #[test]
-    fn an_artifact_without_a_bundle_is_refused_in_one_line() {
-        let bytes = tarball(&[]);
-        for (artifact, expected) in [
-            (Artifact::new(), "none of 0 layers"),
-            (
-                Artifact::new()
-                    .with("text/plain", "a", b"x")
-                    .with("text/plain", "b", b"x"),
-                "none of 2 layers",
-            ),
-            (
-                Artifact::new().with("text/plain", "README", b"hello"),
-                "not a gzip tarball",
-            ),
-            (
-                Artifact::new().with("x", "z", &[0x28, 0xb5, 0x2f, 0xfd, 0]),
-                "zstd",
-            ),
-            (
-                Artifact::new()
-                    .with(media_type::LAYER_TAR_GZIP, "a", &bytes)
-                    .with(media_type::LAYER_TAR_GZIP, "b", &bytes),
-                "2 layers are gzip tarballs",
-            ),
-            (
-                Artifact::new().with(REGO_TYPES[0], "../../etc/passwd", b"package a"),
-                "not a valid file name",
-            ),
-            (
-                Artifact::new()
-                    .with(DATA_TYPE, "p/a.json", b"{\"x\":1}")
-                    .with(DATA_TYPE, "p/b.json", b"{\"x\":2}"),
-                "another data file also sets data.p.x",
-            ),
-            (
-                Artifact::new().with(DATA_TYPE, "p/a.json", b"{"),
-                "p/a.json:1:2\": unexpected end of input",
-            ),
-        ] {
-            let error = artifact.bundle(None).unwrap_err().to_string();
-            assert!(error.contains(expected) && !error.contains('\n'), "{error}");
-        }
-    }
-}
+mod tests;

@@ -5,15 +5,19 @@
 
 mod archive;
 mod artifact;
+mod assembled;
 mod check;
+mod conftest;
 mod contents;
 mod diagnostic;
 mod document;
 mod error;
+mod flatten;
 mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod json;
+mod layer;
 mod layer_plan;
 mod limits;
 mod load;
@@ -30,8 +34,10 @@ mod tarball;
 mod test_runner;
 mod value;
 mod yaml;
+mod zstd;
 
 pub use artifact::{Annotations, Artifact};
+pub use assembled::{Assembled, Provenance, Transform};
 pub use check::Parse;
 pub use contents::Contents;
 pub use diagnostic::Diagnostic;

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{
-    BundleError, BundleManifest, Limits, Revision,
+    BundleError, BundleManifest, Limits, Provenance, Revision,
     archive::{Entry, walk},
     load::load,
 };
@@ -16,6 +16,8 @@ pub struct Bundle {
     manifest: BundleManifest,
     /// The limits within which it was opened.
     limits: Limits,
+    /// `None` for bytes that were not made here.
+    provenance: Option<Provenance>,
 }
 
 impl Bundle {
@@ -47,7 +49,13 @@ impl Bundle {
             blob,
             manifest,
             limits: *limits,
+            provenance: None,
         })
+    }
+
+    /// The same bundle, as one that was made from layers.
+    pub(super) fn made_by(self, provenance: Option<Provenance>) -> Self {
+        Self { provenance, ..self }
     }
 
     /// Calls `visit` for every file, in the order of the tarball. Inflates the tarball again.
@@ -64,6 +72,12 @@ impl Bundle {
     /// The tarball as it is served.
     pub fn blob(&self) -> &Blob {
         &self.blob
+    }
+
+    /// The layers and the transform that it was made from; `None` for bytes that were not made
+    /// here, such as a layer.
+    pub fn provenance(&self) -> Option<&Provenance> {
+        self.provenance.as_ref()
     }
 
     /// The revision of its `.manifest`.

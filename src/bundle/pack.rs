@@ -10,7 +10,7 @@ use super::{
     folder::{Members, Origin, raw},
     tarball::TarballWriter,
 };
-use crate::oci::{Blob, Digest, Hasher, open_regular_within};
+use crate::oci::{Blob, Digest, Hasher, NewBlob, open_regular_within};
 
 /// The options of packing a folder.
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ impl Folder {
 
     fn write(&self, options: &PackOptions) -> Result<(Blob, usize), PackError> {
         let mut manifest = self.manifest_for(options);
-        let mut tarball = TarballWriter::create();
+        let mut tarball = TarballWriter::create(NewBlob::create());
         let mut list = String::new();
         for (name, origin) in &self.files {
             let digest = add(&mut tarball, name, origin, options.limits.unpacked)?;

@@ -18,6 +18,27 @@ pub(super) fn is_manifest(name: &str) -> bool {
     name.ends_with(".manifest")
 }
 
+/// Whether a file makes a difference to OPA, or is refused by it as part of a delta.
+pub(super) fn is_read_by_opa(name: &str) -> bool {
+    is_data(name)
+        || is_manifest(name)
+        || [".rego", ".wasm"].iter().any(|end| name.ends_with(end))
+        || matches!(base(name), "plan.json" | "patch.json")
+}
+
+/// Normalises a relative path; `None` for an invalid one, or one that leads out of the folder.
+pub(super) fn relative_path(title: &str) -> Option<String> {
+    let mut parts = Vec::new();
+    for part in title.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return None,
+            part => parts.push(part),
+        }
+    }
+    (!parts.is_empty() && !title.contains(['\0', '\\'])).then(|| parts.join("/"))
+}
+
 /// The path at which OPA mounts a data file: the segments of its folder, without leading dots and
 /// slashes (`getNormalizedPath` in `v1/bundle/bundle.go`).
 pub(super) fn mount(name: &str) -> Vec<String> {

@@ -1,10 +1,43 @@
 //! Writes tarballs reproducibly: the same content gives the same bytes.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    sync::Arc,
+};
 
 use flate2::{Compression, GzBuilder, write::GzEncoder};
 
-use crate::oci::{Blob, NewBlob};
+use crate::oci::{Blob, BlobSpace, NewBlob};
+
+/// How a bundle that is made of an artifact is written. The level is part of no entity tag.
+#[derive(Debug, Clone)]
+pub(super) struct Output {
+    pub(super) space: Arc<dyn BlobSpace>,
+    pub(super) level: Compression,
+}
+
+impl Output {
+    pub(super) fn to(space: Arc<dyn BlobSpace>) -> Self {
+        Self {
+            space,
+            level: LEVEL,
+        }
+    }
+
+    pub(super) fn tarball(&self) -> TarballWriter {
+        TarballWriter::at_level(self.blob(), self.level)
+    }
+
+    /// Compresses a tar stream, and leaves the stream itself as it is.
+    pub(super) fn compress(&self) -> GzEncoder<NewBlob> {
+        gzip_encoder(self.blob(), self.level)
+    }
+
+    /// A blob for uncompressed content.
+    pub(super) fn blob(&self) -> NewBlob {
+        NewBlob::create_in(Arc::clone(&self.space))
+    }
+}
 
 /// Writes a gzip tarball.
 pub(super) struct TarballWriter {
@@ -12,9 +45,13 @@ pub(super) struct TarballWriter {
 }
 
 impl TarballWriter {
-    pub(super) fn create() -> Self {
+    pub(super) fn create(into: NewBlob) -> Self {
+        Self::at_level(into, LEVEL)
+    }
+
+    fn at_level(into: NewBlob, level: Compression) -> Self {
         Self {
-            builder: tar::Builder::new(gzip_encoder()),
+            builder: tar::Builder::new(gzip_encoder(into, level)),
         }
     }
 
@@ -33,25 +70,20 @@ impl TarballWriter {
     }
 
     pub(super) fn finish(self) -> io::Result<Blob> {
-        Ok(self.builder.into_inner()?.finish()?.finish())
+        self.builder.into_inner()?.finish()?.finish()
     }
 }
 
-/// Compresses a bare tar stream.
-pub(super) fn compress(bare: &Blob) -> io::Result<Blob> {
-    let mut encoder = gzip_encoder();
-    io::copy(&mut bare.reader(), &mut encoder)?;
-    Ok(encoder.finish()?.finish())
-}
-
 /// A gzip encoder without time and name and with a fixed level, so that its output depends on the
-/// content only.
-fn gzip_encoder() -> GzEncoder<NewBlob> {
+/// content and on the compressor only.
+fn gzip_encoder(into: NewBlob, level: Compression) -> GzEncoder<NewBlob> {
     GzBuilder::new()
         .mtime(0)
         .operating_system(255)
-        .write(NewBlob::create(), Compression::new(6))
+        .write(into, level)
 }
+
+const LEVEL: Compression = Compression::new(6);
 
 /// Fails if a file is longer or shorter than its header states, which would corrupt the archive.
 struct ExactReader<R> {
@@ -93,10 +125,10 @@ mod tests {
     #[test]
     fn a_file_of_another_size_than_stated_is_refused() {
         for size in [0, 4, 6, 10_000] {
-            let mut tarball = TarballWriter::create();
+            let mut tarball = TarballWriter::create(NewBlob::create());
             assert!(tarball.add("x", size, &b"hello"[..]).is_err(), "{size}");
         }
-        let mut tarball = TarballWriter::create();
+        let mut tarball = TarballWriter::create(NewBlob::create());
         tarball.add("x", 5, &b"hello"[..]).unwrap();
         tarball.add("empty", 0, io::empty()).unwrap();
         assert!(tarball.finish().unwrap().size() > 0);

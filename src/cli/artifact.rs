@@ -8,10 +8,12 @@ use tokio::task::spawn_blocking;
 
 use super::{flags::RegistryFlags, store_flag::StoreFlag, table};
 use crate::{
-    bundle::{Bundle, LayerPlan, Limits},
+    bundle::{Assembled, Bundle, LayerPlan, Limits},
     images::{Images, ImagesError},
     metrics::Metrics,
-    oci::{Blob, BlobWriter, Descriptor, Manifest, PinnedReference, Reference, WriteError},
+    oci::{
+        Blob, BlobWriter, Descriptor, Manifest, NewBlob, PinnedReference, Reference, WriteError,
+    },
     registry::{ReadLimits, Registries, RegistryMetrics, Source},
 };
 
@@ -127,7 +129,11 @@ impl ResolvedArtifact {
     }
 
     /// Fetches the layers and assembles the bundle's bytes.
-    pub(super) async fn bytes(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Blob> {
+    pub(super) async fn bytes(
+        &self,
+        plan: &LayerPlan,
+        limits: Limits,
+    ) -> anyhow::Result<Assembled> {
         let size = Descriptor::total(plan.layers());
         if size > limits.bundle {
             bail!(
@@ -142,14 +148,15 @@ impl ResolvedArtifact {
             blobs.push(self.fetch(layer).await?);
         }
         let plan = plan.clone();
-        let made = spawn_blocking(move || plan.assemble(&blobs, &limits)).await?;
+        let space = NewBlob::system_space();
+        let made = spawn_blocking(move || plan.assemble(&blobs, &limits, space)).await?;
         made.with_context(|| self.reference.to_string())
     }
 
     /// Fetches the bundle and opens it as OPA would.
     pub(super) async fn bundle(&self, plan: &LayerPlan, limits: Limits) -> anyhow::Result<Bundle> {
-        let blob = self.bytes(plan, limits).await?;
-        let opened = spawn_blocking(move || Bundle::open(blob, &limits)).await?;
+        let assembled = self.bytes(plan, limits).await?;
+        let opened = spawn_blocking(move || assembled.open(&limits)).await?;
         opened.with_context(|| self.reference.to_string())
     }
 

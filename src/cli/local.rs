@@ -91,5 +91,6 @@ pub(super) fn bundle(path: &Path, limits: Limits, parse: Parse) -> anyhow::Resul
     }
     let mut blob = NewBlob::create();
     io::copy(&mut file, &mut blob).with_context(|| name.to_string())?;
-    Bundle::open(blob.finish(), &limits).with_context(|| name.to_string())
+    let blob = blob.finish().with_context(|| name.to_string())?;
+    Bundle::open(blob, &limits).with_context(|| name.to_string())
 }

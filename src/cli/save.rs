@@ -57,8 +57,9 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate save ghcr.io/acme/authz:v1 -f bundle.tar.gz
   bundlegate save ghcr.io/acme/authz:v1 -f - | tar tz
 
-The bundle is written as it was pushed, byte for byte. A folder pushed with oras and the single
-files pushed with conftest are packed into a bundle first, reproducibly.";
+The bundle is written as it was pushed, byte for byte. A folder pushed with oras, the single files
+pushed with conftest and the layers of a container image are packed into a bundle first,
+reproducibly.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let to_stdout = options.file == Path::new("-");
@@ -85,8 +86,8 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
                 "assuming that data begins in {root:?}; set it with --data-root"
             ));
         }
-        let blob = found.bytes(&plan, limits).await?;
-        anyhow::Ok((found, blob))
+        let assembled = found.bytes(&plan, limits).await?;
+        anyhow::Ok((found, assembled.blob().clone()))
     })
     .await??;
     let (file, blob) = (options.file.clone(), bundle.clone());

@@ -16,11 +16,11 @@ use super::{
     values,
 };
 use crate::{
-    oci::Reference,
+    oci::{Platform, Reference},
     opa_check::Options,
     publish::{OnMissing, OnWithdraw},
     verify::TrustPolicy,
-    watch::Expect,
+    watch::{ArtifactOptions, Expect},
 };
 
 /// One entry of `bundles`.
@@ -32,6 +32,8 @@ pub struct BundleConfig {
     pub reference: Reference,
     /// Whether the registry is not checked: what is served stays.
     pub suspend: bool,
+    /// How the artifact is read.
+    pub artifact: ArtifactOptions,
     /// The trust policy.
     pub trust: TrustPolicy,
     /// The poll interval of the registry.
@@ -103,8 +105,13 @@ pub(super) fn bundle(
         .map(|time| time.at_least(poll.saturating_mul(2), "24h"))
         .transpose();
     let trust = trust.map_err(|problem| problem.at("trust"))?;
+    let artifact = ArtifactOptions {
+        platform: raw.platform.as_deref().map(platform).transpose()?,
+        data_root: raw.data_root.map(data_root).transpose()?,
+    };
     Ok(BundleConfig {
         name,
+        artifact,
         expect: expect::read(raw.expect, &trust).map_err(|problem| problem.at("expect"))?,
         trust,
         reference,
@@ -120,6 +127,22 @@ pub(super) fn bundle(
         opa_check: opa_check::of_bundle(raw.opa_check, default, base)
             .map_err(|problem| problem.at("opa_check"))?,
     })
+}
+
+fn platform(text: &str) -> Result<Platform, Problem> {
+    text.parse()
+        .map_err(|error| Problem::new(format!("{text:?} is {error}")).at("platform"))
+}
+
+/// Checks a folder within an artifact; the empty text is its top.
+fn data_root(text: String) -> Result<String, Problem> {
+    let leads_out = text.split(['/', '\\']).any(|part| part == "..");
+    if leads_out || text.chars().any(char::is_control) {
+        let message =
+            format!("{text:?} is no folder within the artifact; write one such as policy");
+        return Err(Problem::new(message).at("data_root"));
+    }
+    Ok(text)
 }
 
 fn on_missing(word: Option<&str>) -> Result<OnMissing, Problem> {

@@ -105,6 +105,8 @@ fn pattern(
         semver: None,
         filter_tags: None,
         suspend: None,
+        platform: raw.platform,
+        data_root: raw.data_root,
         trust: Some(raw.trust),
         poll: raw.poll,
         confirm_within: raw.confirm_within,

@@ -160,6 +160,8 @@ pub(super) struct Bundle {
     pub(super) semver: Option<String>,
     pub(super) filter_tags: Option<FilterTags>,
     pub(super) suspend: Option<bool>,
+    pub(super) platform: Option<String>,
+    pub(super) data_root: Option<String>,
     pub(super) trust: Option<String>,
     pub(super) poll: Option<Period>,
     pub(super) confirm_within: Option<Period>,
@@ -182,6 +184,8 @@ pub(super) struct Pattern {
     pub(super) on_missing: Option<String>,
     pub(super) max_stale: Option<Period>,
     pub(super) opa_check: Option<OpaCheck>,
+    pub(super) platform: Option<String>,
+    pub(super) data_root: Option<String>,
     pub(super) idle: Option<Period>,
     pub(super) max: Option<usize>,
 }

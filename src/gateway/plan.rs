@@ -131,6 +131,7 @@ fn same_pattern(one: &PatternConfig, other: &PatternConfig) -> bool {
 /// Whether one watcher can serve both configurations, apart from the policy.
 pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
     one.reference == other.reference
+        && one.artifact == other.artifact
         && one.poll == other.poll
         && one.confirm_within == other.confirm_within
         && one.on_missing == other.on_missing
@@ -228,6 +229,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a flat table")]
     fn each_edit_has_its_change() {
         let bundle = |reference: &str| json!({ "reference": reference, "trust": "dev" });
         let minimum = json!({ "order": "version", "minimum": "1.0.0" });
@@ -250,6 +252,11 @@ mod tests {
                 &[replaced],
             ),
             (&[("/bundles/deny/max_stale", json!("1h"))], &[replaced]),
+            (
+                &[("/bundles/deny/platform", json!("linux/amd64"))],
+                &[replaced],
+            ),
+            (&[("/bundles/deny/data_root", json!("policy"))], &[replaced]),
             (&[("/bundles/deny/expect", minimum)], &[replaced]),
             (
                 &[("/bundles/deny/opa_check", json!({ "opa": "opa" }))],

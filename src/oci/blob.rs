@@ -1,7 +1,7 @@
 //! Bytes that match a descriptor, in memory or in an unlinked file.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::fs::FileExt,
     sync::Arc,
@@ -51,9 +51,40 @@ pub struct BlobWriter {
 /// file, so that it takes no memory and a crash leaves nothing behind.
 #[derive(Debug)]
 pub struct NewBlob {
+    space: Arc<dyn BlobSpace>,
     sink: Sink,
     hasher: Hasher,
     written: u64,
+}
+
+/// Where the bytes of new blobs are kept: the memory that counts for them, and the folder of
+/// unlinked files beyond it.
+pub trait BlobSpace: fmt::Debug + Send + Sync {
+    /// Turns a buffer into shared bytes, and may tie an accounting guard to them.
+    ///
+    /// # Errors
+    /// Returns the buffer if the memory is used up.
+    fn hold(&self, bytes: Vec<u8>) -> Result<Bytes, Vec<u8>>;
+
+    /// A new unlinked file, open for reading and writing.
+    ///
+    /// # Errors
+    /// When the folder does not take it.
+    fn file(&self) -> io::Result<fs::File>;
+}
+
+/// Memory without a limit, and the system's folder for temporary files.
+#[derive(Debug)]
+struct SystemSpace;
+
+impl BlobSpace for SystemSpace {
+    fn hold(&self, bytes: Vec<u8>) -> Result<Bytes, Vec<u8>> {
+        Ok(bytes.into())
+    }
+
+    fn file(&self) -> io::Result<fs::File> {
+        tempfile::tempfile()
+    }
 }
 
 #[derive(Debug)]
@@ -105,6 +136,16 @@ impl Blob {
                 1 << 16,
                 ReadAt { file, offset: 0 },
             )),
+        }
+    }
+
+    /// Reads `length` bytes from `offset`; fewer at the end. Blocks on the disk unless the blob is
+    /// in memory.
+    pub fn range(&self, offset: u64, length: u64) -> impl Read + '_ {
+        BlobRange {
+            blob: self,
+            offset,
+            left: length,
         }
     }
 
@@ -196,12 +237,23 @@ impl BlobWriter {
 }
 
 impl NewBlob {
-    /// Beyond this the bytes go to the system's folder for temporary files.
+    /// Beyond this the bytes go to an unlinked file.
     const MAX_IN_MEMORY_BYTES: usize = 4 << 20;
 
-    /// An empty blob.
+    /// An empty blob, whose file is in the system's folder for temporary files.
     pub fn create() -> Self {
+        Self::create_in(Self::system_space())
+    }
+
+    /// Memory without a limit, and the system's folder for temporary files.
+    pub fn system_space() -> Arc<dyn BlobSpace> {
+        Arc::new(SystemSpace)
+    }
+
+    /// An empty blob in a space of its own.
+    pub fn create_in(space: Arc<dyn BlobSpace>) -> Self {
         Self {
+            space,
             sink: Sink::Memory(Vec::new()),
             hasher: Hasher::sha256(),
             written: 0,
@@ -209,18 +261,30 @@ impl NewBlob {
     }
 
     /// The blob of all bytes written so far.
-    pub fn finish(self) -> Blob {
-        let content = match self.sink {
-            Sink::Memory(bytes) => Content::Memory(bytes.into()),
-            Sink::File(file) => Content::File {
-                file: Arc::new(file),
-                size: self.written,
-            },
+    ///
+    /// # Errors
+    /// When the memory is used up, and the disk fails.
+    pub fn finish(self) -> io::Result<Blob> {
+        let size = self.written;
+        let in_file = |file| Content::File {
+            file: Arc::new(file),
+            size,
         };
-        Blob {
+        let content = match self.sink {
+            Sink::Memory(bytes) => match self.space.hold(bytes) {
+                Ok(bytes) => Content::Memory(bytes),
+                Err(bytes) => {
+                    let mut file = self.space.file()?;
+                    file.write_all(&bytes)?;
+                    in_file(file)
+                }
+            },
+            Sink::File(file) => in_file(file),
+        };
+        Ok(Blob {
             digest: self.hasher.finish(),
             content,
-        }
+        })
     }
 }
 
@@ -229,7 +293,7 @@ impl Write for NewBlob {
         if let Sink::Memory(bytes) = &self.sink
             && bytes.len() + piece.len() > Self::MAX_IN_MEMORY_BYTES
         {
-            let mut file = tempfile::tempfile()?;
+            let mut file = self.space.file()?;
             file.write_all(bytes)?;
             self.sink = Sink::File(file);
         }
@@ -266,6 +330,26 @@ fn compare(descriptor: &Descriptor, actual: Digest, size: u64) -> Result<(), Blo
         expected: format!("{} of {} bytes", descriptor.digest, descriptor.size),
         actual: format!("{actual} of {size} bytes"),
     })
+}
+
+/// A part of a blob.
+struct BlobRange<'a> {
+    blob: &'a Blob,
+    offset: u64,
+    left: u64,
+}
+
+impl Read for BlobRange<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        let piece = self.blob.read_at(self.offset, wanted)?;
+        buffer[..piece.len()].copy_from_slice(&piece);
+        self.offset += piece.len() as u64;
+        self.left -= piece.len() as u64;
+        Ok(piece.len())
+    }
 }
 
 /// Reads by position, so that readers don't share a cursor.
@@ -318,7 +402,7 @@ mod tests {
             bytes
                 .chunks(100_000)
                 .for_each(|piece| new.write_all(piece).unwrap());
-            let blob = new.finish();
+            let blob = new.finish().unwrap();
             assert_eq!(
                 (blob.digest(), blob.size()),
                 (&Digest::sha256(&bytes), length as u64)

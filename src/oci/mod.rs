@@ -8,13 +8,15 @@ mod file;
 mod layout;
 mod layout_index;
 mod manifest;
+mod manifest_path;
+mod platform;
 mod reference;
 mod strict_json;
 mod tag_rule;
 mod version;
 mod version_range;
 
-pub use blob::{Blob, BlobMismatch, BlobWriter, NewBlob, WriteError};
+pub use blob::{Blob, BlobMismatch, BlobSpace, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use file::{
     LockMode, Tilde, check_tilde, lock_with_timeout, open_lock, open_regular, open_regular_within,
@@ -24,6 +26,8 @@ pub use layout::{Incoming, IncomingError, Layout, LayoutError};
 pub use layout_index::LayoutIndex;
 pub(crate) use manifest::media_types_agree;
 pub use manifest::{Descriptor, Document, Manifest, ManifestError, NewManifest, media_type};
+pub use manifest_path::{ManifestPath, NotListed};
+pub use platform::{IndexError, NotAPlatform, Platform, choose_manifest};
 pub(crate) use reference::is_tag;
 pub use reference::{PinnedReference, Reference, ReferenceError, Repository, Selector};
 pub use strict_json::{StrictJsonError, strict_json};

@@ -218,6 +218,7 @@ impl Publisher {
             (status.since, status.state) = (telemetry::now(), after.kind());
         }
         status.manifest = Some(manifest.clone());
+        status.image = snapshot.image_digest().cloned();
         status.etag = Some(snapshot.etag().to_owned());
         status.revision = Some(revision);
         status.size = Some(snapshot.content().bytes().size());

@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::status::VerdictStatus;
 use crate::{
-    bundle::Bundle,
-    oci::{Blob, Digest, Manifest},
+    bundle::{Bundle, Provenance},
+    oci::{Blob, Digest, Manifest, ManifestPath},
     telemetry::cut,
     verify::{Evidence, PolicyRevision, Signer, Verified},
 };
@@ -35,21 +35,21 @@ pub struct Snapshot {
 /// What a snapshot serves: a bundle, its entity tag, and the inputs that it was made from.
 ///
 /// Every constructor takes a [`Verified`] manifest and checks the bundle against it, so that only
-/// verified inputs lead to content. Today there is one: the bundle is a layer of the manifest, byte
-/// for byte, and its tag is the SHA-256 of the bytes, so that re-tagging or
-/// re-signing the same bytes wakes no client.
+/// verified inputs lead to content.
 ///
-/// Content that is made from its inputs (several layers assembled into one bundle, a bundle signed
-/// again, a delta) gets a constructor of its own, and a tag that is derived from the inputs:
+/// - The bundle is a layer of the manifest, byte for byte. Its tag is the SHA-256 of the bytes, so
+///   that re-tagging or re-signing the same bytes wakes no client.
+/// - The bundle was made from layers of the manifest by a named, versioned transform, which its
+///   [`Provenance`](crate::bundle::Provenance) proves. Its tag is derived from the inputs:
 ///
 /// ```text
-/// sha256(digests of the inputs ‖ name, version and parameters of the transform
-///        ‖ identifier, algorithm and scope of the signing key, where one signs)
+/// sha256(digests of the layers ‖ name, version and parameters of the transform)
 /// ```
 ///
 /// with the length before each part, and encoded as the tag of a layer is. The bytes would not do,
-/// because compressors and randomised signatures make other bytes of the same inputs on other
-/// replicas, and a client that moves between replicas would download the same bundle each time.
+/// because compressors make other bytes of the same inputs on other replicas, and a client that
+/// moves between replicas would download the same bundle each time. A bundle that is signed again,
+/// or a delta, adds its further inputs to the parameters.
 #[derive(Debug, Clone)]
 pub struct Content {
     bundle: Bundle,
@@ -67,8 +67,11 @@ pub struct Inputs {
 /// How a snapshot was verified.
 #[derive(Debug, Clone)]
 pub struct VerificationRecord {
-    /// The signature material, from which the snapshot can be verified again without the network.
-    pub evidence: Arc<Evidence>,
+    /// The manifests from the one that the reference names to the verified one.
+    pub path: Arc<ManifestPath>,
+    /// The signature material of the first manifests of the path, in their order, from which the
+    /// snapshot can be verified again without the network.
+    pub evidence: Vec<Arc<Evidence>>,
     /// The revision of the policy that accepted it.
     pub policy_revision: PolicyRevision,
     /// The revisions of the trust roots that the policy relies on, in order.
@@ -91,8 +94,8 @@ pub struct Headers {
     pub signer: Option<HeaderValue>,
 }
 
-/// A bundle that is not a layer of the manifest, which would be a bug, or a header that can't be
-/// written.
+/// A bundle that is neither a layer of the manifest nor made from its layers, which would be a bug,
+/// or a header that can't be written.
 #[derive(Debug, thiserror::Error)]
 #[error("bundle {bundle} can't be published for manifest {manifest}: {reason}")]
 pub struct Unpublishable {
@@ -103,16 +106,20 @@ pub struct Unpublishable {
 
 impl Snapshot {
     /// Joins a verified manifest, the record of its verification, and the bundle that is one of its
-    /// layers. Hashes the bundle, so it blocks for about a millisecond per MiB.
+    /// layers or was made from them. Hashes a bundle that is a layer, so it blocks for about a
+    /// millisecond per MiB.
     ///
     /// # Errors
-    /// When the bundle is not a layer of the manifest.
+    /// When the bundle is neither.
     pub fn new(
         manifest: Verified<Manifest>,
         record: VerificationRecord,
         bundle: Bundle,
     ) -> Result<Self, Unpublishable> {
-        let content = Content::of_layer(&manifest, bundle)?;
+        let content = match bundle.provenance().cloned() {
+            Some(provenance) => Content::made(&manifest, bundle, &provenance)?,
+            None => Content::of_layer(&manifest, bundle)?,
+        };
         Self::with_content(manifest, record, content)
     }
 
@@ -137,10 +144,12 @@ impl Snapshot {
         record: VerificationRecord,
         content: Content,
     ) -> Result<Self, Unpublishable> {
+        let failed = |reason| Unpublishable::new(&manifest, &content.bundle, reason);
+        if record.path.last().digest() != manifest.value().digest() {
+            return Err(failed("its index leads to another manifest"));
+        }
         let header = |text: &str| {
-            HeaderValue::from_str(text).map_err(|_| {
-                Unpublishable::new(&manifest, &content.bundle, "a header can't be written")
-            })
+            HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"))
         };
         let signers: Vec<_> = manifest
             .signers()
@@ -153,7 +162,7 @@ impl Snapshot {
         );
         let headers = Headers {
             etag: header(&content.etag)?,
-            manifest: header(manifest.pinned().digest().as_str())?,
+            manifest: header(record.path.digest().as_str())?,
             revision: Some(header(&revision)?),
             signer: if signers.is_empty() {
                 None
@@ -189,12 +198,18 @@ impl Snapshot {
         &self.content.bundle
     }
 
-    /// The digest of the manifest that was verified.
+    /// The digest that the reference named: of the image's manifest, or of the index that leads to
+    /// it.
     pub fn manifest_digest(&self) -> &Digest {
-        self.manifest.pinned().digest()
+        self.record.path.digest()
     }
 
-    /// The verified manifest.
+    /// The digest of the image's manifest, if the reference named an index.
+    pub fn image_digest(&self) -> Option<&Digest> {
+        self.record.path.image_digest()
+    }
+
+    /// The verified manifest, of the image.
     pub fn manifest(&self) -> &Verified<Manifest> {
         &self.manifest
     }
@@ -240,9 +255,43 @@ impl Content {
         })
     }
 
+    /// A bundle that was made from layers of a verified manifest.
+    ///
+    /// # Errors
+    /// When it was made from anything else.
+    fn made(
+        manifest: &Verified<Manifest>,
+        bundle: Bundle,
+        provenance: &Provenance,
+    ) -> Result<Self, Unpublishable> {
+        let failed = |reason| Unpublishable::new(manifest, &bundle, reason);
+        let of_manifest = manifest.value().layers();
+        let is_layer = |made_of: &Digest| of_manifest.iter().any(|one| one.digest == *made_of);
+        if provenance.manifest() != manifest.value().digest()
+            || !provenance.layers().iter().all(is_layer)
+        {
+            return Err(failed("it was made from another manifest"));
+        }
+        let etag = tag_of(&provenance.digest()).ok_or_else(|| failed("it has no tag"))?;
+        let inputs = Inputs {
+            manifest: manifest.pinned().digest().clone(),
+            layers: provenance.layers().to_vec(),
+        };
+        Ok(Self {
+            bundle,
+            etag,
+            inputs,
+        })
+    }
+
     /// The bytes that are served.
     pub fn bytes(&self) -> &Blob {
         self.bundle.blob()
+    }
+
+    /// Whether the bytes are those of a layer.
+    pub fn bundle_is_layer(&self) -> bool {
+        self.bundle.provenance().is_none()
     }
 
     /// The entity tag as it is sent, quotes included.

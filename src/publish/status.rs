@@ -23,8 +23,10 @@ pub struct Status {
     pub chosen: Option<ChosenTag>,
     /// Whether the registry is not checked (`suspend`).
     pub suspended: bool,
-    /// The digest of the manifest being served.
+    /// The digest of the manifest being served, as the reference names it.
     pub manifest: Option<Digest>,
+    /// The digest of the image's manifest, where `manifest` is an index.
+    pub image: Option<Digest>,
     /// The entity tag of the bundle being served.
     pub etag: Option<String>,
     /// The bundle's own revision, cut to the length of a label.
@@ -110,6 +112,7 @@ impl Status {
             chosen: None,
             suspended: false,
             manifest: None,
+            image: None,
             etag: None,
             revision: None,
             size: None,

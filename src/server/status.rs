@@ -25,6 +25,7 @@ pub(super) fn bundle(status: &Status) -> Map<String, Value> {
         "chosen": status.reference.rule().and_then(|rule| chosen(rule, status)),
         "suspended": status.suspended,
         "manifest": status.manifest,
+        "image": status.image,
         "etag": status.etag,
         "revision": status.revision,
         "size": status.size,

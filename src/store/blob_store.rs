@@ -25,7 +25,7 @@ use super::{
     spool::Spool,
 };
 use crate::{
-    oci::{Blob, Descriptor, Digest},
+    oci::{Blob, BlobSpace, Descriptor, Digest},
     registry::{RegistryError, Source},
 };
 
@@ -110,6 +110,11 @@ impl Store {
         }
     }
 
+    /// Where blobs that are made here are kept: in `cache.memory`, and beyond it in unlinked files.
+    pub fn space(&self) -> Arc<dyn BlobSpace> {
+        Arc::new(self.spool.clone())
+    }
+
     /// Whether bundles survive a restart.
     pub fn is_persistent(&self) -> bool {
         self.disk.is_some()
@@ -181,23 +186,41 @@ impl Store {
     /// Writes a served bundle to disk, so that a restart can serve it again. Returns `false`
     /// when it could not be written, which is logged.
     pub async fn put(&self, served: StoredBundle<'_>) -> bool {
+        let StoredBundle { path, evidence, .. } = &served;
+        let manifests: Vec<_> = path
+            .manifests()
+            .map(|(_, manifest)| (manifest.digest().clone(), manifest.raw().clone()))
+            .collect();
+        let root = manifests
+            .first()
+            .map(|(digest, raw)| (digest.clone(), raw.len() as u64));
+        let (manifest, manifest_size) = root.unwrap_or_else(|| (path.digest().clone(), 0));
         let record = Record {
             bundle: served.name.to_owned(),
             reference: served.reference.to_owned(),
             identity: served.identity.to_owned(),
-            manifest: served.manifest.digest().clone(),
-            manifest_size: served.manifest.raw().len() as u64,
-            layer: served.layer.digest().clone(),
-            layer_size: served.layer.size(),
-            evidence: Digest::sha256(&served.evidence),
+            manifest,
+            manifest_size,
+            below: manifests
+                .iter()
+                .skip(1)
+                .map(|(digest, _)| digest.clone())
+                .collect(),
+            layers: served
+                .layers
+                .iter()
+                .map(|layer| (layer.digest().clone(), layer.size()))
+                .collect(),
+            evidence: evidence.iter().map(|piece| Digest::sha256(piece)).collect(),
             checked: served.checked,
             accepted: Some(served.accepted),
         };
-        let (layer, manifest) = (served.layer.clone(), served.manifest.raw().clone());
         let (key, history) = (record.key(), served.history.clone());
-        let work = move |disk: &Disk| {
-            disk.put(record, &layer, &manifest, &served.evidence, &served.history)
-        };
+        let small: Vec<_> = manifests
+            .into_iter()
+            .chain(record.evidence.iter().cloned().zip(served.evidence))
+            .collect();
+        let work = move |disk: &Disk| disk.put(record, &served.layers, &small, &served.history);
         let written = self.write(work).await;
         if !written {
             // There may be no room for the bundle, but its history has to survive, because it
@@ -247,7 +270,7 @@ impl Store {
     }
 
     /// The bundle last stored by [`Self::put`] under this name, reference and identity.
-    /// `max_bytes` limits the manifest and the evidence, each.
+    /// `max_bytes` limits each manifest and each piece of evidence.
     pub async fn get(
         &self,
         name: &str,

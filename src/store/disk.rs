@@ -153,15 +153,25 @@ impl Disk {
     /// Writes the blobs of a served bundle and its history, and adds them to the index, which the
     /// next [`Self::write`] writes. A crash before that leaves blobs that no entry names. Returns
     /// the number of the change.
+    ///
+    /// `small` are its manifests and its evidence, with their digests.
     pub(super) fn put(
         &self,
         record: Record,
-        layer: &Blob,
-        manifest: &[u8],
-        evidence: &[u8],
+        layers: &[Blob],
+        small: &[(Digest, Bytes)],
         history: &[u8],
     ) -> Result<u64, DiskError> {
-        let size = layer.size() + (manifest.len() + evidence.len()) as u64;
+        let sizes: Vec<_> = layers
+            .iter()
+            .map(|layer| (layer.digest().clone(), layer.size()))
+            .chain(
+                small
+                    .iter()
+                    .map(|(digest, bytes)| (digest.clone(), bytes.len() as u64)),
+            )
+            .collect();
+        let size = sizes.iter().map(|(_, size)| size).sum();
         let room = self.lock().make_room(&record.key(), size, self.limit);
         let is_full = room.map_err(|NoRoom { size }| DiskError::Full {
             size,
@@ -171,40 +181,38 @@ impl Disk {
             self.write().map(drop)
         } else {
             Ok(())
-        }
-        .and_then(|()| self.write_bundle(record, layer, manifest, evidence, history));
+        };
+        let written = written.and_then(|()| {
+            let _shared = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
+            let mut unsynced = self.write_blobs(layers, small)?;
+            let history = self.write_history(&record.key(), history, &mut unsynced)?;
+            let mut index = self.lock();
+            index.put(record, history, &sizes, unsynced);
+            self.gauge.set(index.used().cast_signed());
+            Ok(index.generation())
+        });
         self.lock().unreserve(size);
         written
     }
 
-    fn write_bundle(
+    /// Writes the blobs of a bundle, and returns those that are not synced.
+    fn write_blobs(
         &self,
-        record: Record,
-        layer: &Blob,
-        manifest: &[u8],
-        evidence: &[u8],
-        history: &[u8],
-    ) -> Result<u64, DiskError> {
-        let _shared = self.blobs.read().unwrap_or_else(PoisonError::into_inner);
+        layers: &[Blob],
+        small: &[(Digest, Bytes)],
+    ) -> Result<Vec<Digest>, DiskError> {
         let mut unsynced = Vec::new();
-        if self.layout.store_blob_unsynced(layer)? {
-            unsynced.push(layer.digest().clone());
+        for layer in layers {
+            if self.layout.store_blob_unsynced(layer)? {
+                unsynced.push(layer.digest().clone());
+            }
         }
-        for (digest, bytes) in [(&record.manifest, manifest), (&record.evidence, evidence)] {
+        for (digest, bytes) in small {
             if self.layout.write_blob_unsynced(bytes)? {
                 unsynced.push(digest.clone());
             }
         }
-        let history = self.write_history(&record.key(), history, &mut unsynced)?;
-        let sizes = [
-            (record.layer.clone(), layer.size()),
-            (record.manifest.clone(), manifest.len() as u64),
-            (record.evidence.clone(), evidence.len() as u64),
-        ];
-        let mut index = self.lock();
-        index.put(record, history, &sizes, unsynced);
-        self.gauge.set(index.used().cast_signed());
-        Ok(index.generation())
+        Ok(unsynced)
     }
 
     /// Updates the time of the last confirmation and the acceptance of a record, if its manifest
@@ -237,15 +245,19 @@ impl Disk {
         let Some(record) = record else {
             return Ok(None);
         };
-        let Some(manifest) = self.read_small(&record.manifest, max_bytes)? else {
+        let names = [&record.manifest].into_iter().chain(&record.below);
+        let manifests = self.read_all_small(names, max_bytes)?;
+        let evidence = self.read_all_small(record.evidence.iter(), max_bytes)?;
+        let (Some(manifests), Some(evidence)) = (manifests, evidence) else {
             return Ok(None);
         };
-        let Some(evidence) = self.read_small(&record.evidence, max_bytes)? else {
-            return Ok(None);
-        };
-        let Some(layer) = self.load(&record.layer_descriptor(), spool)? else {
-            return Ok(None);
-        };
+        let mut layers = Vec::new();
+        for layer in record.layer_descriptors() {
+            let Some(layer) = self.load(&layer, spool)? else {
+                return Ok(None);
+            };
+            layers.push(layer);
+        }
         let Record {
             manifest: digest,
             checked,
@@ -254,8 +266,8 @@ impl Disk {
         } = record;
         Ok(Some(LoadedBundle {
             digest,
-            manifest,
-            layer,
+            manifests,
+            layers,
             evidence,
             checked,
             accepted,
@@ -348,6 +360,17 @@ impl Disk {
             history: digest,
             size: history.len() as u64,
         }))
+    }
+
+    /// All of these blobs; `None` if one of them is missing.
+    fn read_all_small<'a>(
+        &self,
+        digests: impl Iterator<Item = &'a Digest>,
+        limit: u64,
+    ) -> Result<Option<Vec<Bytes>>, DiskError> {
+        digests
+            .map(|digest| self.read_small(digest, limit))
+            .collect()
     }
 
     fn read_small(&self, digest: &Digest, limit: u64) -> Result<Option<Bytes>, DiskError> {

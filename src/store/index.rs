@@ -286,10 +286,9 @@ impl IndexState {
         for digest in record.blobs() {
             self.reference(digest);
         }
-        *self
-            .possessed
-            .entry((record.identity.clone(), record.layer.clone()))
-            .or_default() += 1;
+        for possession in possessions(&record) {
+            *self.possessed.entry(possession).or_default() += 1;
+        }
         let text = text_of(&record.to_entry());
         if let Some(before) = self.records.set(record.key(), record, text) {
             self.release(&before);
@@ -313,15 +312,13 @@ impl IndexState {
     }
 
     fn release(&mut self, record: &Record) {
-        record
-            .blobs()
-            .into_iter()
-            .for_each(|digest| self.dereference(digest));
-        let possession = (record.identity.clone(), record.layer.clone());
-        if let Some(count) = self.possessed.get_mut(&possession) {
-            *count -= 1;
-            if *count == 0 {
-                self.possessed.remove(&possession);
+        record.blobs().for_each(|digest| self.dereference(digest));
+        for possession in possessions(record) {
+            if let Some(count) = self.possessed.get_mut(&possession) {
+                *count -= 1;
+                if *count == 0 {
+                    self.possessed.remove(&possession);
+                }
             }
         }
     }
@@ -364,6 +361,12 @@ impl Batch {
         text.extend_from_slice(INDEX_TAIL);
         text
     }
+}
+
+/// The layers that a record proves to have been received, each with the identity that received it.
+fn possessions(record: &Record) -> impl Iterator<Item = (String, Digest)> {
+    let layers = record.layers.iter();
+    layers.map(|(layer, _)| (record.identity.clone(), layer.clone()))
 }
 
 const INDEX_HEAD: &[u8] =

@@ -32,8 +32,9 @@
 //! Of several entries with the same bundle and reference, the first counts. A changed reference
 //! does not find the entry of the former one.
 //!
-//! A **bundle** that is served has an entry that names its manifest (`mediaType`
-//! `application/vnd.oci.image.manifest.v1+json`, `digest`, `size`), with these annotations. An
+//! A **bundle** that is served has an entry that names the manifest to which its reference resolved
+//! (`mediaType` `application/vnd.oci.image.manifest.v1+json`, or of an index
+//! `application/vnd.oci.image.index.v1+json`; `digest`, `size`), with these annotations. An
 //! entry that lacks a required one, or in which one can't be parsed, is foreign, and a folder with
 //! a foreign entry is refused.
 //!
@@ -42,12 +43,18 @@
 //! | `dev.bundlegate.bundle` | the bundle's name | required |
 //! | `dev.bundlegate.reference` | the reference as configured | required |
 //! | `dev.bundlegate.identity` | repository and credential that delivered the blobs ([`Source::identity`](crate::registry::Source::identity)); other identities do not get them from the cache | required |
-//! | `dev.bundlegate.layer` | digest of the served layer | required |
+//! | `dev.bundlegate.layer` | digest of the layer that the bundle is, or of the first that it was made from | required |
 //! | `dev.bundlegate.layer.size` | its size in bytes, decimal | required |
+//! | `dev.bundlegate.layers` | digest and size of every layer that the bundle was made from, in order, all separated by spaces | where there are several |
+//! | `dev.bundlegate.manifests` | digests of the manifests to which an index leads, in order, that of the image last | of an index |
 //! | `dev.bundlegate.evidence` | digest of the evidence: [`Evidence`](crate::verify::Evidence) as JSON, never a verdict | required |
+//! | `dev.bundlegate.evidences` | digests of the evidence of the index and of the manifests below it, in order | where there are several |
 //! | `dev.bundlegate.checked` | when the registry last confirmed the digest, RFC 3339; set only where `max_stale` needs it | optional |
 //! | `dev.bundlegate.policy` | revision of the policy that accepted the manifest | optional; counts with `.roots` only |
 //! | `dev.bundlegate.roots` | revisions of the trust roots that accepted it, separated by spaces | optional; counts with `.policy` only |
+//!
+//! A bundle that was made from layers is not stored: it is made again from them, so that nothing but
+//! the digests in a verified manifest decides what is served.
 //!
 //! The **history** of a bundle has an entry of its own, which outlives the bundle: `mediaType`
 //! `application/vnd.bundlegate.history.v1+json`, `digest` and `size` of the history, and the two

@@ -10,7 +10,7 @@ use super::{
     memory::{Budget, Reservation},
 };
 use crate::{
-    oci::{Blob, BlobMismatch, BlobWriter, Descriptor, WriteError},
+    oci::{Blob, BlobMismatch, BlobSpace, BlobWriter, Descriptor, WriteError},
     registry::{BlobStream, RegistryError},
 };
 
@@ -112,14 +112,26 @@ impl Spool {
     }
 
     fn in_file(&self, descriptor: Descriptor) -> io::Result<Sink> {
-        let file = match &self.folder {
-            Some(folder) => tempfile::tempfile_in(folder)?,
-            None => tempfile::tempfile()?,
-        };
         Ok(Sink {
-            writer: BlobWriter::in_file(descriptor, file),
+            writer: BlobWriter::in_file(descriptor, self.file()?),
             reservation: None,
         })
+    }
+}
+
+impl BlobSpace for Spool {
+    fn hold(&self, bytes: Vec<u8>) -> Result<Bytes, Vec<u8>> {
+        match self.budget.reserve(bytes.len() as u64) {
+            Some(reservation) => Ok(reservation.hold(bytes)),
+            None => Err(bytes),
+        }
+    }
+
+    fn file(&self) -> io::Result<fs::File> {
+        match &self.folder {
+            Some(folder) => tempfile::tempfile_in(folder),
+            None => tempfile::tempfile(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::oci::{Blob, Digest, Manifest};
+use crate::oci::{Blob, Digest, ManifestPath};
 
 /// A served bundle with everything that proves it, for [`Store::put`](super::Store::put).
 #[derive(Debug)]
@@ -14,12 +14,12 @@ pub struct StoredBundle<'a> {
     pub reference: &'a str,
     /// [`Source::identity`](crate::registry::Source::identity) of the source that delivered it.
     pub identity: &'a str,
-    /// The manifest that was verified.
-    pub manifest: &'a Manifest,
-    /// The bundle.
-    pub layer: &'a Blob,
-    /// The signature material that proved the manifest.
-    pub evidence: Bytes,
+    /// The manifests from the one that the reference names to that of the image.
+    pub path: &'a ManifestPath,
+    /// The layers that the bundle was made from; at least one.
+    pub layers: Vec<Blob>,
+    /// The signature material of the first manifests of the path; at least one piece.
+    pub evidence: Vec<Bytes>,
     /// When the registry last confirmed the bundle; `None` where that time is not needed.
     pub checked: Option<Timestamp>,
     /// The policy and the trust roots that accepted the manifest.
@@ -43,14 +43,14 @@ pub struct Acceptance {
 /// its digest; nothing is verified.
 #[derive(Debug)]
 pub struct LoadedBundle {
-    /// The digest of `manifest`.
+    /// The digest that the reference named.
     pub digest: Digest,
-    /// The manifest's bytes.
-    pub manifest: Bytes,
-    /// The bundle.
-    pub layer: Blob,
+    /// The bytes of the manifests of [`StoredBundle::path`].
+    pub manifests: Vec<Bytes>,
+    /// [`StoredBundle::layers`].
+    pub layers: Vec<Blob>,
     /// [`StoredBundle::evidence`].
-    pub evidence: Bytes,
+    pub evidence: Vec<Bytes>,
     /// The time last given to [`Store::put`](super::Store::put) or
     /// [`Store::touch`](super::Store::touch), by the clock of that moment.
     pub checked: Option<Timestamp>,

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     metrics::Metrics,
-    oci::{Blob, BlobWriter, Descriptor, Digest, Manifest, media_type},
+    oci::{Blob, BlobWriter, Descriptor, Digest, Manifest, ManifestPath, media_type},
 };
 
 const BUNDLE: &[u8] = b"a bundle";
@@ -46,7 +46,8 @@ fn reopen(directory: &Path, disk: u64, memory: u64) -> Store {
 
 async fn put(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
     let (manifest, layer) = artifact(bundle);
-    let (manifest, layer, evidence) = (&manifest, &layer, Bytes::from_static(b"[]"));
+    let path = &ManifestPath::new(manifest.digest().clone(), manifest);
+    let (layers, evidence) = (vec![layer], vec![Bytes::from_static(b"[]")]);
     let (reference, identity, checked) = ("r.example/a:live", "me", Some(EARLIER));
     let (accepted, history) = (accepted("first"), Bytes::from(format!("history of {name}")));
     store
@@ -54,8 +55,8 @@ async fn put(store: &Store, name: &str, bundle: &'static [u8]) -> bool {
             name,
             reference,
             identity,
-            manifest,
-            layer,
+            path,
+            layers,
             evidence,
             checked,
             accepted,
@@ -95,7 +96,7 @@ async fn a_stored_bundle_is_loaded_by_the_next_process_for_the_same_identity_onl
     // Without memory the bytes come from an unlinked file.
     let store = reopen(folder.path(), 1 << 20, 0);
     let loaded = get(&store, "a", "me").await.unwrap();
-    assert_eq!(loaded.layer.read_at(0, 100).unwrap(), BUNDLE);
+    assert_eq!(loaded.layers[0].read_at(0, 100).unwrap(), BUNDLE);
     assert!(get(&store, "a", "another identity").await.is_none());
     assert!(get(&store, "b", "me").await.is_none());
     store
@@ -349,9 +350,9 @@ fn record(number: usize) -> Record {
         identity: "me".to_owned(),
         manifest: manifest.digest().clone(),
         manifest_size: manifest.raw().len() as u64,
-        layer: layer.digest().clone(),
-        layer_size: layer.size(),
-        evidence: Digest::sha256(b"[]"),
+        below: Vec::new(),
+        layers: vec![(layer.digest().clone(), layer.size())],
+        evidence: vec![Digest::sha256(b"[]")],
         checked: None,
         accepted: None,
     }
@@ -360,14 +361,12 @@ fn record(number: usize) -> Record {
 fn put_on(disk: &Disk, number: usize) -> u64 {
     let (manifest, layer) = artifact(BUNDLE);
     let history = format!("history of {number}");
-    disk.put(
-        record(number),
-        &layer,
-        manifest.raw(),
-        b"[]",
-        history.as_bytes(),
-    )
-    .unwrap()
+    let small = [
+        (manifest.digest().clone(), manifest.raw().clone()),
+        (Digest::sha256(b"[]"), Bytes::from_static(b"[]")),
+    ];
+    disk.put(record(number), &[layer], &small, history.as_bytes())
+        .unwrap()
 }
 
 fn entries(folder: &Path) -> usize {
@@ -663,5 +662,33 @@ async fn no_content_of_a_cache_makes_its_opening_hang_or_fail() {
             !open(folder.path(), 1 << 20, 1 << 20).is_persistent(),
             "{name}"
         );
+    }
+}
+
+#[test]
+fn an_entry_of_several_layers_and_manifests_is_read_back_and_a_contradictory_one_is_not() {
+    let [one, two, three] = [1, 2, 3].map(|byte| Digest::sha256(&[byte]));
+    let several = Record {
+        below: vec![one.clone(), two.clone()],
+        layers: vec![(two.clone(), 2), (one, 1), (two.clone(), 2)],
+        evidence: vec![three.clone(), two],
+        ..record(1)
+    };
+    let entry = several.to_entry();
+    assert_eq!(entry.media_type, media_type::OCI_INDEX);
+    assert_eq!(Record::from_entry(&entry), Some(several));
+    let plain = record(1).to_entry();
+    assert_eq!(plain.media_type, media_type::OCI_MANIFEST);
+    for (key, value) in [
+        ("dev.bundlegate.layers", format!("{three} 1")),
+        ("dev.bundlegate.layers", three.to_string()),
+        ("dev.bundlegate.layers", String::new()),
+        ("dev.bundlegate.evidences", format!("{three} {three}")),
+        ("dev.bundlegate.manifests", "x".to_owned()),
+    ] {
+        let mut entry = plain.clone();
+        let annotations = entry.annotations.as_mut().unwrap();
+        annotations.insert(key.to_owned(), value.clone());
+        assert_eq!(Record::from_entry(&entry), None, "{key} {value}");
     }
 }

@@ -21,6 +21,7 @@ mod keys;
 mod legacy;
 mod matching;
 mod outcome;
+mod path;
 mod pattern;
 mod policy;
 mod private_ca;
@@ -43,6 +44,7 @@ pub use evidence::{BeyondLimit, Evidence, EvidenceError};
 pub use fulcio_extension::FulcioExtension;
 pub use keys::{BadKey, PublicKey, Scheme};
 pub use outcome::{Signer, VerificationContext, VerificationError};
+pub use path::PathVerdict;
 pub use pattern::{BadPattern, Pattern};
 pub use policy::{
     Attestation, Authority, AuthorityKey, AuthorityKind, ClaimedRepository, Format, Identity,

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::oci::{Manifest, PinnedReference};
 
-/// A value that a trust policy accepted. [`Verified::verify`] and its variants are the only
-/// constructors, so code that takes a `Verified` can't be given anything else:
+/// A value that a trust policy accepted, or a manifest that an accepted image index lists by its
+/// digest. [`Verified::verify`] and its variants are the only constructors, so code that takes a
+/// `Verified` can't be given anything else:
 ///
 /// ```compile_fail
 /// use bundlegate::verify::Verified;
@@ -108,6 +109,28 @@ impl Verified<Manifest> {
             validity,
         });
         (verified, report)
+    }
+
+    /// A manifest that this index lists with its digest and size, which the verification of the
+    /// index covers. Only [`super::VerdictCache::verify_path`] calls it, which refuses revoked
+    /// digests.
+    ///
+    /// # Errors
+    /// `OtherDigest` when this is no index, or does not list it.
+    pub(super) fn child(self, manifest: Manifest) -> Result<Self, VerificationError> {
+        let Some(digest) = self.value.listed_digest(&manifest) else {
+            return Err(VerificationError {
+                reason: Reason::OtherDigest,
+                digest: self.pinned.digest().clone(),
+                details: format!("; it does not list {}", manifest.digest()),
+                revoked: false,
+            });
+        };
+        Ok(Self {
+            value: manifest,
+            pinned: self.pinned.repository().pin(digest),
+            ..self
+        })
     }
 
     /// Restores the result of an earlier verification of the same digest by the same policy.

@@ -133,13 +133,16 @@ pub(super) enum Older {
 pub(super) struct Quoted(Option<String>);
 
 impl<'a> Facts<'a> {
-    /// The facts before the download.
-    pub(super) fn of(manifest: &'a Verified<Manifest>, tag: Option<&'a str>) -> Self {
-        let (digest, signed_at) = (manifest.pinned().digest(), manifest.signed_at());
+    /// The facts before the download. `digest` is what the reference named.
+    pub(super) fn of(
+        digest: &'a Digest,
+        manifest: &'a Verified<Manifest>,
+        tag: Option<&'a str>,
+    ) -> Self {
         Self {
             digest,
             annotations: manifest.value().annotations(),
-            signed_at,
+            signed_at: manifest.signed_at(),
             tag,
             bundle: None,
         }
@@ -149,7 +152,7 @@ impl<'a> Facts<'a> {
     pub(super) fn of_snapshot(snapshot: &'a Snapshot, tag: Option<&'a str>) -> Self {
         Self {
             bundle: Some(snapshot.bundle().manifest()),
-            ..Self::of(snapshot.manifest(), tag)
+            ..Self::of(snapshot.manifest_digest(), snapshot.manifest(), tag)
         }
     }
 }

@@ -28,16 +28,17 @@ impl Pipeline {
         })
     }
 
-    /// Checks the expectations that the manifest can meet or fail, before the download.
+    /// Checks the expectations that the manifest can meet or fail, before the download. `digest` is
+    /// what the reference named.
     pub(super) fn expect_manifest(
         &self,
+        digest: &Digest,
         manifest: &Verified<Manifest>,
         past: &History,
     ) -> Result<(), Failure> {
-        let met = self
-            .expect
-            .check(&Facts::of(manifest, self.reference.tag()), past);
-        met.map_err(|unmet| unexpected(Step::Verify, manifest.pinned().digest(), &unmet))
+        let facts = Facts::of(digest, manifest, self.reference.tag());
+        let met = self.expect.check(&facts, past);
+        met.map_err(|unmet| unexpected(Step::Verify, digest, &unmet))
     }
 
     /// Checks that the tag of the reference, if it states a version, states that of the snapshot.

@@ -1,5 +1,6 @@
 //! Watchers: one task per bundle turns a moving reference into published snapshots.
 
+mod artifact;
 mod expect;
 mod expectations;
 mod hints;
@@ -14,6 +15,7 @@ mod schedule;
 mod tag_choice;
 mod watcher;
 
+pub use artifact::ArtifactOptions;
 pub use expect::{Expect, OnOlder, Order};
 pub use metrics::{WatchMetrics, WatcherMetrics};
 pub use opa_check::OpaCheck;

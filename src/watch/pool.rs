@@ -18,11 +18,11 @@ use tokio::{
 };
 
 use crate::{
-    oci::{Digest, Manifest, PinnedReference},
+    oci::{Digest, Manifest, ManifestPath, Repository},
     publish::{Failure, FailureClass, Step, VerdictStatus, VerificationRecord, is_expired},
     store::{Acceptance, Attempt},
     telemetry,
-    verify::{Evidence, TrustPolicy, VerdictCache, VerificationContext, Verified},
+    verify::{Evidence, PathVerdict, TrustPolicy, VerdictCache, VerificationContext, Verified},
 };
 
 /// The time limit of one verification, including the wait for a permit. A verification that hangs
@@ -63,9 +63,11 @@ pub(super) enum NotOpened {
 #[derive(Debug, Clone)]
 pub(super) struct VerificationJob {
     pub(super) policy: Arc<TrustPolicy>,
-    pub(super) pinned: PinnedReference,
-    pub(super) manifest: Manifest,
-    pub(super) evidence: Arc<Evidence>,
+    pub(super) repository: Repository,
+    /// The manifests from the one that the reference names to that of the image.
+    pub(super) path: Arc<ManifestPath>,
+    /// The signature material of the first manifests of the path.
+    pub(super) evidence: Vec<Arc<Evidence>>,
     /// The policy and the trust roots that accepted it earlier, if any.
     pub(super) accepted: Option<Acceptance>,
 }
@@ -101,7 +103,7 @@ impl VerificationPool {
         job: VerificationJob,
         attempt: impl Future<Output = Attempt>,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
-        let (digest, verdicts) = (job.pinned.digest().clone(), self.verdicts.clone());
+        let (digest, verdicts) = (job.path.digest().clone(), self.verdicts.clone());
         self.run(digest, attempt, move || job.verify(&verdicts))
             .await
     }
@@ -204,14 +206,14 @@ impl VerificationJob {
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let Self {
             policy,
-            pinned,
-            manifest,
+            repository,
+            path,
             evidence,
             accepted: before,
         } = self;
         let root_revisions = roots(&policy);
         if !telemetry::is_clock_usable() {
-            return Err(unusable_clock(pinned.digest()).into());
+            return Err(unusable_clock(path.digest()).into());
         }
         let circumstances = VerificationContext::now();
         // Roots that can't be refreshed don't take away what they have accepted themselves.
@@ -225,14 +227,17 @@ impl VerificationJob {
         } else {
             circumstances
         };
-        let (verdict, report) =
-            verdicts.verify_with_report(&policy, &pinned, manifest, &evidence, circumstances);
-        let status =
-            |valid_until| VerdictStatus::new(pinned.digest(), &policy, valid_until, &report);
-        match verdict {
+        let pieces = evidence.iter().map(|evidence| &**evidence);
+        let PathVerdict {
+            result,
+            digest,
+            report,
+        } = verdicts.verify_path(&policy, &repository, &path, pieces, circumstances);
+        let status = |valid_until| VerdictStatus::new(&digest, &policy, valid_until, &report);
+        match result {
             Ok(verified) if is_expired(verified.valid_until(), circumstances.now) => {
                 Err(Rejection {
-                    failure: expired(pinned.digest(), verified.valid_until()),
+                    failure: expired(path.digest(), verified.valid_until()),
                     verdict: Some(Box::new(status(None))),
                 })
             }
@@ -242,6 +247,7 @@ impl VerificationJob {
                     ..status(verified.valid_until())
                 };
                 let record = VerificationRecord {
+                    path,
                     evidence,
                     policy_revision: policy.revision().clone(),
                     root_revisions,
@@ -257,7 +263,9 @@ impl VerificationJob {
                         FailureClass::Evidence
                     },
                     step: Step::Verify,
-                    digest: Some(rejection.digest.clone()),
+                    // The message has the digest of the manifest that was refused, which an index
+                    // may have led to.
+                    digest: Some(path.digest().clone()),
                     etag: None,
                     reason: rejection.reason.label(),
                     message: rejection.to_string(),

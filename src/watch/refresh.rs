@@ -1,5 +1,5 @@
-//! One refresh as straight-line code: resolve → manifest → evidence → verify → fetch → open →
-//! `opa`, where configured → snapshot. Each step consumes the type that the one before it made, so
+//! One refresh as straight-line code: resolve → manifest, by way of image indexes → evidence → verify
+//! → fetch → open → `opa`, where configured → snapshot. Each step consumes the type that the one before it made, so
 //! none can be left out; verification comes before the download.
 
 use std::sync::Arc;
@@ -8,31 +8,29 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
-    Expect, OpaCheck,
+    ArtifactOptions, Expect, OpaCheck,
     history::History,
     metrics::WatcherMetrics,
-    pool::{NotOpened, Rejection, VerificationJob, VerificationPool},
+    pool::{Rejection, VerificationJob, VerificationPool},
     tag_choice::Choice,
 };
 use crate::{
-    bundle::{self, Bundle, LayerPlan},
-    oci::{Blob, Descriptor, Digest, Manifest, PinnedReference, Reference},
+    bundle,
+    oci::{Digest, Manifest, ManifestPath, Reference},
     publish::{
         Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus,
-        VerificationRecord, is_intact, tag_of,
+        VerificationRecord, tag_of,
     },
     registry::{Class, Lookup, Registries, RegistryError, Resolved, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
     verify::{
-        Collection, Evidence, Reason, ReferrersApi, Rule, TrustPolicy, UselessReferrers, Verified,
+        Collection, Evidence, Reason, ReferrersApi, Requirements, Rule, TrustPolicy,
+        UselessReferrers, Verified,
     },
 };
 
 /// The limit of manifest and evidence together when they are read back from disk.
 const MAX_STORED_BYTES: u64 = 64 << 20;
-
-/// The metric label of a failure of the disk.
-const DISK: &str = "disk";
 
 /// The sources, limits and metrics with which one bundle is refreshed.
 #[derive(Debug, Clone)]
@@ -45,6 +43,8 @@ pub struct Pipeline {
     pub source: Source,
     /// The registries, for a policy that names another repository for signatures.
     pub registries: Arc<Registries>,
+    /// How the artifact is read.
+    pub artifact: ArtifactOptions,
     /// The expectations beside signatures (`expect`).
     pub expect: Arc<Expect>,
     /// The cache of blobs.
@@ -152,26 +152,14 @@ impl Pipeline {
                 manifest.map_err(failed(Step::Manifest))?
             }
         };
-        let verified = self.collect_and_verify(policy, &pinned, manifest, past);
+        let path = Arc::new(self.find_image(&pinned, manifest).await?);
+        let verified = self.collect_and_verify(policy, path, past);
         let (verified, record) = verified.await?;
-        let layer = bundle_layer(verified.value())
-            .map_err(|reason| defect(Step::Open, digest, "no_bundle", reason))?;
-        if layer.size > self.limits.bundle {
-            let (size, limit) = (layer.size, self.limits.bundle);
-            let message = format!(
-                "bundle of {size} bytes exceeds the limit of {limit} bytes (limits.bundle)"
-            );
-            return Err(defect(Step::Fetch, digest, "too_large", message).into());
-        }
-        let blob = self
-            .store
-            .blob(&self.source, &layer)
-            .await
-            .map_err(|error| match error.registry() {
-                Some(error) => self.registry_failure(Step::Fetch, Some(digest), error),
-                None => transient(Step::Fetch, digest, "disk", error.to_string()),
-            })?;
-        let snapshot = self.open(verified, record, blob).await?;
+        let plan = self
+            .layer_plan(verified.value())
+            .map_err(|error| defect(Step::Open, digest, "no_bundle", error.to_string()))?;
+        let layers = self.fetch_layers(digest, &plan).await?;
+        let snapshot = self.open(verified, record, plan, layers).await?;
         self.expect_snapshot(&snapshot, past)?;
         // `opa` may take long; other bundles can be fetched meanwhile.
         drop(turn);
@@ -199,21 +187,26 @@ impl Pipeline {
         if let Err(set_aside) = self.check_set_aside(&stored.digest) {
             return Some(Err(set_aside.into()));
         }
-        let evidence = Arc::new(Evidence::from_bytes(&stored.evidence).ok()?);
-        let manifest = Manifest::parse(stored.manifest, None, MAX_STORED_BYTES).ok()?;
-        let pinned = self.source.repository().pin(stored.digest);
+        let evidence = stored
+            .evidence
+            .iter()
+            .map(|piece| Evidence::from_bytes(piece));
+        let evidence: Result<Vec<_>, _> = evidence.map(|piece| piece.map(Arc::new)).collect();
+        let evidence = evidence.ok()?;
+        let path = stored_path(stored.digest, stored.manifests)?;
         // A digest in the configuration overrides the disk.
         if self
             .reference
             .pinned()
-            .is_some_and(|wanted| wanted != pinned)
+            .is_some_and(|wanted| wanted.digest() != path.digest())
         {
             return None;
         }
+        let plan = self.layer_plan(path.last()).ok()?;
         let job = VerificationJob {
             policy: Arc::clone(policy),
-            pinned,
-            manifest,
+            repository: self.source.repository().clone(),
+            path: Arc::new(path),
             evidence,
             accepted: stored.accepted,
         };
@@ -229,7 +222,8 @@ impl Pipeline {
             }
             Err(_) => return None,
         };
-        let snapshot = self.open(verified, record, stored.layer).await.ok()?;
+        let opened = self.open(verified, record, plan, stored.layers).await;
+        let snapshot = opened.ok()?;
         if let Err(failure) = self.expect_snapshot(&snapshot, past) {
             let etag = Some(snapshot.etag().to_owned());
             return Some(Err(
@@ -253,9 +247,9 @@ impl Pipeline {
         let (manifest, record) = (snapshot.manifest(), snapshot.record());
         let job = VerificationJob {
             policy: Arc::clone(policy),
-            pinned: manifest.pinned().clone(),
-            manifest: manifest.value().clone(),
-            evidence: Arc::clone(&record.evidence),
+            repository: manifest.pinned().repository().clone(),
+            path: Arc::clone(&record.path),
+            evidence: record.evidence.clone(),
             accepted: Some(acceptance(record)),
         };
         let (verified, record) = self.verify(job).await?;
@@ -279,19 +273,28 @@ impl Pipeline {
         checked: Option<Timestamp>,
         history: Bytes,
     ) {
-        let Ok(evidence) = snapshot.record().evidence.to_bytes() else {
+        if !self.store.is_persistent() {
             return;
+        }
+        let evidence = snapshot.record().evidence.iter();
+        let Ok(evidence) = evidence.map(|piece| piece.to_bytes()).collect() else {
+            return;
+        };
+        let Some(layers) = self.layers_of(snapshot).await else {
+            // The history detects a rollback after a restart, and an older version must not come
+            // back.
+            return self.remove(history).await;
         };
         let accepted = acceptance(snapshot.record());
         let reference = self.reference.to_string();
-        let (manifest, layer) = (snapshot.manifest().value(), snapshot.bundle().blob());
+        let path = &snapshot.record().path;
         let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
         let stored = StoredBundle {
             name,
             reference,
             identity,
-            manifest,
-            layer,
+            path,
+            layers,
             evidence,
             checked,
             accepted,
@@ -324,54 +327,89 @@ impl Pipeline {
             .await;
     }
 
-    /// Verifies a manifest by the signature material in the registry, and checks the expectations
-    /// about it: another signature may meet them.
+    /// Verifies an image by the signature material in the registry, and checks the expectations
+    /// about it: another signature may meet them. Where an index leads to it, that of the index
+    /// counts first, and that of a manifest below it is asked for only if it does not suffice.
     async fn collect_and_verify(
         &self,
         policy: &Arc<TrustPolicy>,
-        pinned: &PinnedReference,
-        manifest: Manifest,
+        path: Arc<ManifestPath>,
         past: &History,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
-        let failed = |error| self.registry_failure(Step::Evidence, Some(pinned.digest()), &error);
-        let job = |manifest, evidence| VerificationJob {
+        let mut job = VerificationJob {
             policy: Arc::clone(policy),
-            pinned: pinned.clone(),
-            manifest,
-            evidence,
+            repository: self.source.repository().clone(),
+            path: Arc::clone(&path),
+            evidence: Vec::new(),
             accepted: None,
         };
         let Rule::Signed(requirements) = policy.rule() else {
-            return self
-                .verify_expected(job(manifest, Arc::default()), past)
-                .await;
+            job.evidence.push(Arc::default());
+            return self.verify_expected(job, past).await;
         };
-        let source = match &requirements.signatures {
-            Some(repository) => self
-                .registries
-                .source(repository)
-                .map_err(|error| failed(error.into()))?,
-            None => self.source.clone(),
+        let signatures = self.signature_source(requirements, path.digest())?;
+        let mut refused: Option<Rejection> = None;
+        for (digest, _) in path.manifests() {
+            let subject = self.source.repository().pin(digest.clone());
+            let collection = Collection {
+                source: &signatures,
+                subject: &subject,
+                limit: self.evidence_limit,
+                api: ReferrersApi::AskUnlessMissing,
+                formats: Some(&requirements.formats),
+                useless: Some(&self.useless_referrers),
+            };
+            let collected = job.evidence.len();
+            match self.verify_by(collection, &mut job, past).await {
+                // The evidence of the next manifest may suffice.
+                Err(rejection)
+                    if job.evidence.len() > collected && may_be_overruled(&rejection.failure) =>
+                {
+                    // A list that the registry withheld may have had the signature.
+                    let is_withheld = |earlier: &Rejection| !depends_on_evidence(&earlier.failure);
+                    if !refused.as_ref().is_some_and(is_withheld) {
+                        refused = Some(rejection);
+                    }
+                }
+                other => return other,
+            }
+        }
+        Err(refused.unwrap_or_else(|| no_evidence(path.digest()).into()))
+    }
+
+    /// The repository in which the signatures are.
+    fn signature_source(
+        &self,
+        requirements: &Requirements,
+        digest: &Digest,
+    ) -> Result<Source, Failure> {
+        let Some(repository) = &requirements.signatures else {
+            return Ok(self.source.clone());
         };
-        let collection = Collection {
-            source: &source,
-            subject: pinned,
-            limit: self.evidence_limit,
-            api: ReferrersApi::AskUnlessMissing,
-            formats: Some(&requirements.formats),
-            useless: Some(&self.useless_referrers),
-        };
+        self.registries
+            .source(repository)
+            .map_err(|error| self.registry_failure(Step::Evidence, Some(digest), &error.into()))
+    }
+
+    /// Collects the signature material of one more manifest of the path, adds it to the job, and
+    /// verifies.
+    async fn verify_by(
+        &self,
+        collection: Collection<'_>,
+        job: &mut VerificationJob,
+        past: &History,
+    ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
+        let root = job.path.digest().clone();
+        let failed = |error| self.registry_failure(Step::Evidence, Some(&root), &error);
         let evidence = Arc::new(collection.collect().await.map_err(failed)?);
-        let verified = self
-            .verify_expected(job(manifest.clone(), Arc::clone(&evidence)), past)
-            .await;
-        let refused = match verified {
+        job.evidence.push(Arc::clone(&evidence));
+        let refused = match self.verify_expected(job.clone(), past).await {
             Err(refused) if depends_on_evidence(&refused.failure) => refused,
             other => return other,
         };
         // Neither the lists of a mirror nor what the registry answered for other artifacts may
         // hide a signature.
-        let overlooked = source.has_mirrors()
+        let overlooked = collection.source.has_mirrors()
             || (evidence.api_assumed_missing()
                 && collection
                     .ask_referrers_api()
@@ -381,15 +419,16 @@ impl Pipeline {
         if !overlooked {
             return Err(self.explain(refused, &evidence).await);
         }
-        let everywhere = source.clone().at_every_host();
+        let everywhere = collection.source.clone().at_every_host();
         let collection = Collection {
             source: &everywhere,
             api: ReferrersApi::Ask,
             ..collection
         };
         let evidence = Arc::new(collection.collect().await.map_err(failed)?);
-        let verified = self.verify_expected(job(manifest, Arc::clone(&evidence)), past);
-        match verified.await {
+        job.evidence.pop();
+        job.evidence.push(Arc::clone(&evidence));
+        match self.verify_expected(job.clone(), past).await {
             Ok(verified) => Ok(verified),
             Err(refused) => Err(self.explain(refused, &evidence).await),
         }
@@ -401,7 +440,7 @@ impl Pipeline {
         past: &History,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let (verified, record) = self.verify(job).await?;
-        self.expect_manifest(&verified, past)?;
+        self.expect_manifest(record.path.digest(), &verified, past)?;
         Ok((verified, record))
     }
 
@@ -435,15 +474,15 @@ impl Pipeline {
         &self,
         job: VerificationJob,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
-        let layer = bundle_layer(&job.manifest);
-        let digest = job.pinned.digest().clone();
+        let plan = self.layer_plan(job.path.last());
+        let digest = job.path.digest().clone();
         let mut result = self
             .pool
             .verify(job, self.attempt_at(Step::Verify, &digest))
             .await;
-        if let (Err(refused), Ok(layer)) = (&mut result, layer) {
+        if let (Err(refused), Ok(plan)) = (&mut result, plan) {
             // Clients may run the refused version nevertheless.
-            refused.failure.etag = tag_of(&layer.digest);
+            refused.failure.etag = plan.expected_digest().and_then(|digest| tag_of(&digest));
         }
         let (outcome, reason) = match &result {
             Ok(_) => ("accepted", "none"),
@@ -453,50 +492,8 @@ impl Pipeline {
         result
     }
 
-    async fn open(
-        &self,
-        verified: Verified<Manifest>,
-        record: VerificationRecord,
-        blob: Blob,
-    ) -> Result<Arc<Snapshot>, Failure> {
-        let limits = self.limits;
-        let digest = verified.pinned().digest().clone();
-        let open = move || {
-            let bytes = blob.clone();
-            let bundle = Bundle::open(blob, &limits).map_err(|error| {
-                // Bytes that the disk has lost are not a defect of the bundle.
-                let reason = if is_intact(&bytes) {
-                    "not_a_bundle"
-                } else {
-                    DISK
-                };
-                (Step::Open, reason, error.to_string())
-            })?;
-            Snapshot::new(verified, record, bundle)
-                .map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
-        };
-        match self
-            .pool
-            .open(self.attempt_at(Step::Open, &digest), open)
-            .await
-        {
-            Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
-            Ok(Err((step, DISK, message))) => Err(transient(step, &digest, DISK, message)),
-            Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),
-            Err(error @ NotOpened::Timeout) => {
-                Err(defect(Step::Open, &digest, "timeout", error.to_string()))
-            }
-            Err(error @ NotOpened::Panic(_)) => Err(transient(
-                Step::Open,
-                &digest,
-                "internal",
-                error.to_string(),
-            )),
-        }
-    }
-
     /// Records that a step begins which may kill the process.
-    async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
+    pub(super) async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
         self.store
             .attempt(digest, &step.to_string(), &self.limits_key())
             .await
@@ -562,17 +559,21 @@ fn depends_on_evidence(failure: &Failure) -> bool {
     }
 }
 
-/// The layer that is served, byte for byte. An artifact that would have to be repacked is refused;
-/// `bundlegate pull` and `save` repack it.
-fn bundle_layer(manifest: &Manifest) -> Result<Descriptor, String> {
-    let plan = LayerPlan::of(manifest, None).map_err(|error| error.to_string())?;
-    match plan.layers() {
-        [only] => Ok(only.clone()),
-        many => Err(format!(
-            "no OPA bundle: {} layers of single files; make one of them with `bundlegate pull` and `save`",
-            many.len()
-        )),
+/// Whether the evidence of another manifest of the path can change the verdict.
+fn may_be_overruled(failure: &Failure) -> bool {
+    depends_on_evidence(failure) || failure.step == Step::Evidence
+}
+
+/// The path of a stored version; `None` if the manifests do not list each other.
+fn stored_path(digest: Digest, manifests: Vec<Bytes>) -> Option<ManifestPath> {
+    let mut parsed = manifests
+        .into_iter()
+        .map(|raw| Manifest::parse(raw, None, MAX_STORED_BYTES).ok());
+    let mut path = ManifestPath::new(digest, parsed.next()??);
+    for manifest in parsed {
+        path = path.descend(manifest?).ok()?;
     }
+    Some(path)
 }
 
 fn acceptance(record: &VerificationRecord) -> Acceptance {
@@ -580,6 +581,12 @@ fn acceptance(record: &VerificationRecord) -> Acceptance {
         policy: record.policy_revision.to_string(),
         roots: record.root_revisions.clone(),
     }
+}
+
+/// Never needed: every path has a manifest.
+fn no_evidence(digest: &Digest) -> Failure {
+    let message = "no manifest to verify".to_owned();
+    transient(Step::Verify, digest, "internal", message)
 }
 
 pub(super) fn defect(

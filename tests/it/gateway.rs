@@ -15,7 +15,7 @@ use bundlegate::{
     server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
     store,
     verify::TrustPolicy,
-    watch::{Expect, WatchOptions},
+    watch::{ArtifactOptions, Expect, WatchOptions},
     webhooks::Webhook,
 };
 use reqwest::{Method, RequestBuilder, Response};
@@ -42,6 +42,7 @@ pub(crate) struct Setup {
     /// The rule that chooses the tag, instead of `tag`.
     pub(crate) rule: Option<TagRule>,
     pub(crate) suspend: bool,
+    pub(crate) artifact: ArtifactOptions,
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: WatchOptions,
@@ -73,6 +74,7 @@ impl Default for Setup {
             tag: "live",
             rule: None,
             suspend: false,
+            artifact: ArtifactOptions::default(),
             policy: TrustPolicy::unsigned("test".into()),
             expect: Expect::default(),
             rules: WatchOptions {
@@ -163,6 +165,7 @@ impl Setup {
                 None => registry.reference(self.tag),
             },
             suspend: self.suspend,
+            artifact: self.artifact.clone(),
             trust: self.policy.clone(),
             poll: self.rules.poll,
             confirm_within: self.rules.confirm_within,

@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
 mod access;
+mod artifacts;
 mod attacks;
 mod author;
 mod cache;

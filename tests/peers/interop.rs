@@ -136,7 +136,7 @@ fn has_the_policy_clis_shape(manifest: &Value, built: &Value) {
 }
 
 /// OPA itself fetches the artifact from the registry, without us, and decides.
-async fn opa_downloads(version: OpaVersion, registry: &Registry, name: &str) {
+pub(crate) async fn opa_downloads(version: OpaVersion, registry: &Registry, name: &str) {
     let config = json!({
         "services": { "registry": { "url": format!("http://{}", registry.host), "type": "oci" } },
         "bundles": { "authz": {

@@ -13,6 +13,7 @@
 
 mod airgap;
 mod archives;
+mod artifacts;
 mod builds;
 mod cold_clients;
 mod connections;

@@ -33,10 +33,6 @@ pub(in crate::bundle) struct Member {
 }
 
 impl Member {
-    pub(in crate::bundle) fn is_file(&self) -> bool {
-        self.kind == b'0'
-    }
-
     pub(in crate::bundle) fn is_sparse(&self) -> bool {
         self.map.is_some()
     }

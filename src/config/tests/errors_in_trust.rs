@@ -598,6 +598,14 @@ fn bundle_errors_name_the_key_and_a_fix() {
             &bundle(&format!("{good}, on_missing: withdrawn")),
             "bundles.x.on_missing: \"withdrawn\" is neither `keep` nor `withdraw`; did you mean `withdraw`?",
         ),
+        (
+            &bundle(&format!("{good}, platform: amd64")),
+            "bundles.x.platform: \"amd64\" is not a platform; write one such as linux/amd64 or linux/arm/v7",
+        ),
+        (
+            &bundle(&format!("{good}, data_root: ../x")),
+            "bundles.x.data_root: \"../x\" is no folder within the artifact; write one such as policy",
+        ),
     ]);
 }
 

@@ -9,7 +9,7 @@ use super::{FailureClass::*, OnMissing::*, *};
 use crate::publish::VerificationRecord;
 use crate::{
     bundle,
-    oci::{Descriptor, Manifest, Reference, media_type},
+    oci::{Descriptor, Manifest, ManifestPath, Reference, media_type},
     verify::{Evidence, TrustPolicy, Verified},
 };
 
@@ -45,9 +45,11 @@ pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
         .pinned()
         .unwrap();
     let policy = TrustPolicy::unsigned("test".into());
+    let path = ManifestPath::new(manifest.digest().clone(), manifest.clone());
     let verified = Verified::verify(&policy, &pinned, manifest, &Evidence::default()).unwrap();
     let record = VerificationRecord {
-        evidence: Arc::default(),
+        path: Arc::new(path),
+        evidence: Vec::new(),
         policy_revision: policy.revision().clone(),
         root_revisions: Vec::new(),
         verdict: None,

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::watch::ArtifactOptions;
 use crate::{
     bundle,
     metrics::{BundleScope, Metrics},
@@ -75,6 +76,7 @@ impl World {
             source: registries.source(reference.repository()).unwrap(),
             registries: Arc::new(registries),
             reference,
+            artifact: ArtifactOptions::default(),
             expect: Arc::default(),
             store: Store::open(memory_only, StoreMetrics::new(&metrics).unwrap()),
             limits: bundle::Limits {

@@ -4,8 +4,8 @@
 #![no_main]
 
 use bundlegate::{
-    bundle::{Bundle, LayerPlan, Limits},
-    oci::{Blob, Descriptor, Manifest, NewManifest, media_type},
+    bundle::{LayerPlan, Limits},
+    oci::{Blob, Descriptor, Manifest, NewBlob, NewManifest, media_type},
 };
 use bundlegate_fuzz::{SEPARATOR, blob, fix_checksums, gzip};
 use libfuzzer_sys::fuzz_target;
@@ -22,11 +22,13 @@ const UNPACK: &str = "io.deis.oras.content.unpack";
 fuzz_target!(|bytes: &[u8]| {
     let layers: Vec<_> = split(bytes).into_iter().filter_map(layer).take(8).collect();
     let (descriptors, blobs): (Vec<Descriptor>, Vec<Blob>) = layers.into_iter().unzip();
-    let manifest = NewManifest::new(media_type::IMAGE_CONFIG, descriptors.clone())
-        .to_bytes()
-        .expect("it has bytes");
-    let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
-    for root in [None, Some("policy")] {
+    // The layers of an image, which has a config, are applied over one another.
+    for (config, root) in [("{}", None), ("{}", Some("policy")), ("{\"rootfs\":{}}", None)] {
+        let manifest = NewManifest::new(media_type::IMAGE_CONFIG, descriptors.clone())
+            .configured(config.as_bytes())
+            .to_bytes()
+            .expect("it has bytes");
+        let manifest = Manifest::parse(manifest, None, 1 << 20).expect("we made it");
         let Ok(plan) = LayerPlan::of(&manifest, root) else {
             continue;
         };
@@ -35,14 +37,14 @@ fuzz_target!(|bytes: &[u8]| {
             .iter()
             .filter_map(|layer| chosen(layer, &descriptors, &blobs))
             .collect();
-        let Ok(assembled) = plan.assemble(&needed, &LIMITS) else {
+        let assemble = || plan.assemble(&needed, &LIMITS, NewBlob::system_space());
+        let Ok(assembled) = assemble() else {
             continue;
         };
-        let again = plan
-            .assemble(&needed, &LIMITS)
-            .expect("it succeeded before");
-        assert_eq!(assembled.digest(), again.digest());
-        let _ = Bundle::open(assembled, &LIMITS);
+        let again = assemble().expect("it succeeded before");
+        assert_eq!(assembled.blob().digest(), again.blob().digest());
+        assert_eq!(assembled.provenance(), again.provenance());
+        let _ = assembled.open(&LIMITS);
     }
 });
 
@@ -79,6 +81,8 @@ fn layer(bytes: &[u8]) -> Option<(Descriptor, Blob)> {
             content.to_vec(),
         ),
         b't' => (media_type::LAYER_TAR_GZIP, gzip(&fix_checksums(content))),
+        b'l' => ("application/vnd.oci.image.layer.v1.tar", fix_checksums(content)),
+        b'z' => ("application/vnd.oci.image.layer.v1.tar+zstd", content.to_vec()),
         _ => ("application/octet-stream", content.to_vec()),
     };
     let mut descriptor = Descriptor::of(media_type, &content);
