@@ -89,6 +89,8 @@ pub enum Checked {
     Failed(Box<FailureStatus>),
     /// The registry has asked for a pause (`Retry-After`); no check begins before this time.
     Held(Instant),
+    /// The bundle is suspended, so no check begins.
+    Suspended,
 }
 
 /// How a check has ended.
@@ -190,6 +192,9 @@ impl Handle {
         let mut checks = self.checks.clone();
         self.want(asked, |wanted| &mut wanted.operator);
         loop {
+            if *self.suspended.borrow() {
+                return Checked::Suspended;
+            }
             let Checks {
                 last, held_until, ..
             } = *checks.borrow_and_update();

@@ -108,6 +108,7 @@ fn checked_response(entry: &Entry, checked: &Checked) -> Response<ResponseBody> 
         Checked::Unchanged => (StatusCode::OK, "unchanged"),
         Checked::Failed(_) => (StatusCode::OK, "failed"),
         Checked::Held(_) => (StatusCode::ACCEPTED, "held"),
+        Checked::Suspended => (StatusCode::ACCEPTED, "suspended"),
     };
     let mut document = json!({
         "bundle": entry.name(),
@@ -123,6 +124,11 @@ fn checked_response(entry: &Entry, checked: &Checked) -> Response<ResponseBody> 
         Checked::Held(until) => {
             document["message"] = "the registry has asked for a pause".into();
             document["next_check"] = time_of(*until);
+        }
+        Checked::Suspended => {
+            let name = entry.name();
+            let message = format!("the bundle is suspended; remove bundles.{name}.suspend");
+            document["message"] = message.into();
         }
     }
     response::json(code, &document)

@@ -54,6 +54,25 @@ fn refused(registry: &FaultyRegistry, status: u16, headers: Vec<(&'static str, S
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_of_a_suspended_bundle_says_so_and_checks_nothing() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let setup = Setup {
+        suspend: true,
+        ..Setup::default()
+    };
+    let gate = Gate::with(&registry, setup).await;
+    let answer = gate.refresh().await;
+    assert_eq!(answer["outcome"], "suspended", "{answer}");
+    let ran = gate.run(&[gate.name()]).await;
+    assert!(
+        ran.code == 1 && ran.stderr.contains("remove bundles.authz/main.suspend"),
+        "{ran:?}"
+    );
+    assert!(registry.asked("").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refresh_answers_with_what_the_check_has_found() {
     let (registry, gate) = serving().await;
     let one = gate.status().manifest.unwrap();
