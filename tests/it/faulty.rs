@@ -487,12 +487,7 @@ async fn answer(
     mut request: Request<Incoming>,
     client: Option<Digest>,
 ) -> Result<Response<Body>, io::Error> {
-    // HTTP/2 has the host in the URI.
-    if let Some(host) = request.uri().authority().cloned() {
-        let headers = request.headers_mut();
-        headers.insert("host", host.as_str().parse().unwrap());
-        *request.uri_mut() = request.uri().path_and_query().unwrap().clone().into();
-    }
+    put_host_into_header(&mut request);
     let (path, namespace) = requested(&request);
     let (fault, refused, content) = {
         let mut inner = inner.lock().unwrap();
@@ -572,6 +567,15 @@ async fn answer(
         }
         None => granted(&inner, request, content).await,
     })
+}
+
+/// HTTP/2 has the host in the URI.
+fn put_host_into_header(request: &mut Request<Incoming>) {
+    if let Some(host) = request.uri().authority().cloned() {
+        let headers = request.headers_mut();
+        headers.insert("host", host.as_str().parse().unwrap());
+        *request.uri_mut() = request.uri().path_and_query().unwrap().clone().into();
+    }
 }
 
 /// The answer of a registry that works.

@@ -110,8 +110,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The configuration with these options.
-    fn config(&self, registry: &FaultyRegistry) -> Config {
+    /// The configuration of the pattern and nothing else.
+    fn without_bundles(&self, registry: &FaultyRegistry) -> Config {
         let poll = humantime::format_duration(self.rules.poll).to_string();
         let patterns = self.pattern.map(|(resource, idle, max)| {
             let reference = format!("{}/acme/authz:{{tag}}", registry.address);
@@ -127,7 +127,12 @@ impl Setup {
             "bundles": {},
             "patterns": patterns.into_iter().collect::<Vec<_>>(),
         });
-        let mut config = Config::parse(&without_bundles.to_string(), Path::new("/")).unwrap();
+        Config::parse(&without_bundles.to_string(), Path::new("/")).unwrap()
+    }
+
+    /// The configuration with these options.
+    fn config(&self, registry: &FaultyRegistry) -> Config {
+        let mut config = self.without_bundles(registry);
         // The short timeouts of the tests' registry are for tests of the timeouts themselves.
         let options = RegistryOptions {
             timeouts: Timeouts::default(),
