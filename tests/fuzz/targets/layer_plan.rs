@@ -23,7 +23,11 @@ fuzz_target!(|bytes: &[u8]| {
     let layers: Vec<_> = split(bytes).into_iter().filter_map(layer).take(8).collect();
     let (descriptors, blobs): (Vec<Descriptor>, Vec<Blob>) = layers.into_iter().unzip();
     // The layers of an image, which has a config, are applied over one another.
-    for (config, root) in [("{}", None), ("{}", Some("policy")), ("{\"rootfs\":{}}", None)] {
+    for (config, root) in [
+        ("{}", None),
+        ("{}", Some("policy")),
+        ("{\"rootfs\":{}}", None),
+    ] {
         let manifest = NewManifest::new(media_type::IMAGE_CONFIG, descriptors.clone())
             .configured(config.as_bytes())
             .to_bytes()
@@ -81,8 +85,14 @@ fn layer(bytes: &[u8]) -> Option<(Descriptor, Blob)> {
             content.to_vec(),
         ),
         b't' => (media_type::LAYER_TAR_GZIP, gzip(&fix_checksums(content))),
-        b'l' => ("application/vnd.oci.image.layer.v1.tar", fix_checksums(content)),
-        b'z' => ("application/vnd.oci.image.layer.v1.tar+zstd", content.to_vec()),
+        b'l' => (
+            "application/vnd.oci.image.layer.v1.tar",
+            fix_checksums(content),
+        ),
+        b'z' => (
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            content.to_vec(),
+        ),
         _ => ("application/octet-stream", content.to_vec()),
     };
     let mut descriptor = Descriptor::of(media_type, &content);
