@@ -21,8 +21,8 @@ use crate::{
     publish::{Checked, Handle, Hint, Status},
 };
 
-/// Demands that wait for the gateway at a time; it answers each within microseconds, unless it is
-/// applying a configuration.
+/// Demands in the queue of the gateway; it answers each within microseconds, unless it is applying
+/// a configuration. Further clients wait for a place in the queue.
 const MAX_DEMANDS: usize = 1024;
 /// How often a demand is made that gets no reply.
 const MAX_ASKED: usize = 2;
@@ -110,7 +110,7 @@ impl<M> Catalog<M> {
             }
             let (reply, replied) = oneshot::channel();
             let name = name.to_owned();
-            if self.0.demands.try_send(Demand { name, reply }).is_err() {
+            if self.0.demands.send(Demand { name, reply }).await.is_err() {
                 break;
             }
             // The demand is lost if a configuration is applied just then.
@@ -120,7 +120,7 @@ impl<M> Catalog<M> {
         }
         Demanded::Refused(Refusal {
             is_withdrawn: false,
-            message: "too many bundles are being added at this moment; try again".to_owned(),
+            message: "a new configuration is being applied; try again".to_owned(),
         })
     }
 

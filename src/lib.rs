@@ -254,14 +254,14 @@
 //! | history of a bundle in the cache | 64 KiB | – |
 //! | configuration, and each file that it names | 1 MiB | – |
 //! | patterns; bundles of a pattern; failures of a pattern that are remembered, for a minute | 256; 1 000; 16 384 | –; `patterns[].max`; – |
-//! | demands that wait | 1 024 | – |
+//! | demands in the queue of the gateway; further clients wait | 1 024 | – |
 //! | token of a registry; its error message | 1 MiB; 16 KiB | – |
 //! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
 //! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |
-//! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 8 | – |
+//! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |
 //! | checks of a bundle that notifications cause: of pushes; of evidence | 1 a second; 1 a second | – |
 //! | body of a refresh; wait for its result | 4 KiB; 5 minutes | – |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |

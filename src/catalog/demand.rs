@@ -58,7 +58,12 @@ pub(super) struct Use {
 pub struct InUse<M>(Arc<Entry<M>>);
 
 impl<M> Demand<M> {
-    /// Answers all that the client waits for.
+    /// Whether the client is gone, so that no answer is needed.
+    pub fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// Answers the client.
     pub fn reply(self, demanded: Demanded<M>) {
         // The client may be gone.
         let _ = self.reply.send(demanded);

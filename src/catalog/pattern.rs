@@ -225,6 +225,14 @@ fn parts(template: &str, segments: &[Segment]) -> Result<Vec<Part>, String> {
     let mut parts = Vec::new();
     let mut rest = template;
     while let Some((literal, after)) = rest.split_once('{') {
+        // A value can have every character of a path component or tag.
+        if !parts.is_empty() && !literal.contains(['/', ':']) {
+            return Err(
+                "two captures in one component of the path, or in the tag: different names could \
+                 be one bundle; separate them by a slash"
+                    .to_owned(),
+            );
+        }
         let Some((name, after)) = after.split_once('}') else {
             return Err(format!(
                 "{template:?}: a brace is not closed; write `{{capture}}`"
@@ -351,6 +359,13 @@ mod tests {
                 "r.example/{x}/{y}:v1",
                 "no capture {y}; available: {x}",
             ),
+            (
+                "{x}/{y}",
+                "r.example/{x}-{y}:v1",
+                "separate them by a slash",
+            ),
+            ("{x}/{y}", "r.example/{x}{y}:v1", "separate them by a slash"),
+            ("{x}/{y}", "r.example/a:{x}.{y}", "separate them by a slash"),
             ("{x}", "r.example/{x:v1", "not closed"),
             ("{x}", "r.example/{x}}:v1", "not opened"),
             ("{x}", "{x}.example/a:v1", "must not choose the registry"),

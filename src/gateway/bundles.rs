@@ -211,8 +211,8 @@ impl Bundles {
             }
         }
         // A bundle that is configured now takes the place of one that was added on demand.
-        self.on_demand
-            .retain(|name| !self.bundles.contains_key(name));
+        let is_free = |name: &str| !self.bundles.contains_key(name);
+        ended.extend(self.on_demand.retain(is_free));
         // The catalog is updated before any watcher ends: a held request whose watcher ends finds
         // the new entry there.
         self.show();
@@ -439,7 +439,9 @@ impl Bundles {
                 Some(demand) = self.demands.recv() => {
                     self.on_demand.answer(demand, &mut self.factory, &mut self.watchers).await;
                 }
-                () = self.on_demand.wait_for_sweep() => self.on_demand.sweep(),
+                () = self.on_demand.wait_for_sweep() => {
+                    self.on_demand.sweep(&mut self.factory, &mut self.watchers).await;
+                }
                 else => return std::future::pending().await,
             }
         }

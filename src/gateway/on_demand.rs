@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     catalog::{Demanded, Pattern, Refusal},
-    config::PatternConfig,
-    publish::{Handle, State},
+    config::{BundleConfig, PatternConfig},
+    publish::{FailureClass, Handle, State},
     server::{Catalog, Demand, Entry, RequestMetrics},
     verify::TrustPolicy,
 };
@@ -65,6 +65,9 @@ struct Running {
 struct Added {
     watched: Watched,
     entry: Arc<Entry>,
+    /// The watcher with other options of the pattern, while clients still get the versions of the
+    /// present one.
+    successor: Option<Watched>,
 }
 
 impl OnDemand {
@@ -91,15 +94,19 @@ impl OnDemand {
         self.patterns.iter().flat_map(|running| {
             let wanted = wanted.iter().find(|wanted| running.continues_as(wanted));
             let bundles = running.bundles.values();
-            wanted.into_iter().flat_map(move |wanted| {
-                let handles = bundles.clone().map(|added| &added.watched.handle);
-                handles.map(|handle| (handle, wanted.trust()))
-            })
+            let handles = bundles.flat_map(|added| {
+                let watchers = [&added.watched].into_iter().chain(&added.successor);
+                watchers.map(|watched| &watched.handle)
+            });
+            wanted
+                .into_iter()
+                .flat_map(move |wanted| handles.clone().map(|handle| (handle, wanted.trust())))
         })
     }
 
-    /// Replaces the patterns. The bundles of a pattern stay if the pattern has the same options but
-    /// for its policy, `idle` and `max`. The caller updates the catalog.
+    /// Replaces the patterns. The bundles of a pattern with the same resource and reference stay; if
+    /// its other options have changed, each gets a watcher with them in the next sweeps
+    /// ([`Self::sweep`]). The caller has set the policies, and updates the catalog.
     pub(super) fn set_patterns(&mut self, wanted: &[PatternConfig], families: &BundleFamilies) {
         let mut before = std::mem::take(&mut self.patterns);
         for config in wanted {
@@ -120,18 +127,25 @@ impl OnDemand {
         for gone in before {
             for (name, added) in gone.bundles {
                 self.catalog.remove(&name);
-                added.watched.end();
+                added.end();
             }
             gone.metrics.remove();
         }
+        self.next_sweep = Instant::now();
     }
 
-    /// Removes the bundles whose name is not to be kept.
-    pub(super) fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
+    /// Removes the bundles whose name is not to be kept. Returns their watchers, which the caller
+    /// ends after it has updated the catalog.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(&str) -> bool) -> Vec<Watched> {
+        let mut ended = Vec::new();
         for running in &mut self.patterns {
             let gone = running.bundles.extract_if(|name, _| !is_kept(name));
-            gone.for_each(|(_, added)| added.watched.end());
+            for (_, added) in gone {
+                ended.push(added.watched);
+                ended.extend(added.successor);
+            }
         }
+        ended
     }
 
     /// Answers a client that asks for a bundle: adds the bundle, unless it is there or there is no
@@ -142,6 +156,10 @@ impl OnDemand {
         factory: &mut WatcherFactory,
         watchers: &mut JoinSet<()>,
     ) {
+        // A client that is gone starts no watcher.
+        if demand.is_abandoned() {
+            return;
+        }
         let demanded = self.add(&demand.name, factory, watchers).await;
         demand.reply(demanded);
     }
@@ -180,12 +198,7 @@ impl OnDemand {
             }
         };
         watched.run(watchers);
-        let entry = Arc::new(Entry::on_demand(
-            watched.handle.clone(),
-            config.reference,
-            Arc::clone(&running.metrics.requests),
-            running.pattern.resource().into(),
-        ));
+        let entry = running.entry(&watched);
         tracing::debug!(
             bundle = name,
             pattern = running.pattern.resource(),
@@ -195,6 +208,7 @@ impl OnDemand {
         let added = Added {
             watched,
             entry: Arc::clone(&entry),
+            successor: None,
         };
         running.bundles.insert(name.to_owned(), added);
         Demanded::Added(entry)
@@ -208,14 +222,21 @@ impl OnDemand {
         sleep_until(self.next_sweep).await;
     }
 
-    /// Removes the bundles that no client has asked for within `idle`.
-    pub(super) fn sweep(&mut self) {
-        let mut shortest = MAX_SWEEP_INTERVAL;
+    /// Removes the bundles that no client has asked for within `idle`, and replaces the watchers of
+    /// those whose pattern has other options now.
+    pub(super) async fn sweep(&mut self, factory: &mut WatcherFactory, watchers: &mut JoinSet<()>) {
+        let mut interval = MAX_SWEEP_INTERVAL;
         for running in &mut self.patterns {
             running.remove_idle(&self.catalog);
-            shortest = shortest.min(running.config.idle / 4);
+            interval = interval.min(running.config.idle / 4);
+            if running
+                .replace_outdated(&self.catalog, factory, watchers)
+                .await
+            {
+                interval = MIN_SWEEP_INTERVAL;
+            }
         }
-        self.next_sweep = Instant::now() + shortest.max(MIN_SWEEP_INTERVAL);
+        self.next_sweep = Instant::now() + interval.max(MIN_SWEEP_INTERVAL);
     }
 }
 
@@ -234,9 +255,93 @@ impl Running {
         }
     }
 
-    /// Whether the bundles of this pattern can be served as those of `wanted`, under its policy.
+    /// Whether the bundles of this pattern are those of `wanted`, under its policy.
     fn continues_as(&self, wanted: &PatternConfig) -> bool {
-        *self.pattern == wanted.pattern && plan::same_watcher(self.config.sample(), wanted.sample())
+        *self.pattern == wanted.pattern
+    }
+
+    fn entry(&self, watched: &Watched) -> Arc<Entry> {
+        Arc::new(Entry::on_demand(
+            watched.handle.clone(),
+            watched.config.reference.clone(),
+            Arc::clone(&self.metrics.requests),
+            self.pattern.resource().into(),
+        ))
+    }
+
+    /// The configuration of one of its bundles now.
+    fn config_of(&self, watched: &Watched) -> BundleConfig {
+        let BundleConfig {
+            name, reference, ..
+        } = &watched.config;
+        self.config.bundle(name, reference.clone())
+    }
+
+    fn is_current(&self, watched: &Watched) -> bool {
+        plan::same_watcher(&watched.config, &self.config_of(watched))
+    }
+
+    /// Gives each bundle a watcher with the options of the pattern. The version of the earlier one
+    /// stays served until the other one serves. Returns whether there are bundles left whose watcher
+    /// has other options. Cancel-safe.
+    async fn replace_outdated(
+        &mut self,
+        catalog: &Catalog,
+        factory: &mut WatcherFactory,
+        watchers: &mut JoinSet<()>,
+    ) -> bool {
+        let is_outdated =
+            |added: &Added| added.successor.is_some() || !self.is_current(&added.watched);
+        let mut is_left = false;
+        for (_, name) in self.names_of(is_outdated) {
+            if let Some(config) = self.successor_config(&name) {
+                // It was possible when the configuration was applied.
+                let made = factory.watched(&config, self.metrics.clone()).await;
+                if let (Ok(mut successor), Some(added)) = (made, self.bundles.get_mut(&name)) {
+                    successor.run(watchers);
+                    added.set_successor(Some(successor));
+                }
+            }
+            is_left |= !self.promote(&name, catalog);
+        }
+        is_left
+    }
+
+    /// The configuration for another watcher of a bundle, if it needs one.
+    fn successor_config(&self, name: &str) -> Option<BundleConfig> {
+        let added = self.bundles.get(name)?;
+        let latest = added.successor.as_ref().unwrap_or(&added.watched);
+        (!self.is_current(latest)).then(|| self.config_of(latest))
+    }
+
+    /// Replaces the watcher of a bundle by its successor once that serves. Returns whether the
+    /// bundle has a watcher with the present options.
+    fn promote(&mut self, name: &str, catalog: &Catalog) -> bool {
+        let Some(mut added) = self.bundles.remove(name) else {
+            return true;
+        };
+        if self.is_current(&added.watched) {
+            // The change was undone.
+            added.set_successor(None);
+        }
+        let shown = &added.watched.handle;
+        let is_ready = |successor: &mut Watched| takes_place(shown, &successor.handle);
+        if let Some(successor) = added.successor.take_if(is_ready) {
+            added.entry = self.entry(&successor);
+            catalog.insert(Arc::clone(&added.entry));
+            std::mem::replace(&mut added.watched, successor).end();
+        }
+        let is_done = self.is_current(&added.watched);
+        self.bundles.insert(name.to_owned(), added);
+        is_done
+    }
+
+    /// The bundles that satisfy `is_wanted`, each with its time since the last request.
+    fn names_of(&self, is_wanted: impl Fn(&Added) -> bool) -> Vec<(Duration, String)> {
+        let wanted = self.bundles.iter().filter(|(_, added)| is_wanted(added));
+        wanted
+            .map(|(name, added)| (added.entry.idle_for(), name.clone()))
+            .collect()
     }
 
     fn remove_idle(&mut self, catalog: &Catalog) {
@@ -256,7 +361,7 @@ impl Running {
                 "idle bundle removed"
             );
             catalog.remove(&name);
-            added.watched.end();
+            added.end();
         }
     }
 
@@ -280,13 +385,12 @@ impl Running {
         {
             return Err(is_full);
         }
-        let unserved = self
-            .bundles
-            .iter()
-            .filter(|(_, added)| added.can_make_room());
-        let mut unserved: Vec<(Duration, String)> = unserved
-            .map(|(name, added)| (added.entry.idle_for(), name.clone()))
-            .collect();
+        // First those that no client waits for; then those whose reference does not exist, so that a
+        // client that waits for such names keeps no others out.
+        let mut unserved = self.names_of(|added| added.is_idle() && !added.is_served());
+        if unserved.is_empty() {
+            unserved = self.names_of(Added::is_missing);
+        }
         unserved.sort_unstable_by(|one, other| other.cmp(one));
         // Bundles beyond a `max` that was lowered go as well.
         unserved.truncate((max / ROOM_SHARE).max(1) + self.bundles.len() - max);
@@ -294,7 +398,7 @@ impl Running {
         for (name, added) in self.bundles.extract_if(|name, _| removed.contains(name)) {
             self.failures.insert(name.clone(), added.failure());
             catalog.remove(&name);
-            added.watched.end();
+            added.end();
         }
         if self.bundles.len() < max {
             return Ok(());
@@ -320,8 +424,25 @@ impl Added {
             .is_some()
     }
 
-    fn can_make_room(&self) -> bool {
-        self.entry.requests() == Some(0) && self.watched.handle.has_concluded() && !self.is_served()
+    fn is_idle(&self) -> bool {
+        self.entry.requests() == Some(0) && self.watched.handle.has_concluded()
+    }
+
+    /// Whether nothing is served because the reference does not exist.
+    fn is_missing(&self) -> bool {
+        let failure = self.watched.handle.status().last_failure;
+        !self.is_served() && failure.is_some_and(|failure| failure.class == FailureClass::NotFound)
+    }
+
+    fn set_successor(&mut self, successor: Option<Watched>) {
+        if let Some(before) = std::mem::replace(&mut self.successor, successor) {
+            before.end();
+        }
+    }
+
+    fn end(mut self) {
+        self.set_successor(None);
+        self.watched.end();
     }
 
     /// Why the bundle serves nothing.
@@ -338,5 +459,15 @@ impl Added {
             is_withdrawn: false,
             message: failure.unwrap_or_else(|| "it could not be fetched".to_owned()),
         }
+    }
+}
+
+/// Whether a successor replaces the watcher whose versions clients get: once it serves a version, or
+/// is withdrawn, and at once where the other one serves nothing either.
+fn takes_place(shown: &Handle, successor: &Handle) -> bool {
+    let is_served = shown.subscribe().borrow().snapshot().is_some();
+    match &*successor.subscribe().borrow() {
+        State::Serving(_) => true,
+        State::Withdrawn(_) | State::Pending => !is_served,
     }
 }

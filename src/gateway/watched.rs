@@ -153,8 +153,14 @@ async fn start_opa(opas: &mut Checkers, bundle: &BundleConfig) -> anyhow::Result
         return Ok(None);
     };
     let checker = opas.start(options).await.map_err(|error| {
-        let name = &bundle.name;
-        anyhow::anyhow!("bundles.{name}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`")
+        // The template of a pattern is named as its resource.
+        let key = match bundle.name.contains('{') {
+            true => "patterns[]".to_owned(),
+            false => format!("bundles.{}", bundle.name),
+        };
+        anyhow::anyhow!(
+            "{key}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`"
+        )
     })?;
     Ok(Some(checker))
 }

@@ -12,7 +12,7 @@ use hyper::{
     header::{AUTHORIZATION, HeaderValue, USER_AGENT},
 };
 use percent_encoding::percent_decode_str;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Catalog, Entry, LongPoll,
@@ -34,6 +34,10 @@ use crate::{
     catalog::{self, Demanded, Refusal},
     webhooks::Listener,
 };
+
+/// How often a bundle is added for one request: it may be removed again before the request holds
+/// it.
+const MAX_DEMANDS: usize = 2;
 
 /// The handler of the bundle API.
 #[derive(Debug)]
@@ -118,6 +122,7 @@ impl BundleApi {
             return Route::Done(response::not_found());
         }
         let bundle_request = BundleRequest {
+            began: Instant::now(),
             if_none_match: IfNoneMatch::parse(headers),
             wait: prefer::wait(headers),
             client: ClientId {
@@ -135,8 +140,8 @@ impl BundleApi {
         }
     }
 
-    /// Serves a bundle. A bundle that was added on demand may expire between the lookup and the
-    /// first use; then it is added again.
+    /// Serves a bundle. If it is removed meanwhile and a pattern has its name, it is added again: a
+    /// bundle that was added on demand may expire between the lookup and the first use.
     async fn serve_or_demand(
         &self,
         mut entry: Arc<Entry>,
@@ -144,8 +149,7 @@ impl BundleApi {
     ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
         match self.serve(&mut entry, request).await {
             Some(response) => (response, Some(entry)),
-            None if entry.pattern().is_some() => self.serve_on_demand(entry.name(), request).await,
-            None => (response::not_found(), None),
+            None => self.serve_on_demand(entry.name(), request).await,
         }
     }
 
@@ -155,25 +159,31 @@ impl BundleApi {
         name: &str,
         request: &BundleRequest,
     ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
-        let demanded = timeout(self.long_poll.first_wait, self.catalog.demand(name)).await;
-        let refusal = match demanded {
-            Ok(Demanded::Added(mut entry)) => match self.serve(&mut entry, request).await {
-                Some(response) => return (response, Some(entry)),
-                None => return (response::not_found(), None),
-            },
-            Ok(Demanded::Unknown) => return (response::not_found(), None),
-            Ok(Demanded::Refused(refusal)) => refusal,
-            Err(_) => Refusal {
-                is_withdrawn: false,
-                message: "a new configuration is being applied; try again".to_owned(),
-            },
-        };
-        let reason = if refusal.is_withdrawn {
-            "withdrawn"
-        } else {
-            "pending"
-        };
-        (response::absent(reason, &refusal.message, name), None)
+        let hold = self.hold_of(request);
+        let deadline = request.began + hold.unwrap_or(self.long_poll.first_wait);
+        for _ in 0..MAX_DEMANDS {
+            let demanded = timeout_at(deadline, self.catalog.demand(name)).await;
+            let refusal = match demanded {
+                Ok(Demanded::Added(mut entry)) => match self.serve(&mut entry, request).await {
+                    Some(response) => return (response, Some(entry)),
+                    // Removed again, to make room or by another configuration.
+                    None => continue,
+                },
+                Ok(Demanded::Unknown) => break,
+                Ok(Demanded::Refused(refusal)) => refusal,
+                Err(_) => Refusal {
+                    is_withdrawn: false,
+                    message: "a new configuration is being applied; try again".to_owned(),
+                },
+            };
+            let reason = if refusal.is_withdrawn {
+                "withdrawn"
+            } else {
+                "pending"
+            };
+            return (response::absent(reason, &refusal.message, name), None);
+        }
+        (response::not_found(), None)
     }
 
     /// The response to a client that may not read the bundle `name`; `None` if it may.
@@ -191,7 +201,6 @@ impl BundleApi {
         entry: &mut Arc<Entry>,
         request: &BundleRequest,
     ) -> Option<Response<ResponseBody>> {
-        let _in_use = entry.begin_use();
         let reply = self.respond(entry, request).await;
         // The client's token may have been removed while its request was held.
         if let Some(denial) = self.denial(request.client.credential, entry.name()) {

@@ -41,7 +41,8 @@ pub(super) fn check(
     if !client.is_loopback() {
         return Err(NotLocal::Address);
     }
-    if headers.contains_key(FORWARDED) || headers.contains_key("x-forwarded-for") {
+    let of_proxies = [FORWARDED.as_str(), "x-forwarded-for", "x-real-ip", "via"];
+    if of_proxies.iter().any(|name| headers.contains_key(*name)) {
         return Err(NotLocal::Forwarded);
     }
     if headers.contains_key(ORIGIN) {

@@ -20,6 +20,8 @@ const FALLBACK_DELAY: Duration = Duration::from_millis(500);
 
 /// A request for a bundle: everything that is kept of it while it is held.
 pub(super) struct BundleRequest {
+    /// When the request arrived. Its deadline counts from here, also if its bundle is replaced.
+    pub(super) began: Instant,
     pub(super) if_none_match: IfNoneMatch,
     /// The client's `Prefer: wait`.
     pub(super) wait: Option<Duration>,
@@ -53,13 +55,10 @@ impl BundleApi {
     ) -> BundleReply {
         // During the drain a request is held only for a check that confirms the version.
         let draining = self.drain.is_draining();
-        let held = request
-            .wait
-            .filter(|_| !draining)
-            .map(|wait| prefer::hold_for(wait, self.long_poll.max_wait));
-        let began = Instant::now();
+        let held = self.hold_of(request).filter(|_| !draining);
+        let began = request.began;
         let deadline = began + held.unwrap_or(self.long_poll.first_wait);
-        let mut _waiting = count_waiter(entry, held);
+        let mut _waiting = (count_waiter(entry, held), entry.begin_use());
         let released = self.drain.clone().released();
         tokio::pin!(released);
         let mut view = entry.handle().view();
@@ -120,10 +119,18 @@ impl BundleApi {
                 };
                 view = current.handle().view();
                 // A bundle that was removed and added again has other series.
-                _waiting = count_waiter(&current, held);
+                _waiting = (count_waiter(&current, held), current.begin_use());
                 *entry = current;
             }
         }
+    }
+}
+
+impl BundleApi {
+    /// How long a request is held; `None` if it does not ask for that.
+    pub(super) fn hold_of(&self, request: &BundleRequest) -> Option<Duration> {
+        let wait = request.wait?;
+        Some(prefer::hold_for(wait, self.long_poll.max_wait))
     }
 }
 
@@ -259,6 +266,7 @@ mod tests {
         };
         let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
         let request = BundleRequest {
+            began: Instant::now(),
             if_none_match: IfNoneMatch::parse(&HeaderMap::new()),
             wait: Some(Duration::from_secs(60)),
             client: ClientId {

@@ -30,6 +30,8 @@ use crate::{
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// For a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// As [`BODY_TIMEOUT`], where only the body proves who sent it: until then it may be anybody.
+const UNAUTHENTICATED_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a permit to read a body.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -125,7 +127,11 @@ impl WebhookApi {
         let Ok(Some(permit)) = timeout(PERMIT_TIMEOUT, hook.body_permit()).await else {
             return Err(Refusal::limited());
         };
-        let body = body.read(MAX_BODY_BYTES, BODY_TIMEOUT).await;
+        let deadline = match decision {
+            Decision::NeedsBody => UNAUTHENTICATED_BODY_TIMEOUT,
+            _ => BODY_TIMEOUT,
+        };
+        let body = body.read(MAX_BODY_BYTES, deadline).await;
         let body = body.map_err(Refusal::unreadable)?;
         let (this, hook, headers) = (self.clone(), Arc::clone(hook), head.headers);
         let delivering = spawn_blocking(move || {

@@ -26,7 +26,9 @@ const MAX_PER_SECOND: f64 = 100.0;
 const BURST: f64 = 1000.0;
 /// Bodies of one webhook that are read and parsed at a time. The senders of others don't wait for
 /// them: without a look at the body, some senders can't be told from strangers.
-const MAX_BODIES: usize = 8;
+const MAX_BODIES: usize = 32;
+/// Between two log lines about refused notifications with one outcome.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The current webhooks. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -57,6 +59,8 @@ struct Budget {
 #[derive(Debug, Default)]
 struct Record {
     events: BTreeMap<&'static str, u64>,
+    /// When a refusal with this outcome was last logged.
+    logged: BTreeMap<&'static str, Instant>,
     last_event: Option<Timestamp>,
     last_refusal: Option<(Timestamp, &'static str, String)>,
 }
@@ -173,18 +177,20 @@ impl Hook {
         record.last_event = Some(telemetry::now());
     }
 
-    /// Records a notification that is refused. Returns whether the reason is another than before,
-    /// so that it is logged once.
+    /// Records a notification that is refused. Returns whether it is logged: a minute apart for each
+    /// outcome, because anybody can send notifications that are refused.
     pub(super) fn record_refusal(&self, outcome: EventOutcome, message: &str) -> bool {
         let message = cut(message, SENTENCE_BYTES).into_owned();
         let mut record = self.received.record();
         *record.events.entry(outcome.label()).or_default() += 1;
-        let is_new = record
-            .last_refusal
-            .as_ref()
-            .is_none_or(|(_, _, last)| *last != message);
         record.last_refusal = Some((telemetry::now(), outcome.label(), message));
-        is_new
+        let now = Instant::now();
+        let logged = record.logged.get(outcome.label());
+        let is_logged = logged.is_none_or(|logged| now - *logged >= LOG_INTERVAL);
+        if is_logged {
+            record.logged.insert(outcome.label(), now);
+        }
+        is_logged
     }
 
     fn status(&self) -> Value {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bundlegate::{publish::OnMissing, server::Clients};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use crate::{
     faulty::FaultyRegistry,
@@ -220,6 +221,37 @@ async fn a_pattern_has_at_most_max_bundles_and_failures_make_room_for_others() {
         let response = get(&gate, &format!("/teams/{name}")).await;
         assert_eq!(response.status(), StatusCode::OK, "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_names_that_do_not_exist_keeps_no_others_out() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("configured"));
+    registry.put_artifact("real", &bundle("real"));
+    let gate = gateway(&registry, ("teams/{tag}", IDLE, 2)).await;
+    let mut held = Vec::new();
+    for name in ["missing-1", "missing-2"] {
+        let request = wishing(
+            gate.request(Method::GET, &format!("/teams/{name}")),
+            "\"x\"",
+            120,
+        );
+        held.push(tokio::spawn(async move { request.send().await.unwrap() }));
+        let name = format!("teams/{name}");
+        gate.status_when(&name, "missing", |status| {
+            status["last_failure"]["class"] == "not_found"
+        })
+        .await;
+    }
+    assert_eq!(
+        get(&gate, "/teams/real").await.status(),
+        StatusCode::OK,
+        "there is room"
+    );
+    // A request for a name that made room is answered with the failure that is remembered.
+    let (first, _, others) = futures_util::future::select_all(held).await;
+    assert_eq!(error(first.unwrap()).await["reason"], "withdrawn");
+    others.iter().for_each(JoinHandle::abort);
 }
 
 #[tokio::test]

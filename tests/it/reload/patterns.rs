@@ -62,6 +62,42 @@ async fn a_key_that_is_revoked_withdraws_bundles_on_demand_and_other_options_lea
     held.abort();
 }
 
+/// The registry is dead meanwhile, so nothing but the version that is served can be served.
+#[tokio::test]
+async fn another_poll_interval_takes_no_version_away_and_is_in_force_once_the_registry_answers() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let mut config = with_pattern(&registry);
+    let key = |folder: &TempDir| {
+        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+    };
+    let gateway = TestGateway::start(key, &config).await;
+    let etag = tag(&gateway.get_of("teams/live", "", 60).await);
+    let held = gateway.asking("teams/live", &etag, 120);
+    let held = tokio::spawn(async move { held.send().await.unwrap() });
+    gateway
+        .status_when("teams/live", "a held request", |status| {
+            status["waiters"] == 1
+        })
+        .await;
+    registry.refuse("", 503, "");
+    config["patterns"][0]["poll"] = json!("200ms");
+    is_applied(&gateway, &config).await;
+    for _ in 0..3 {
+        assert_eq!(tag(&gateway.get_of("teams/live", "", 0).await), etag);
+    }
+    assert!(!held.is_finished());
+    registry.heal();
+    let (digest, _) = registry.put_artifact("live", &bundle("two"));
+    signer.sign_bundle(&registry, &digest);
+    let changed = held.await.unwrap();
+    assert_eq!(changed.bytes().await.unwrap(), bundle("two"));
+    assert_eq!(
+        gateway.bundle_status("teams/live").await["state"],
+        "serving"
+    );
+}
+
 #[tokio::test]
 async fn patterns_come_and_go_while_requests_are_held() {
     let signer = Signer::new();
