@@ -53,7 +53,8 @@
 //! it has delivered that manifest. Lists of signatures have no digest, so those of a mirror suffice
 //! to accept an artifact, and before a refusal counts the lists of every host are read; while the
 //! origin fails, its failure is the reason. Writes, and reads that a write depends on, use the
-//! origin alone. A host that does not answer is skipped for some seconds, unless no other answers.
+//! origin alone; the source of a `copy` is resolved there while it answers. A host that does not
+//! answer is skipped for some seconds, unless no other answers.
 //!
 //! # Types that rule out errors
 //!

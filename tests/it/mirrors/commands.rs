@@ -7,6 +7,7 @@ use super::evidence::{PLACES, Scene};
 use crate::{
     command::{Author, Ran},
     faulty::{Fault, FaultyRegistry},
+    gateway::bundle,
 };
 
 /// A user whose configuration has the registry, its mirror and the policy of the scene.
@@ -89,4 +90,25 @@ async fn verify_and_pull_name_the_registry_that_does_not_answer_and_not_the_sign
             assert!(!failed.stdout.contains("not verified"), "{failed:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_takes_the_tag_of_the_registry_and_that_of_a_mirror_only_while_it_does_not_answer() {
+    let scene = Scene::new().await;
+    let (registry, mirror) = (&scene.hosts.registry, scene.hosts.mirror());
+    let author = author(&scene);
+    let old = registry.held("manifests/live").unwrap().1;
+    let (new, _) = registry.put_artifact("live", &bundle("two"));
+    let source = registry.reference("live");
+    let copy = |to: &str| run(&author, &format!("copy {source} oci-layout:{to}:live"));
+    let copied = copy("first");
+    assert_eq!(copied.code, 0, "{copied:?}");
+    assert!(copied.stdout.contains(&new.to_string()), "{copied:?}");
+    registry.fail("", usize::MAX, Fault::Status(503, vec![]));
+    let outdated = copy("second");
+    assert_eq!(outdated.code, 0, "{outdated:?}");
+    let old = Digest::sha256(&old).to_string();
+    assert!(outdated.stdout.contains(&old), "{outdated:?}");
+    assert!(outdated.stderr.contains("that of a mirror"), "{outdated:?}");
+    assert!(!mirror.asked("").is_empty());
 }
