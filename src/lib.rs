@@ -250,6 +250,7 @@
 //! | mirrors of a registry | 8 | – |
 //! | digests of referrers without signatures that are remembered for a bundle | 8 192 | – |
 //! | requests to a host at a time | 128 | `registries.HOST.max_concurrent` |
+//! | look-ups of names that a proxy resolves, for a host at a time; names that are remembered as slow, for a minute | 8; 1 024 | – |
 //! | tags and repositories of a host of which a missing capability is remembered, for an hour | 16 384 | – |
 //! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB when served from or stored | – |
 //! | history of a bundle in the cache | 64 KiB | – |

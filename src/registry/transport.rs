@@ -9,7 +9,7 @@ use tokio::time::{Duration, timeout};
 use url::Url;
 
 use super::{
-    address::{SystemResolver, forbidden_host, forbidden_name},
+    address::{NameCheck, SystemResolver, forbidden_host},
     certificate,
     deadline::Deadline,
     docker_hub,
@@ -39,8 +39,7 @@ pub(super) struct Transport {
     timeouts: Timeouts,
     clients: Arc<HttpClients>,
     limiter: Arc<Limiter>,
-    /// Of the system, outside tests.
-    resolver: Arc<dyn Resolve>,
+    names: Arc<NameCheck>,
 }
 
 /// Why a body could not be read to its end.
@@ -102,7 +101,7 @@ impl Transport {
             scheme: options.scheme,
             timeouts: options.timeouts,
             limiter,
-            resolver,
+            names: Arc::new(NameCheck::new(resolver)),
         })
     }
 
@@ -149,7 +148,7 @@ impl Transport {
         if self.clients.proxy_of(url).is_none() {
             return Ok(());
         }
-        match forbidden_name(url, &*self.resolver).await {
+        match self.names.forbidden(url).await {
             Some(what) => Err(format!(
                 "the answer leads to {what}, a link-local or cloud metadata address"
             )),
