@@ -174,7 +174,9 @@ impl Authenticator {
                 return;
             };
             // Before the lock of the entry, for which requests with a permit wait.
-            let _permit = shared.transport.permit().await;
+            let Ok(_permit) = shared.transport.permit("token").await else {
+                return;
+            };
             if let Err(error) = shared.renewed(&entry).await {
                 let error = error.at(shared.transport.host(), shared.reader.source());
                 tracing::debug!(%error, "a token can't be renewed before it expires");
