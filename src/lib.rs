@@ -53,7 +53,8 @@
 //! it has delivered that manifest. Lists of signatures have no digest, so those of a mirror suffice
 //! to accept an artifact, and before a refusal counts the lists of every host are read; while the
 //! origin fails, its failure is the reason. Writes, and reads that a write depends on, use the
-//! origin alone. A host that does not answer is skipped for some seconds, unless no other answers.
+//! origin alone; the source of a `copy` is resolved there while it answers. A host that does not
+//! answer is skipped for some seconds, unless no other answers.
 //!
 //! # Types that rule out errors
 //!
@@ -249,6 +250,7 @@
 //! | mirrors of a registry | 8 | – |
 //! | digests of referrers without signatures that are remembered for a bundle | 8 192 | – |
 //! | requests to a host at a time | 128 | `registries.HOST.max_concurrent` |
+//! | look-ups of names that a proxy resolves, for a host at a time; names that are remembered as slow, for a minute | 8; 1 024 | – |
 //! | tags and repositories of a host of which a missing capability is remembered, for an hour | 16 384 | – |
 //! | `index.json` of a layout; of the cache | 16 MiB, and 256 MiB when served from or stored | – |
 //! | history of a bundle in the cache | 64 KiB | – |

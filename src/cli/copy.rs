@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     config::Size,
-    oci::{Digest, Reference, Selector},
+    oci::{Digest, PinnedReference, Reference, Selector},
+    registry::Source,
     transfer::{Signatures, Transfer},
 };
 
@@ -77,7 +78,7 @@ async fn copy(options: &Options) -> anyhow::Result<Digest> {
             .registries_as(cli_config.as_ref(), &hosts, options.registry.login())?;
     let from = registries.source(source.repository())?;
     let to = registries.destination(destination.repository())?;
-    let pinned = from.resolve(source).await?;
+    let pinned = resolve(&from, source).await?;
     let tags = match destination.selector() {
         Selector::Tag(tag) => vec![tag.clone()],
         Selector::Only | Selector::Rule(_) => source.tag().map(str::to_owned).into_iter().collect(),
@@ -110,6 +111,22 @@ async fn copy(options: &Options) -> anyhow::Result<Digest> {
         eprint(&format!("copy {source}: skipped a signature: {skipped}"));
     }
     Ok(pinned.digest().clone())
+}
+
+/// Resolves the source at the registry itself, whose tag may have moved since a mirror fetched it;
+/// at a mirror only while the registry does not answer.
+async fn resolve(from: &Source, source: &Reference) -> anyhow::Result<PinnedReference> {
+    match from.clone().at_origin().resolve(source).await {
+        Err(error) if from.is_out_of_service(&error) => {
+            // A mirror answers, or the registry fails again.
+            let pinned = from.resolve(source).await?;
+            eprint(&format!(
+                "copy {source}: {error}; its tag is that of a mirror"
+            ));
+            Ok(pinned)
+        }
+        resolved => Ok(resolved?),
+    }
 }
 
 impl Options {

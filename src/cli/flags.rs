@@ -12,7 +12,7 @@ use crate::{
     oci::Repository,
     registry::{
         Credentials, DockerConfig, Options, ReadLimits, Registries, RegistryMetrics, Scheme,
-        TlsTrust, Unlisted,
+        TlsTrust, Unlisted, is_same_registry,
     },
 };
 
@@ -78,7 +78,7 @@ impl RegistryFlags {
             .map(|cli_config| cli_config.registries.clone())
             .unwrap_or_default();
         for (host, flags) in hosts {
-            flags.apply_to(options.entry((*host).to_owned()).or_default())?;
+            flags.apply_to(options_of(&mut options, host))?;
         }
         for options in options
             .values_mut()
@@ -120,6 +120,17 @@ impl RegistryFlags {
     }
 }
 
+/// The options of a registry, which may be under another of its names.
+fn options_of<'a>(all: &'a mut BTreeMap<String, Options>, host: &str) -> &'a mut Options {
+    let mut names = all.keys().filter(|name| is_same_registry(name, host));
+    let name = match all.contains_key(host) {
+        true => None,
+        false => names.next(),
+    };
+    let name = name.map_or_else(|| host.to_owned(), Clone::clone);
+    all.entry(name).or_default()
+}
+
 /// Docker's configuration, to which `login` writes: in `DOCKER_CONFIG`, or else in the home folder.
 pub(super) fn docker_config() -> Option<DockerConfig> {
     let given = |name: &str| {
@@ -130,4 +141,24 @@ pub(super) fn docker_config() -> Option<DockerConfig> {
     let folder = given("DOCKER_CONFIG").or_else(|| Some(given("HOME")?.join(".docker")))?;
     let config = DockerConfig::new(folder.join("config.json"));
     Some(config.with_helper_timeout(HELPER_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_options_of_docker_hub_count_for_each_of_its_names() {
+        let mirrored = Options {
+            mirrors: vec!["mirror.example".to_owned()],
+            ..Options::default()
+        };
+        let mut all = BTreeMap::from([("docker.io".to_owned(), mirrored.clone())]);
+        for name in ["docker.io", "index.docker.io", "registry-1.docker.io"] {
+            assert_eq!(options_of(&mut all, name).mirrors, mirrored.mirrors);
+        }
+        assert!(options_of(&mut all, "ghcr.io").mirrors.is_empty());
+        let names: Vec<_> = all.keys().map(String::as_str).collect();
+        assert_eq!(names, ["docker.io", "ghcr.io"]);
+    }
 }

@@ -39,6 +39,7 @@ mod tags;
 mod target;
 mod trust;
 mod usage;
+mod verification;
 mod verify;
 mod verify_bundle;
 mod version;

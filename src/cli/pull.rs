@@ -11,6 +11,7 @@ use super::{
     progress::Bars,
     store_flag::{StoreFlag, reference},
     trust::TrustFlags,
+    verification::{Subject, Verification},
 };
 use crate::{
     config::{CliConfig, Size},
@@ -18,7 +19,7 @@ use crate::{
     oci::{PinnedReference, Reference, Repository},
     registry::{Registries, Source},
     transfer::{Signatures, Transfer},
-    verify::{self, TrustPolicy, Verified},
+    verify::TrustPolicy,
 };
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -74,14 +75,14 @@ async fn pull(
             .signatures()
             .map(|repository| registries.source(repository))
             .transpose()?;
-        check(
-            &from,
-            signatures.as_ref().unwrap_or(&from),
-            &pinned,
-            &policy,
-            limits.evidence,
-        )
-        .await?;
+        let subject = Subject {
+            pinned: &pinned,
+            manifest: &from.manifest(&pinned).await?,
+            source: &from,
+            signatures: signatures.as_ref().unwrap_or(&from),
+            limit: limits.evidence,
+        };
+        check(subject, &policy).await?;
     }
     let manifest = fetch(options, &registries, &from, images, &pinned, reference).await;
     manifest.with_context(|| format!("pull {reference}"))?;
@@ -90,20 +91,13 @@ async fn pull(
 }
 
 /// Verifies the artifact before it is downloaded.
-async fn check(
-    source: &Source,
-    signatures: &Source,
-    pinned: &PinnedReference,
-    policy: &TrustPolicy,
-    limit: u64,
-) -> anyhow::Result<()> {
-    let manifest = source.manifest(pinned).await?;
-    let evidence = verify::collect(signatures, pinned, limit).await?;
-    Verified::verify(policy, pinned, manifest, &evidence)
-        .map(drop)
-        .map_err(|rejection| {
-            anyhow!("{pinned}: {rejection}; nothing was pulled, see `bundlegate verify`")
-        })
+async fn check(subject: Subject<'_>, policy: &TrustPolicy) -> anyhow::Result<()> {
+    let verification = subject.verify(policy).await;
+    let Verification { verdict, .. } = verification.context("nothing was pulled")?;
+    verdict.map(drop).map_err(|rejection| {
+        let pinned = subject.pinned;
+        anyhow!("{pinned}: {rejection}; nothing was pulled, see `bundlegate verify`")
+    })
 }
 
 async fn fetch(

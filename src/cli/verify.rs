@@ -12,14 +12,11 @@ use super::{
     table,
     target::Target,
     trust::TrustFlags,
+    verification::{Subject, Verification},
 };
 use crate::{
     oci::{Manifest, PinnedReference, Reference},
-    registry::Source,
-    verify::{
-        self, Reason, Report, SignatureReport, TrustPolicy, VerificationContext, VerificationError,
-        Verified,
-    },
+    verify::{Reason, Report, SignatureReport, TrustPolicy, VerificationError, Verified},
 };
 
 /// Arguments of `verify`.
@@ -121,25 +118,14 @@ async fn verify_reference(
 ) -> anyhow::Result<VerifyResult> {
     let pinned = target.resolve(reference).await?;
     let manifest = target.source().manifest(&pinned).await?;
-    let source = target.signatures(policy)?;
-    let verify = async |source: &Source| {
-        let collected = verify::collect(source, &pinned, target.limits().evidence).await;
-        collected.map(|evidence| {
-            Verified::verify_with_report(
-                policy,
-                &pinned,
-                manifest.clone(),
-                &evidence,
-                VerificationContext::now(),
-            )
-        })
+    let subject = Subject {
+        pinned: &pinned,
+        manifest: &manifest,
+        source: target.source(),
+        signatures: &target.signatures(policy)?,
+        limit: target.limits().evidence,
     };
-    let mut verified = verify(&source).await;
-    // The lists of a mirror may lack a signature.
-    if source.has_mirrors() && !matches!(&verified, Ok((Ok(_), _))) {
-        verified = verify(&source.at_every_host()).await;
-    }
-    let (verdict, report) = verified?;
+    let Verification { verdict, report } = subject.verify(policy).await?;
     Ok(VerifyResult {
         pinned,
         verdict,

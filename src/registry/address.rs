@@ -13,8 +13,12 @@ use std::{
     sync::Arc,
 };
 
+use moka::sync::Cache;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::time::{Duration, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Duration, timeout},
+};
 use url::{Host, Url};
 
 /// Metadata services of clouds outside of 169.254.0.0/16: Alibaba Cloud, Azure's WireServer,
@@ -42,6 +46,11 @@ const METADATA_NAMES: [&str; 5] = [
 /// The time for resolving a name that the proxy resolves again: behind proxies there often is no
 /// DNS server for outside names.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Such look-ups at a time for the client of one host.
+const MAX_LOOK_UPS: usize = 8;
+/// For how long a name is not looked up again after a look-up took longer.
+const SLOW_FOR: Duration = Duration::from_secs(60);
+const MAX_SLOW_NAMES: u64 = 1024;
 
 /// Whether answers must not lead to this address.
 pub(super) fn is_forbidden(address: IpAddr) -> bool {
@@ -103,21 +112,78 @@ pub(super) fn forbidden_host(url: &Url) -> Option<IpAddr> {
     is_forbidden(address).then_some(address)
 }
 
-/// What a request to `url` through a proxy would lead to, if that is forbidden. The proxy resolves
-/// the name, perhaps differently: this is the best that can be known here, and a name that is
-/// unknown here is allowed.
-pub(super) async fn forbidden_name(url: &Url, resolver: &dyn Resolve) -> Option<String> {
-    let name = match url.host()? {
-        Host::Domain(name) => name.trim_end_matches('.').to_ascii_lowercase(),
-        Host::Ipv4(_) | Host::Ipv6(_) => return forbidden_host(url).map(|ip| ip.to_string()),
-    };
-    if METADATA_NAMES.contains(&name.as_str()) {
-        return Some(name);
+/// The check of names that a proxy resolves. Look-ups are bounded: the threads of the system's
+/// resolver outlive a look-up that is given up.
+pub(super) struct NameCheck {
+    resolver: Arc<dyn Resolve>,
+    /// Held until a look-up really ends.
+    permits: Arc<Semaphore>,
+    /// The names whose last look-up took too long. They are not looked up again for a while.
+    slow: Cache<String, ()>,
+}
+
+impl NameCheck {
+    pub(super) fn new(resolver: Arc<dyn Resolve>) -> Self {
+        Self {
+            resolver,
+            permits: Arc::new(Semaphore::new(MAX_LOOK_UPS)),
+            slow: Cache::builder()
+                .max_capacity(MAX_SLOW_NAMES)
+                .time_to_live(SLOW_FOR)
+                .build(),
+        }
     }
-    let resolving = resolver.resolve(name.parse().ok()?);
-    let mut addresses = timeout(LOOK_UP_TIMEOUT, resolving).await.ok()?.ok()?;
-    let address = addresses.find(|address| is_forbidden(address.ip()))?;
-    Some(format!("{name} at {}", address.ip()))
+
+    /// What a request to `url` through a proxy would lead to, if that is forbidden. The proxy
+    /// resolves the name, perhaps differently: this is the best that can be known here, and a name
+    /// that is unknown here is allowed.
+    pub(super) async fn forbidden(&self, url: &Url) -> Option<String> {
+        let name = match url.host()? {
+            Host::Domain(name) => name.trim_end_matches('.').to_ascii_lowercase(),
+            Host::Ipv4(_) | Host::Ipv6(_) => return forbidden_host(url).map(|ip| ip.to_string()),
+        };
+        if METADATA_NAMES.contains(&name.as_str()) {
+            return Some(name);
+        }
+        let mut addresses = self.look_up(&name).await?;
+        let address = addresses.find(|address| is_forbidden(address.ip()))?;
+        Some(format!("{name} at {}", address.ip()))
+    }
+
+    /// The addresses of a name; `None` if it has none, or if they are not known in time.
+    async fn look_up(&self, name: &str) -> Option<Addrs> {
+        if self.slow.contains_key(name) {
+            return None;
+        }
+        let permits = Arc::clone(&self.permits);
+        let admitted = timeout(LOOK_UP_TIMEOUT, permits.acquire_owned()).await;
+        let permit = admitted.ok()?.ok()?;
+        // Others may have waited for the same name.
+        if self.slow.contains_key(name) {
+            return None;
+        }
+        let resolving = self.resolver.resolve(name.parse().ok()?);
+        let look_up = async move {
+            let found = resolving.await.ok();
+            drop(permit);
+            found
+        };
+        // Detached: it can't be cancelled.
+        let running = tokio::spawn(look_up);
+        match timeout(LOOK_UP_TIMEOUT, running).await {
+            Ok(found) => found.ok()?,
+            Err(_) => {
+                self.slow.insert(name.to_owned(), ());
+                None
+            }
+        }
+    }
+}
+
+impl fmt::Debug for NameCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NameCheck").finish_non_exhaustive()
+    }
 }
 
 /// The system's resolver, as reqwest uses it by default.
@@ -183,6 +249,8 @@ impl fmt::Debug for GuardedResolver {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     /// Resolves these names and no other.
@@ -267,6 +335,7 @@ pub(super) mod tests {
             ("evil.example", &["10.0.0.1", "169.254.169.254"]),
             ("blobs.example", &["10.0.0.1"]),
         ]);
+        let check = NameCheck::new(Arc::new(names));
         for (host, forbidden) in [
             ("169.254.169.254", Some("169.254.169.254")),
             ("[::ffff:a9fe:a9fe]", Some("::ffff:169.254.169.254")),
@@ -281,7 +350,7 @@ pub(super) mod tests {
             ("unknown.here", None),
         ] {
             let url = Url::parse(&format!("http://{host}/x")).unwrap();
-            let found = forbidden_name(&url, &names).await;
+            let found = check.forbidden(&url).await;
             assert_eq!(found.as_deref(), forbidden, "{host}");
         }
     }
@@ -308,5 +377,38 @@ pub(super) mod tests {
             resolve("none.example").await.err().unwrap().to_string(),
             "no such name"
         );
+    }
+
+    /// Never answers, as `getaddrinfo` behind a proxy without DNS, and counts its look-ups.
+    #[derive(Debug, Default)]
+    struct Silent(AtomicUsize);
+
+    impl Resolve for Silent {
+        fn resolve(&self, _: Name) -> Resolving {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_not_resolved_in_time_is_not_looked_up_for_every_request() {
+        let resolver = Arc::new(Silent::default());
+        let check = NameCheck::new(Arc::clone(&resolver) as Arc<dyn Resolve>);
+        let url = Url::parse("http://blobs.example/x").unwrap();
+        for _ in 0..100 {
+            assert_eq!(check.forbidden(&url).await, None);
+        }
+        assert_eq!(resolver.0.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_that_do_not_end_are_bounded() {
+        let resolver = Arc::new(Silent::default());
+        let check = NameCheck::new(Arc::clone(&resolver) as Arc<dyn Resolve>);
+        for number in 0..50 {
+            let url = Url::parse(&format!("http://blobs{number}.example/x")).unwrap();
+            assert_eq!(check.forbidden(&url).await, None);
+        }
+        assert_eq!(resolver.0.load(Ordering::Relaxed), MAX_LOOK_UPS);
     }
 }

@@ -167,6 +167,8 @@ impl Authenticator {
     /// Renews an authorization in the background.
     fn renew(&self, entry: Arc<ScopeEntry>) {
         let shared = Arc::clone(&self.shared);
+        // Before the waits: in a long queue the token may expire, and a request replaces it.
+        let asked = Instant::now();
         let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
         while renewals.try_join_next().is_some() {}
         let renewal = async move {
@@ -174,8 +176,10 @@ impl Authenticator {
                 return;
             };
             // Before the lock of the entry, for which requests with a permit wait.
-            let _permit = shared.transport.permit().await;
-            if let Err(error) = shared.renewed(&entry).await {
+            let Ok(_permit) = shared.transport.permit("token").await else {
+                return;
+            };
+            if let Err(error) = shared.renewed(&entry, asked).await {
                 let error = error.at(shared.transport.host(), shared.reader.source());
                 tracing::debug!(%error, "a token can't be renewed before it expires");
             }
@@ -227,9 +231,9 @@ impl Shared {
         obtained.map(Some)
     }
 
-    /// Replaces an authorization before it expires. After a failure the old one stays.
-    async fn renewed(&self, entry: &ScopeEntry) -> Result<(), AuthError> {
-        let asked = Instant::now();
+    /// Replaces an authorization before it expires, unless it was replaced since `asked`. After a
+    /// failure the old one stays.
+    async fn renewed(&self, entry: &ScopeEntry, asked: Instant) -> Result<(), AuthError> {
         let _one_at_a_time = entry.obtaining.lock().await;
         let challenge = {
             let state = entry.lock();
@@ -472,5 +476,62 @@ impl Shared {
 
     fn lock_refused(&self) -> MutexGuard<'_, Option<Refusal>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            address::tests::Fixed,
+            limiter::{Limiter, Permit},
+            options::Options,
+        },
+        *,
+    };
+
+    /// An authorization that was obtained now.
+    fn authorized() -> Authorization {
+        let now = Instant::now();
+        Authorization {
+            value: HeaderValue::from_static("Bearer x"),
+            login: Login::Anonymous,
+            is_token: true,
+            obtained: now,
+            until: now + Duration::from_secs(60),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_a_request_replaced_while_its_renewal_waited_is_not_renewed_again() {
+        let second = Duration::from_secs(1);
+        let options = Options {
+            scheme: Scheme::Http,
+            ..Options::default()
+        };
+        let limiter = Arc::new(Limiter::new(1, None));
+        let names = Arc::new(Fixed(&[]));
+        let transport = Transport::new("registry.example", &options, None, limiter, names).unwrap();
+        let auth = Authenticator::new(transport.clone(), Scheme::Http, None);
+        let entry = auth.shared.entry(TokenScope::Pull("acme/authz"));
+        // A renewal leaves its failure: no name resolves.
+        let realm = "Bearer realm=\"http://tokens.example/token\"";
+        entry.lock().challenge = Challenge::choose([realm].into_iter());
+        entry.lock().authorization = Some(authorized());
+        for replaced in [true, false] {
+            let permit: Permit = transport.permit("test").await.unwrap();
+            tokio::time::advance(second).await;
+            auth.renew(Arc::clone(&entry));
+            // It waits for the permit.
+            tokio::time::sleep(second).await;
+            if replaced {
+                entry.lock().authorization = Some(authorized());
+            }
+            tokio::time::sleep(second).await;
+            drop(permit);
+            let renewals = std::mem::take(&mut *auth.renewals.lock().unwrap());
+            renewals.join_all().await;
+            assert_eq!(entry.lock().failed.is_none(), replaced);
+        }
     }
 }

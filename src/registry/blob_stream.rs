@@ -10,7 +10,7 @@ use super::{
     deadline::Deadline,
     error::RegistryError,
     hosts::record,
-    limiter::Permit,
+    limiter::{self, Permit},
     payload::UploadBody,
     progress::Progress,
     remote::Remote,
@@ -451,6 +451,7 @@ impl Transfer {
             let Some(mut piece) = piece? else {
                 return Ok(None);
             };
+            limiter::record_answer(&self.response);
             let repeated = self.repeated.min(piece.len() as u64);
             self.repeated -= repeated;
             piece.advance(usize::try_from(repeated).unwrap_or(usize::MAX));

@@ -154,6 +154,7 @@ impl RegistryClient {
     /// Sends a request, and again after a retryable failure. Returns a success or a 404; every
     /// other status is an error. The body is still to be read.
     pub(super) async fn send(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let began = Instant::now();
         let mut attempt = 1;
         loop {
             let error = match self.attempt(call).await {
@@ -164,6 +165,8 @@ impl RegistryClient {
             if attempt == retry::ATTEMPTS
                 || call.mirror_of.is_some()
                 || !is_retryable(&error)
+                // It would wait in the same queue again.
+                || self.transport.is_silent_since(began)
                 || wait.is_some_and(|wait| wait > self.max_retry_wait)
             {
                 return Err(error);
@@ -215,7 +218,7 @@ impl RegistryClient {
     /// Sends within the limit of requests at a time. Only an answer with content that is still to
     /// be read keeps its permit: a caller that holds any other answer may send the next request.
     async fn permitted(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
-        let permit = self.transport.permit().await;
+        let permit = self.transport.permit(call.operation).await?;
         let mut response = self.authorized(call).await?;
         let status = response.status();
         let has_content =
@@ -434,15 +437,19 @@ impl RegistryClient {
         loop {
             if let Ok(answer) = timeout(PROGRESS_INTERVAL, &mut answer).await {
                 progress(payload.sent());
-                return answer.map_err(|error| {
+                let answer = answer.map_err(|error| {
                     let reason = self.transport.reason(&error);
                     self.transport.unreachable(operation, reason)
-                });
+                })?;
+                self.transport.record_answer(answer.url());
+                return Ok(answer);
             }
             let sent = payload.sent();
             if sent != last_sent {
                 (last_sent, since) = (sent, Instant::now());
                 progress(sent);
+                // It takes the body, so it is not silent.
+                self.transport.record_progress();
             }
             let limit = if sent < payload.length() {
                 timeouts.read

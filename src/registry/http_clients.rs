@@ -56,8 +56,8 @@ struct Clients {
     own: Client,
     /// For URLs from answers, without a proxy: resolves no name to a forbidden address.
     direct: Client,
-    /// For URLs from answers, through a proxy, which resolves their names; `None` where no proxy
-    /// is ever used.
+    /// For URLs from answers, through a proxy, which resolves their names unless it is `socks5`;
+    /// `None` where no proxy is ever used.
     proxied: Option<Client>,
 }
 
@@ -186,9 +186,13 @@ impl Inputs {
         };
         let direct = self.builder_with_roots()?.no_proxy();
         let proxied = if self.proxies.are_used() {
-            // The proxy's own name is resolved here, and its address is the configuration's.
             let proxied = self.through_proxy(self.builder_with_roots()?)?;
-            Some(build(proxied, resolver())?)
+            // The proxy's own name is resolved here, and its address is the configuration's.
+            let resolver = match self.proxies.may_resolve_here() {
+                true => Arc::new(GuardedResolver::new(resolver())),
+                false => resolver(),
+            };
+            Some(build(proxied, resolver)?)
         } else {
             None
         };
@@ -282,5 +286,35 @@ impl Inputs {
 impl std::fmt::Debug for HttpClients {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HttpClients").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::address::tests::Fixed, *};
+    use crate::registry::{Proxy, ProxyServer};
+
+    #[tokio::test]
+    async fn a_name_that_is_resolved_here_for_a_proxy_leads_to_no_metadata_service() {
+        // No program listens: what is refused does not get as far as the proxy.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = closed.local_addr().unwrap();
+        drop(closed);
+        let names = Fixed(&[("metadata.example", &["169.254.169.254"])]);
+        let base = Url::parse("http://registry.example/v2/").unwrap();
+        let options = Options {
+            scheme: Scheme::Http,
+            proxy: Proxy::Server(ProxyServer {
+                url: Url::parse(&format!("socks5://{address}")).unwrap(),
+                username: None,
+                password_file: None,
+            }),
+            ..Options::default()
+        };
+        let clients = HttpClients::new(base, &options, None, Arc::new(names)).unwrap();
+        let url = Url::parse("http://metadata.example/latest/").unwrap();
+        let error = clients.client(&url).get(url).send().await.unwrap_err();
+        let reason = innermost(&error);
+        assert!(reason.contains("cloud metadata address"), "{reason}");
     }
 }

@@ -1,7 +1,11 @@
 //! How many requests a host gets at a time and in a second.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
 
+use reqwest::Response;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore},
     time::{Duration, Instant, sleep_until},
@@ -13,11 +17,27 @@ use super::deadline::Pause;
 /// `.max_requests_per_second`), shared by all that is sent to it.
 ///
 /// Requests are admitted in the order in which they ask, and waiting stops the deadline of their
-/// operation ([`Pause`]).
+/// operation ([`Pause`]), for as long as the host answers at all.
 #[derive(Debug)]
 pub(super) struct Limiter {
     permits: Arc<Semaphore>,
     pace: Option<Pace>,
+    last_answer: Arc<LastAnswer>,
+    /// The requests that wait for a permit.
+    waiting: AtomicUsize,
+}
+
+/// When the host last sent something.
+#[derive(Debug)]
+struct LastAnswer(std::sync::Mutex<Instant>);
+
+/// The host sent nothing while a request waited for a permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Silence {
+    /// How long it was silent at least.
+    pub(super) patience: Duration,
+    /// The requests that waited, this one included.
+    pub(super) waiting: usize,
 }
 
 /// Requests at equal intervals. None are saved up while a host is idle: its own limit counts
@@ -37,6 +57,7 @@ struct Pace {
 pub(super) struct Permit {
     /// `None` if the semaphore is closed, which does not happen.
     _permit: Option<Arc<OwnedSemaphorePermit>>,
+    last_answer: Arc<LastAnswer>,
 }
 
 /// Whether a request begins something.
@@ -60,22 +81,59 @@ impl Limiter {
         Self {
             permits: Arc::new(Semaphore::new(max_concurrent)),
             pace,
+            last_answer: Arc::new(LastAnswer(std::sync::Mutex::new(Instant::now()))),
+            waiting: AtomicUsize::new(0),
         }
+    }
+
+    /// Records that the host sent something.
+    pub(super) fn record_answer(&self) {
+        self.last_answer.record();
+    }
+
+    /// Whether the host has sent something since `time`.
+    pub(super) fn has_answered_since(&self, time: Instant) -> bool {
+        self.last_answer.time() >= time
     }
 
     /// Waits until fewer than `max_concurrent` requests are under way. A caller that has a permit
     /// must not wait for another one.
-    pub(super) async fn permit(&self) -> Permit {
+    ///
+    /// # Errors
+    /// When the host sends nothing for `patience`, and for the time between two requests, while
+    /// this one waits. Otherwise a long queue behind a silent host would take hours to fail.
+    pub(super) async fn permit(&self, patience: Duration) -> Result<Permit, Silence> {
         let permits = Arc::clone(&self.permits);
         let permit = match Arc::clone(&permits).try_acquire_owned() {
             Ok(permit) => Some(permit),
             Err(_) => {
                 let _pause = Pause::start();
-                permits.acquire_owned().await.ok()
+                let _waiting = Waiting::start(&self.waiting);
+                tokio::select! {
+                    biased;
+                    permit = permits.acquire_owned() => permit.ok(),
+                    silence = self.silence(patience) => return Err(silence),
+                }
             }
         };
-        Permit {
+        Ok(Permit {
             _permit: permit.map(Arc::new),
+            last_answer: Arc::clone(&self.last_answer),
+        })
+    }
+
+    /// Waits until the host has sent nothing for `patience` from now on.
+    async fn silence(&self, patience: Duration) -> Silence {
+        let began = Instant::now();
+        let interval = self.pace.as_ref().map(|pace| pace.interval);
+        let allowed = patience + interval.unwrap_or_default();
+        loop {
+            let end = self.last_answer.time().max(began) + allowed;
+            if end <= Instant::now() {
+                let waiting = self.waiting.load(Ordering::Relaxed);
+                return Silence { patience, waiting };
+            }
+            sleep_until(end).await;
         }
     }
 
@@ -90,6 +148,39 @@ impl Limiter {
         let mut next = pace.next.lock().await;
         sleep_until(*next).await;
         *next = Instant::now() + pace.interval;
+    }
+}
+
+impl LastAnswer {
+    fn record(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn time(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Records that the host sent a part of an answer, if that still has its permit.
+pub(super) fn record_answer(response: &Response) {
+    if let Some(permit) = response.extensions().get::<Permit>() {
+        permit.last_answer.record();
+    }
+}
+
+/// Counts a request that waits, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn start(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -175,9 +266,13 @@ mod tests {
             let (limiter, under_way) = (Arc::clone(&limiter), Arc::clone(&under_way));
             requests.spawn(async move {
                 let request = async {
-                    let permit = limiter.permit().await;
+                    let permit = limiter.permit(SECOND / 2).await.unwrap();
                     let _one = under_way.try_acquire().expect("at most two are under way");
-                    sleep(SECOND).await;
+                    // A slow answer, of which something arrives all the time.
+                    for _ in 0..5 {
+                        sleep(SECOND / 5).await;
+                        permit.last_answer.record();
+                    }
                     drop(permit);
                 };
                 // The last one waits for nine seconds.
@@ -186,5 +281,50 @@ mod tests {
         }
         let done = requests.join_all().await;
         assert!(done.iter().all(Option::is_some));
+    }
+
+    /// A registry that accepts connections and never answers, and the polls of many bundles.
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_behind_a_silent_host_fails_after_the_total_timeout() {
+        let limiter = Arc::new(Limiter::new(128, None));
+        let (read, total) = (15 * SECOND, 300 * SECOND);
+        let began = Instant::now();
+        let mut requests = JoinSet::new();
+        for _ in 0..5000 {
+            let limiter = Arc::clone(&limiter);
+            requests.spawn(async move {
+                let permit = limiter.permit(total).await;
+                if permit.is_ok() {
+                    sleep(read).await;
+                }
+                permit.err()
+            });
+        }
+        let failed: Vec<_> = requests.join_all().await.into_iter().flatten().collect();
+        assert!(began.elapsed() <= total + 2 * read, "{:?}", began.elapsed());
+        // 20 rounds of 128 requests were sent.
+        assert!(failed.len() >= 5000 - 128 * 21, "{}", failed.len());
+        assert!(failed.iter().all(|silence| silence.patience == total));
+        assert!(failed[0].waiting >= failed.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_answer_within_the_timeout_is_enough_for_the_whole_queue() {
+        let limiter = Arc::new(Limiter::new(1, None));
+        let total = 10 * SECOND;
+        let mut requests = JoinSet::new();
+        for number in 0..100 {
+            let limiter = Arc::clone(&limiter);
+            requests.spawn(async move {
+                let permit = limiter.permit(total).await;
+                sleep(total / 3).await;
+                if number % 2 == 0 {
+                    limiter.record_answer();
+                }
+                permit.is_ok()
+            });
+            yield_now().await;
+        }
+        assert!(requests.join_all().await.into_iter().all(|granted| granted));
     }
 }

@@ -106,14 +106,19 @@ impl ProxyRules {
         }
     }
 
-    /// Whether there is a proxy for any request.
+    /// Whether there may be a proxy for some request. Of the environment only single URLs can be
+    /// asked, and `NO_PROXY` may have any of them.
     pub(super) fn are_used(&self) -> bool {
+        !matches!(self, Self::Direct)
+    }
+
+    /// Whether names of servers may be resolved by this program and not by the proxy: with
+    /// `socks5`, unlike `socks5h`.
+    pub(super) fn may_resolve_here(&self) -> bool {
         match self {
             Self::Direct => false,
-            Self::Server(_) => true,
-            Self::Environment(matcher) => ["http://bundlegate/", "https://bundlegate/"]
-                .into_iter()
-                .any(|any| matcher.intercept(&Uri::from_static(any)).is_some()),
+            Self::Server(server) => server.url.scheme() == "socks5",
+            Self::Environment(_) => true,
         }
     }
 
@@ -194,6 +199,15 @@ mod tests {
             assert_eq!(rules.proxy_of(&url).as_deref(), proxy, "{url}");
         }
         assert!(!format!("{rules:?}").contains("secret"));
+    }
+
+    #[test]
+    fn proxies_of_the_environment_are_used_whatever_no_proxy_has() {
+        let rules = environment("", "http://tls.lan:3129", "bundlegate, .svc, localhost");
+        assert!(rules.are_used());
+        let url = Url::parse("https://r.example/v2/").unwrap();
+        assert_eq!(rules.proxy_of(&url).as_deref(), Some("http://tls.lan:3129"));
+        assert!(!ProxyRules::new(&Proxy::Direct).are_used());
     }
 
     #[test]

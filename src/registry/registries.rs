@@ -34,7 +34,8 @@ pub struct Registries {
     metrics: RegistryMetrics,
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
-    /// By host: reading and writing share the limits of requests.
+    /// By registry: reading and writing share the limits of requests, and so do the names of Docker
+    /// Hub.
     limiters: Mutex<HashMap<String, Arc<Limiter>>>,
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
@@ -208,7 +209,8 @@ impl Registries {
 
     fn limiter(&self, host: &str) -> Arc<Limiter> {
         let mut limiters = self.limiters.lock().unwrap_or_else(PoisonError::into_inner);
-        let limiter = limiters.entry(host.to_owned()).or_insert_with(|| {
+        let name = namespace(host).to_ascii_lowercase();
+        let limiter = limiters.entry(name).or_insert_with(|| {
             let options = self.options(host);
             Arc::new(Limiter::new(
                 options.max_concurrent,
@@ -264,4 +266,26 @@ fn cached(
     let client = Arc::new(make()?);
     clients.insert(host.to_owned(), Arc::clone(&client));
     Ok(client)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn the_names_of_docker_hub_share_the_limits_of_requests() {
+        let limits = ReadLimits {
+            manifest: 1,
+            evidence: 1,
+            bundle: 1,
+        };
+        let metrics = RegistryMetrics::new(&Metrics::new()).unwrap();
+        let registries = Registries::new(BTreeMap::new(), limits, metrics);
+        let limiter = registries.limiter("docker.io");
+        for same in ["index.docker.io", "registry-1.docker.io"] {
+            assert!(Arc::ptr_eq(&limiter, &registries.limiter(same)), "{same}");
+        }
+        assert!(!Arc::ptr_eq(&limiter, &registries.limiter("ghcr.io")));
+    }
 }

@@ -8,6 +8,7 @@ use reqwest::{Method, Response, StatusCode, header};
 use super::{
     client::{ACCEPT_MANIFESTS, Call, RegistryClient, Target},
     error::RegistryError,
+    limiter,
     listing::{Listing, Member},
     options::ReadLimits,
     scope::TokenScope,
@@ -217,6 +218,7 @@ impl Remote {
                 .unreachable("manifest", innermost(&error))
         };
         while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            limiter::record_answer(&response);
             length += chunk.len() as u64;
             if length > max_read {
                 return Err(too_large(false));

@@ -129,10 +129,12 @@ impl TokenRequest<'_> {
         let failed = |reason| unavailable(shown, reason);
         let admitted = self.transport.admit(url, Order::FollowUp).await;
         admitted.map_err(failed)?;
-        timeout(self.transport.timeouts().read, request.send())
+        let answer = timeout(self.transport.timeouts().read, request.send())
             .await
             .map_err(|_| failed("timed out".to_owned()))?
-            .map_err(|error| failed(self.transport.reason(&error)))
+            .map_err(|error| failed(self.transport.reason(&error)))?;
+        self.transport.record_answer(answer.url());
+        Ok(answer)
     }
 
     async fn token(

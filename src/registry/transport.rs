@@ -5,17 +5,17 @@ use std::{error::Error as _, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{Response, dns::Resolve, header};
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout};
 use url::Url;
 
 use super::{
-    address::{SystemResolver, forbidden_host, forbidden_name},
+    address::{NameCheck, SystemResolver, forbidden_host},
     certificate,
     deadline::Deadline,
     docker_hub,
     error::RegistryError,
     http_clients::HttpClients,
-    limiter::{Limiter, Order, Permit},
+    limiter::{Limiter, Order, Permit, Silence},
     link,
     options::{InvalidOptions, Options, Scheme, Timeouts},
 };
@@ -39,8 +39,7 @@ pub(super) struct Transport {
     timeouts: Timeouts,
     clients: Arc<HttpClients>,
     limiter: Arc<Limiter>,
-    /// Of the system, outside tests.
-    resolver: Arc<dyn Resolve>,
+    names: Arc<NameCheck>,
 }
 
 /// Why a body could not be read to its end.
@@ -102,7 +101,7 @@ impl Transport {
             scheme: options.scheme,
             timeouts: options.timeouts,
             limiter,
-            resolver,
+            names: Arc::new(NameCheck::new(resolver)),
         })
     }
 
@@ -129,9 +128,37 @@ impl Transport {
 
     /// One of the requests that the host gets at a time. The token server, redirects and retries
     /// of a request need no permit of their own.
-    pub(super) async fn permit(&self) -> Permit {
+    ///
+    /// # Errors
+    /// `Unreachable` when the host answers nothing for `timeouts.total` while this waits.
+    pub(super) async fn permit(&self, operation: &'static str) -> Result<Permit, RegistryError> {
         self.clients.follow_files().await;
-        self.limiter.permit().await
+        let permit = self.limiter.permit(self.timeouts.total).await;
+        permit.map_err(|Silence { patience, waiting }| {
+            let limit = humantime::format_duration(patience);
+            let reason = format!(
+                "the registry has not answered for {limit}, and {waiting} requests wait for it"
+            );
+            self.unreachable(operation, reason)
+        })
+    }
+
+    /// Records that a request to `url` was answered.
+    pub(super) fn record_answer(&self, url: &Url) {
+        if self.is_own_origin(url) {
+            self.limiter.record_answer();
+        }
+    }
+
+    /// Records that the registry takes the body of a request.
+    pub(super) fn record_progress(&self) {
+        self.limiter.record_answer();
+    }
+
+    /// Whether an operation that began at this time has taken `timeouts.total`, its time in the
+    /// queue included, and the registry has answered nothing meanwhile.
+    pub(super) fn is_silent_since(&self, began: Instant) -> bool {
+        began.elapsed() >= self.timeouts.total && !self.limiter.has_answered_since(began)
     }
 
     /// Waits for the turn of a request to `url`, and checks where it leads through a proxy, which
@@ -149,7 +176,7 @@ impl Transport {
         if self.clients.proxy_of(url).is_none() {
             return Ok(());
         }
-        match forbidden_name(url, &*self.resolver).await {
+        match self.names.forbidden(url).await {
             Some(what) => Err(format!(
                 "the answer leads to {what}, a link-local or cloud metadata address"
             )),
@@ -193,8 +220,11 @@ impl Transport {
         request: reqwest::RequestBuilder,
     ) -> Result<Response, RegistryError> {
         let sent = timeout(self.timeouts.read, request.send()).await;
-        sent.map_err(|_| self.unreachable(operation, "timed out".to_owned()))?
-            .map_err(|error| self.unreachable(operation, self.reason(&error)))
+        let answer = sent
+            .map_err(|_| self.unreachable(operation, "timed out".to_owned()))?
+            .map_err(|error| self.unreachable(operation, self.reason(&error)))?;
+        self.record_answer(answer.url());
+        Ok(answer)
     }
 
     /// The innermost cause of an error, and the proxy where the connection failed behind it or at

@@ -2,6 +2,7 @@
 //! and what a client sees when one of them dies.
 
 mod blobs;
+mod commands;
 mod evidence;
 mod gateway;
 

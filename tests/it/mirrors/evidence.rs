@@ -9,7 +9,6 @@ use serde_json::json;
 use super::Mirrored;
 use crate::{
     attacks::{keyed, policy},
-    command::Author,
     faulty::{Fault, FaultyRegistry},
     forge::{By, Envelope, Key, Legacy, payload, statement},
     gateway::{Setup, TestGateway, bundle, eventually},
@@ -17,7 +16,7 @@ use crate::{
 
 /// Where a signature is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+pub(super) enum Place {
     /// At the `.sig` tag.
     Legacy,
     /// In the list of the referrers API.
@@ -26,7 +25,7 @@ enum Place {
     Tagged,
 }
 
-const PLACES: [Place; 3] = [Place::Legacy, Place::Listed, Place::Tagged];
+pub(super) const PLACES: [Place; 3] = [Place::Legacy, Place::Listed, Place::Tagged];
 
 fn sign(registry: &FaultyRegistry, key: &Key, digest: &Digest, place: Place) {
     if place == Place::Legacy {
@@ -48,15 +47,15 @@ fn sign(registry: &FaultyRegistry, key: &Key, digest: &Digest, place: Place) {
     registry.put(&tag, media_type::OCI_INDEX, index.to_string());
 }
 
-struct Scene {
-    hosts: Mirrored,
-    key: Key,
+pub(super) struct Scene {
+    pub(super) hosts: Mirrored,
+    pub(super) key: Key,
     digest: Digest,
 }
 
 impl Scene {
     /// An artifact without signatures at a registry and its mirror.
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let mut digest = None;
         let hosts = Mirrored::with(1, |registry| {
             digest = Some(registry.put_artifact("live", &bundle("one")).0);
@@ -72,12 +71,12 @@ impl Scene {
         policy([keyed(&self.key)])
     }
 
-    fn sign(&self, registry: &FaultyRegistry, place: Place) {
+    pub(super) fn sign(&self, registry: &FaultyRegistry, place: Place) {
         sign(registry, &self.key, &self.digest, place);
     }
 
     /// Attaches a signature by nobody whom the policy trusts.
-    fn sign_foreign(&self, registry: &FaultyRegistry, place: Place) {
+    pub(super) fn sign_foreign(&self, registry: &FaultyRegistry, place: Place) {
         sign(registry, &Key::p256(), &self.digest, place);
     }
 
@@ -205,45 +204,6 @@ async fn a_refused_tag_counts_as_a_missing_one_only_where_the_registry_delivers_
             .is_some_and(|failure| failure.class == "evidence")
     };
     eventually("the verdict", refused).await;
-}
-
-/// On the command line as well, with the hosts in `--config`.
-#[tokio::test(flavor = "multi_thread")]
-async fn verify_asks_the_registry_before_it_refuses() {
-    for place in PLACES {
-        let scene = Scene::new().await;
-        scene.sign_foreign(scene.hosts.mirror(), place);
-        let (registry, mirror) = (&scene.hosts.registry, scene.hosts.mirror());
-        let [host, other] = [registry, mirror].map(|host| host.address.to_string());
-        let everything = format!("{host}/**");
-        let config = json!({
-            "version": 1,
-            "registries": {
-                host: { "scheme": "http", "mirrors": [other] },
-                other: { "scheme": "http" },
-            },
-            "trust": {
-                "authorities": { "key": { "keys": ["key.pub"], "tlog": "none" } },
-                "policies": { "release": { "match": [everything], "require": { "any_of": ["key"] } } },
-            },
-        });
-        let author = Author::with(&[
-            ("key.pub", &scene.key.pem()),
-            ("bundlegate.yaml", &config.to_string()),
-        ]);
-        let reference = registry.reference("live");
-        let verify = async || {
-            let line = format!("verify {reference} --config bundlegate.yaml");
-            tokio::task::block_in_place(|| author.line(&line))
-        };
-        let refused = verify().await;
-        assert_eq!(refused.code, 1, "{refused:?}");
-        scene.sign(registry, place);
-        let accepted = verify().await;
-        assert_eq!(accepted.code, 0, "{place:?}: {accepted:?}");
-        let tag = "GET /v2/acme/authz/manifests/live";
-        assert_eq!(registry.asked(tag).len() + registry.asked("HEAD ").len(), 0);
-    }
 }
 
 /// A piece of evidence that the mirror has wrong comes from the registry.
