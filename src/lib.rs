@@ -114,8 +114,8 @@
 //! differ ([`publish::Content`]).
 //!
 //! A reference that names an image index leads to one image ([`oci::choose_manifest`]). The digest
-//! of the index is the version: it is compared, shown and recorded in the history. A signature of
-//! the index covers the image, since each index has the digests of the manifests that it lists;
+//! of the index is the version: it is compared and shown. The history has the digest of the image,
+//! since anyone can put a new index in front of an old image. A signature of the index covers the image, since each index has the digests of the manifests that it lists;
 //! where it does not satisfy the policy, the evidence of the next manifest of the
 //! [`oci::ManifestPath`] is collected as well ([`verify::VerdictCache::verify_path`]).
 //!
@@ -234,6 +234,7 @@
 //! |---|---|---|
 //! | tarball of a bundle; its uncompressed size; its files | 64 MiB; 512 MiB; 20 000 | `limits.bundle`, `.unpacked`, `.files` |
 //! | all layers of an artifact together; their uncompressed size; their files, folders and links | as those of a bundle | `limits.bundle`, `.unpacked`, `.files` |
+//! | layers of an artifact that make its bundle | 1 024 | – |
 //! | window of a zstd layer | 32 MiB | – |
 //! | image indexes on the way to an image | 4 | – |
 //! | `.manifest` in a bundle, whose metadata is not kept | 1 MiB | `limits.bundle_manifest` |

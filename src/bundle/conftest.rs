@@ -1,11 +1,12 @@
 //! The single files that conftest pushes, each as a layer of its own, as a bundle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 use serde_json::json;
 
 use super::{
     BundleError, LayerError, Limits,
+    archive::MAX_YAML_BYTES,
     diagnostic::with_position,
     document::{Detail, Document},
     layer::content,
@@ -64,7 +65,7 @@ pub(super) fn pack(
             .ok_or_else(|| refused("the title is not a valid file name in a bundle"))?;
         let content = content(blob).map_err(LayerError::Temporary)?;
         if layer.media_type == MANIFEST_TYPE {
-            files.insert(".manifest".to_owned(), content);
+            insert(&mut files, ".manifest".to_owned(), content, title)?;
         } else if layer.media_type == DATA_TYPE {
             let mounted = without_root(&name, root);
             let folder = mounted
@@ -75,19 +76,18 @@ pub(super) fn pack(
                 .or_default()
                 .push(DataFile { name, content });
         } else if !name.ends_with("_test.rego") {
-            files.insert(name, content);
+            insert(&mut files, name, content, title)?;
         }
     }
     for (folder, group) in data {
         let (name, content) = merge_data_files(group, &folder)?;
-        files.insert(
-            if folder.is_empty() {
-                name.to_owned()
-            } else {
-                format!("{folder}/{name}")
-            },
-            content,
-        );
+        let name = if folder.is_empty() {
+            name.to_owned()
+        } else {
+            format!("{folder}/{name}")
+        };
+        let title = name.clone();
+        insert(&mut files, name, content, &title)?;
     }
     files.entry(".manifest".to_owned()).or_insert_with(|| {
         // conftest has no revisions; the digest identifies the artifact.
@@ -102,6 +102,26 @@ pub(super) fn pack(
             .map_err(LayerError::Temporary)?;
     }
     tarball.finish().map_err(LayerError::Temporary)
+}
+
+/// Adds a file, which the layer `title` is; the same file may come again.
+fn insert(
+    files: &mut BTreeMap<String, Vec<u8>>,
+    name: String,
+    content: Vec<u8>,
+    title: &str,
+) -> Result<(), LayerError> {
+    match files.entry(name) {
+        Entry::Vacant(entry) => {
+            entry.insert(content);
+            Ok(())
+        }
+        Entry::Occupied(entry) if *entry.get() == content => Ok(()),
+        Entry::Occupied(entry) => Err(LayerError::File {
+            title: title.to_owned(),
+            reason: format!("another layer is also {} in the bundle", entry.key()),
+        }),
+    }
 }
 
 /// A data file of conftest.
@@ -143,6 +163,12 @@ fn merge_data_files(
 }
 
 fn document(file: &DataFile) -> Result<Document, LayerError> {
+    if !file.name.ends_with(".json") && file.content.len() as u64 > MAX_YAML_BYTES {
+        return Err(LayerError::File {
+            title: file.name.clone(),
+            reason: format!("YAML of more than {MAX_YAML_BYTES} bytes; write it as JSON"),
+        });
+    }
     Document::of_file(&file.name, &file.content, Detail::Values).map_err(|error| {
         let (title, reason) = with_position(&file.name, &error.to_string());
         LayerError::File { title, reason }

@@ -5,7 +5,7 @@
 use std::{io, sync::Arc};
 
 use super::{
-    LayerError, Limits,
+    BundleError, LayerError, Limits,
     archive::{Allowance, ErrorKeeper, walk_stream},
     assembled::{Assembled, Provenance, Transform},
     conftest,
@@ -47,6 +47,8 @@ const UNPACK_ANNOTATION: &str = "io.deis.oras.content.unpack";
 /// The config of docker's images.
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const HELM_CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";
+/// The most layers that make a bundle: each is a request, and is named in the cache's index.
+const MAX_LAYERS: usize = 1024;
 /// The signature file of OPA's own format.
 const OPA_SIGNATURES: &str = ".signatures.json";
 
@@ -63,7 +65,7 @@ impl LayerPlan {
     /// data is mounted; the default is the first folder that all its policies share.
     ///
     /// # Errors
-    /// When no layer can be the bundle, or more than one can.
+    /// When no layer can be the bundle, or more than one can, or there are too many.
     pub fn of(manifest: &Manifest, data_root: Option<&str>) -> Result<Self, LayerError> {
         let ManifestKind::Image { config, layers, .. } = manifest.document() else {
             return Err(LayerError::Layers(
@@ -87,6 +89,10 @@ impl LayerPlan {
                 let layer = tarball_layer(layers)?.clone();
                 (strategy_of(&layer), vec![layer])
             };
+        if layers.len() > MAX_LAYERS {
+            let message = format!("{} layers; at most {MAX_LAYERS} are read", layers.len());
+            return Err(LayerError::Layers(message));
+        }
         Ok(Self {
             strategy,
             layers,
@@ -305,26 +311,28 @@ fn recompress(
 fn strip(layer: &Blob, folder: &str, limits: &Limits, output: &Output) -> Result<Blob, LayerError> {
     let prefix = format!("{folder}/");
     let name_of = |name: &str| {
-        let name = relative_path(name)?;
-        Some(
-            name.strip_prefix(&prefix)
-                .map_or_else(|| name.clone(), str::to_owned),
-        )
+        let Some(name) = relative_path(name) else {
+            let path = name.chars().take(256).collect();
+            let reason = "its name is not valid in a bundle".to_owned();
+            return Err(LayerError::from(BundleError::File { path, reason }));
+        };
+        let stripped = name.strip_prefix(&prefix).map(str::to_owned);
+        Ok(stripped.unwrap_or(name))
     };
     let unpack = || Ok::<_, LayerError>(LayerFormat::of(layer)?.unpack(layer));
     let mut names = Vec::new();
     walk_stream(unpack()?, limits, |entry| {
-        names.extend(name_of(entry.name()));
+        names.push(name_of(entry.name())?);
         Ok::<_, LayerError>(())
     })?;
     check_is_policy(names.iter())?;
     let is_signed = names.iter().any(|name| name == OPA_SIGNATURES);
     let mut tarball = output.tarball();
     walk_stream(unpack()?, limits, |entry| {
-        let name = name_of(entry.name());
-        let Some(name) = name.filter(|name| is_signed || !name.ends_with("_test.rego")) else {
+        let name = name_of(entry.name())?;
+        if name.ends_with("_test.rego") && !is_signed {
             return Ok(());
-        };
+        }
         entry.copy_to(|size, content| tarball.add(&name, size, content))
     })?;
     tarball.finish().map_err(LayerError::Temporary)

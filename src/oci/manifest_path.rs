@@ -1,6 +1,6 @@
 //! The way from the manifest that a reference names to the manifest of an image.
 
-use super::{Digest, Document, Manifest};
+use super::{Descriptor, Digest, Document, Manifest};
 
 /// Manifests, each of them listed by the one before it: image indexes, and at last an image. Most
 /// references name an image, and their path is that alone.
@@ -84,14 +84,19 @@ impl Manifest {
         let Document::Index { manifests } = self.document() else {
             return None;
         };
-        let is_same = |entry: &&super::Descriptor| {
-            entry.size == manifest.raw().len() as u64
-                && entry.digest.recompute(manifest.raw()) == entry.digest
+        let (raw, digest) = (manifest.raw(), manifest.digest());
+        // Computed at most once: an index may have tens of thousands of entries of one size.
+        let mut other: Option<Digest> = None;
+        let mut is_same = |entry: &&Descriptor| {
+            entry.size == raw.len() as u64
+                && if entry.digest.algorithm() == digest.algorithm() {
+                    entry.digest == *digest
+                } else {
+                    *other.get_or_insert_with(|| entry.digest.recompute(raw)) == entry.digest
+                }
         };
-        manifests
-            .iter()
-            .find(is_same)
-            .map(|entry| entry.digest.clone())
+        let listed = manifests.iter().find(|entry| is_same(entry));
+        listed.map(|entry| entry.digest.clone())
     }
 }
 
@@ -100,7 +105,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::oci::{Descriptor, media_type};
+    use crate::oci::media_type;
 
     fn manifest(document: &Value) -> Manifest {
         Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap()
@@ -115,6 +120,35 @@ mod tests {
 
     fn index(entries: &[Descriptor]) -> Manifest {
         manifest(&json!({ "schemaVersion": 2, "manifests": entries }))
+    }
+
+    #[test]
+    fn a_manifest_is_listed_by_either_algorithm_among_many_of_its_size() {
+        let one = image("one");
+        let zeros = |algorithm: &str, count: usize| -> Digest {
+            format!("{algorithm}:{}", "0".repeat(count))
+                .parse()
+                .unwrap()
+        };
+        let (sha256, sha512) = (zeros("sha256", 64), zeros("sha512", 128));
+        let named = |digest: &Digest| Descriptor {
+            digest: digest.clone(),
+            ..one.descriptor()
+        };
+        let own = sha512.recompute(one.raw());
+        let others = vec![[named(&sha256), named(&sha512)]; 1000].concat();
+        let listing = |last: &[&Digest]| {
+            let last = last.iter().map(|digest| named(digest));
+            index(&others.iter().cloned().chain(last).collect::<Vec<_>>()).listed_digest(&one)
+        };
+        assert_eq!(listing(&[]), None);
+        assert_eq!(listing(&[one.digest()]), Some(one.digest().clone()));
+        assert_eq!(listing(&[&own]), Some(own.clone()));
+        assert_eq!(
+            listing(&[&own, one.digest()]),
+            Some(own.clone()),
+            "the first"
+        );
     }
 
     #[test]

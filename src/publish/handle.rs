@@ -231,11 +231,13 @@ impl Handle {
         }
     }
 
-    /// Whether the last check has refused the version `digest` for lack of valid evidence.
+    /// Whether the last check has refused the version `digest`, or one of which that is a part of
+    /// the way to its image, for lack of valid evidence.
     pub fn lacks_evidence(&self, digest: &Digest) -> bool {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.last_failure.as_ref().is_some_and(|failure| {
-            failure.class.is_about_evidence() && failure.digest.as_ref() == Some(digest)
+            failure.class.is_about_evidence()
+                && (failure.digest.as_ref() == Some(digest) || failure.below.contains(digest))
         })
     }
 

@@ -234,6 +234,7 @@ impl Publisher {
             class: failure.class,
             step: failure.step,
             digest: failure.digest.clone(),
+            below: failure.below.clone(),
             message: message.clone().into_owned(),
         };
         let last = self.lock().last_failure.replace(status);
@@ -454,6 +455,7 @@ pub(crate) mod tests {
             class,
             step,
             digest,
+            below: Vec::new(),
             etag: None,
             reason: "test",
             message,

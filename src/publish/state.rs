@@ -76,6 +76,9 @@ pub struct Failure {
     pub step: Step,
     /// The digest of the manifest, where known.
     pub digest: Option<Digest>,
+    /// The digests of the manifests to which that one leads, if it is an image index: a signature of
+    /// any of them may settle the failure.
+    pub below: Vec<Digest>,
     /// The entity tag of the bundle, where known.
     pub etag: Option<String>,
     /// The reason as a metric label.

@@ -78,6 +78,8 @@ pub struct FailureStatus {
     pub step: Step,
     /// The digest of the manifest, if it is known.
     pub digest: Option<Digest>,
+    /// The digests of the manifests to which that one leads, if it is an image index.
+    pub below: Vec<Digest>,
     /// The failure in a sentence.
     pub message: String,
 }

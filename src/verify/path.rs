@@ -95,7 +95,8 @@ impl Verified<Manifest> {
 }
 
 fn check_revocations(policy: &TrustPolicy, path: &ManifestPath) -> Result<(), VerificationError> {
-    match path.manifests().find(|(digest, _)| policy.revokes(digest)) {
+    let mut manifests = path.manifests();
+    match manifests.find(|(digest, manifest)| policy.revokes_manifest(digest, manifest)) {
         Some((digest, _)) => Err(VerificationError {
             revoked: true,
             ..error(Reason::RevokedDigest, digest)

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{AttestationRule, FulcioExtension, Pattern, PublicKey, TrustRoot, ca::CaRoots};
-use crate::oci::{Digest, Repository, cosign};
+use crate::oci::{Digest, Manifest, Repository, cosign};
 
 /// The requirements on an artifact before it is served. A checked value: a policy that accepts
 /// nothing or everything can't be constructed.
@@ -249,6 +249,19 @@ impl TrustPolicy {
         self.revoked.contains(digest)
             || requirements
                 .is_some_and(|requirements| requirements.revoked_digests.contains(digest))
+    }
+
+    /// Whether the policy revokes a manifest that was found as `named`, by that digest or by one of
+    /// another algorithm.
+    pub fn revokes_manifest(&self, named: &Digest, manifest: &Manifest) -> bool {
+        let own = manifest.digest();
+        let revoked = self.requirements().map(|wanted| &wanted.revoked_digests);
+        let mut revoked = self.revoked.iter().chain(revoked.into_iter().flatten());
+        self.revokes(named)
+            || self.revokes(own)
+            || revoked
+                .find(|other| other.algorithm() != own.algorithm())
+                .is_some_and(|other| self.revokes(&other.recompute(manifest.raw())))
     }
 
     /// The policy's name in the configuration.

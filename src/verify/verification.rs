@@ -60,20 +60,13 @@ struct Tally {
 }
 
 impl Verification<'_> {
-    /// Verifies the artifact with `evidence`, and appends a report for each candidate to
+    /// Verifies the artifact, which is not revoked, with `evidence`, and appends a report for each candidate to
     /// `signatures`.
     pub(super) fn verify(
         &self,
         evidence: &Evidence,
         signatures: &mut Vec<SignatureReport>,
     ) -> Result<Accepted, VerificationError> {
-        if self
-            .requirements
-            .revoked_digests
-            .contains(self.pinned.digest())
-        {
-            return Err(self.error(Reason::RevokedDigest, Vec::new()));
-        }
         let mut tally = Tally::default();
         for candidate in &evidence.bundles {
             let outcome = self.check_candidate(

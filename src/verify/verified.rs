@@ -84,7 +84,7 @@ impl Verified<Manifest> {
             );
         }
         let accepted = match policy.rule() {
-            Rule::Unsigned if policy.revokes(digest) => {
+            _ if policy.revokes_manifest(digest, &manifest) => {
                 let (reason, digest) = (Reason::RevokedDigest, digest.clone());
                 Err(VerificationError {
                     reason,

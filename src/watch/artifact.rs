@@ -68,6 +68,19 @@ impl Pipeline {
         }
     }
 
+    /// Whether the path is the one that [`Self::find_image`] would find now. `platform` may have
+    /// changed since it was stored.
+    pub(super) fn would_choose(&self, path: &ManifestPath) -> bool {
+        let next = path.manifests().skip(1);
+        path.manifests().zip(next).all(|((_, index), (_, next))| {
+            let Document::Index { manifests } = index.document() else {
+                return false;
+            };
+            let chosen = choose_manifest(manifests, self.artifact.platform.as_ref());
+            chosen.is_ok_and(|entry| entry.digest.recompute(next.raw()) == entry.digest)
+        })
+    }
+
     /// The plan for the bundle in an artifact.
     pub(super) fn layer_plan(&self, manifest: &Manifest) -> Result<LayerPlan, LayerError> {
         LayerPlan::of(manifest, self.artifact.data_root.as_deref())
@@ -119,6 +132,8 @@ impl Pipeline {
     ) -> Result<Arc<Snapshot>, Failure> {
         let (limits, space) = (self.limits, self.store.space());
         let digest = record.path.digest().clone();
+        let image = record.path.last().digest().clone();
+        let attempt = self.attempt_at(Step::Open, &image);
         if let Some(root) = plan.guessed_root() {
             tracing::warn!(
                 bundle = &*self.name,
@@ -142,11 +157,7 @@ impl Pipeline {
             Snapshot::new(verified, record, bundle)
                 .map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         };
-        match self
-            .pool
-            .open(self.attempt_at(Step::Open, &digest), open)
-            .await
-        {
+        match self.pool.open(attempt, open).await {
             Ok(Ok(snapshot)) => Ok(Arc::new(snapshot)),
             Ok(Err((step, DISK, message))) => Err(transient(step, &digest, DISK, message)),
             Ok(Err((step, reason, message))) => Err(defect(step, &digest, reason, message)),

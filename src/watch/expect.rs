@@ -86,6 +86,7 @@ pub enum OnOlder {
 /// The facts about a version. Without `bundle` it has not been fetched yet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts<'a> {
+    /// The digest of the image's own manifest: anyone can put a new index in front of an old image.
     pub(super) digest: &'a Digest,
     pub(super) annotations: &'a BTreeMap<String, String>,
     pub(super) signed_at: Option<Timestamp>,
@@ -133,14 +134,10 @@ pub(super) enum Older {
 pub(super) struct Quoted(Option<String>);
 
 impl<'a> Facts<'a> {
-    /// The facts before the download. `digest` is what the reference named.
-    pub(super) fn of(
-        digest: &'a Digest,
-        manifest: &'a Verified<Manifest>,
-        tag: Option<&'a str>,
-    ) -> Self {
+    /// The facts before the download.
+    pub(super) fn of(manifest: &'a Verified<Manifest>, tag: Option<&'a str>) -> Self {
         Self {
-            digest,
+            digest: manifest.value().digest(),
             annotations: manifest.value().annotations(),
             signed_at: manifest.signed_at(),
             tag,
@@ -152,7 +149,7 @@ impl<'a> Facts<'a> {
     pub(super) fn of_snapshot(snapshot: &'a Snapshot, tag: Option<&'a str>) -> Self {
         Self {
             bundle: Some(snapshot.bundle().manifest()),
-            ..Self::of(snapshot.manifest_digest(), snapshot.manifest(), tag)
+            ..Self::of(snapshot.manifest(), tag)
         }
     }
 }

@@ -7,11 +7,11 @@ use super::{
     expect::{Facts, OnOlder, Unmet},
     history::History,
     persist::Update,
-    refresh::Pipeline,
+    refresh::{Pipeline, below},
     watcher::Watcher,
 };
 use crate::{
-    oci::{Digest, Manifest},
+    oci::{Manifest, ManifestPath},
     publish::{Failure, FailureClass, Snapshot, Step},
     verify::Verified,
 };
@@ -28,23 +28,23 @@ impl Pipeline {
         })
     }
 
-    /// Checks the expectations that the manifest can meet or fail, before the download. `digest` is
-    /// what the reference named.
+    /// Checks the expectations that the manifest at the end of `path` can meet or fail, before the
+    /// download.
     pub(super) fn expect_manifest(
         &self,
-        digest: &Digest,
+        path: &ManifestPath,
         manifest: &Verified<Manifest>,
         past: &History,
     ) -> Result<(), Failure> {
-        let facts = Facts::of(digest, manifest, self.reference.tag());
+        let facts = Facts::of(manifest, self.reference.tag());
         let met = self.expect.check(&facts, past);
-        met.map_err(|unmet| unexpected(Step::Verify, digest, &unmet))
+        met.map_err(|unmet| unexpected(Step::Verify, path, &unmet))
     }
 
     /// Checks that the tag of the reference, if it states a version, states that of the snapshot.
     pub(super) fn expect_tag(&self, snapshot: &Snapshot) -> Result<(), Failure> {
         let met = self.expect.check_tag(&self.facts(snapshot));
-        met.map_err(|unmet| unexpected(Step::Verify, snapshot.manifest_digest(), &unmet))
+        met.map_err(|unmet| unexpected(Step::Verify, &snapshot.record().path, &unmet))
     }
 
     /// Checks all expectations.
@@ -54,7 +54,7 @@ impl Pipeline {
         past: &History,
     ) -> Result<(), Failure> {
         let met = self.expect.check(&self.facts(snapshot), past);
-        met.map_err(|unmet| unexpected(Step::Open, snapshot.manifest_digest(), &unmet))
+        met.map_err(|unmet| unexpected(Step::Open, &snapshot.record().path, &unmet))
     }
 
     fn facts<'a>(&'a self, snapshot: &'a Snapshot) -> Facts<'a> {
@@ -97,7 +97,8 @@ impl Watcher {
 
 /// The failure of an expectation: a defect, which is not fetched again, unless a new signature
 /// could meet the expectation.
-fn unexpected(step: Step, digest: &Digest, unmet: &Unmet) -> Failure {
+fn unexpected(step: Step, path: &ManifestPath, unmet: &Unmet) -> Failure {
+    let digest = path.digest();
     let class = if unmet.changes_by_signing() {
         FailureClass::Evidence
     } else {
@@ -108,6 +109,7 @@ fn unexpected(step: Step, digest: &Digest, unmet: &Unmet) -> Failure {
         class,
         step,
         digest: Some(digest.clone()),
+        below: below(path),
         etag: None,
         reason: unmet.label(),
         message,

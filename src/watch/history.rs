@@ -22,8 +22,8 @@ const MAX_DIGESTS: usize = 64;
 pub(super) struct History {
     /// The highest position that was served so far.
     floor: Option<Position>,
-    /// The digests that were served, oldest first: in the order in which they came, except those
-    /// that were known to be older.
+    /// The digests of the images that were served, oldest first: in the order in which they came,
+    /// except those that were known to be older.
     served: Vec<Digest>,
     /// The withdrawal of the last served version, while it is withdrawn.
     withdrawn: Option<WithdrawalRecord>,

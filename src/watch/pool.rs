@@ -166,6 +166,7 @@ impl VerificationPool {
                 class: FailureClass::Transient,
                 step: Step::Verify,
                 digest: Some(digest.clone()),
+                below: Vec::new(),
                 etag: None,
                 reason,
                 message,
@@ -266,6 +267,7 @@ impl VerificationJob {
                     // The message has the digest of the manifest that was refused, which an index
                     // may have led to.
                     digest: Some(path.digest().clone()),
+                    below: Vec::new(),
                     etag: None,
                     reason: rejection.reason.label(),
                     message: rejection.to_string(),
@@ -305,6 +307,7 @@ fn expired(digest: &Digest, valid_until: Option<Timestamp>) -> Failure {
         class: FailureClass::Evidence,
         step: Step::Verify,
         digest: Some(digest.clone()),
+        below: Vec::new(),
         etag: None,
         reason: "validity",
         message,
@@ -322,6 +325,7 @@ fn unusable_clock(digest: &Digest) -> Failure {
         class,
         step,
         digest: Some(digest.clone()),
+        below: Vec::new(),
         etag: None,
         reason: "clock",
         message,

@@ -141,7 +141,7 @@ impl Pipeline {
         {
             return Err(known.clone().into());
         }
-        self.check_set_aside(digest)?;
+        self.check_set_aside(digest, digest)?;
         let turn = self.source.transfer_permit().await;
         let failed =
             |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
@@ -153,6 +153,7 @@ impl Pipeline {
             }
         };
         let path = Arc::new(self.find_image(&pinned, manifest).await?);
+        self.check_set_aside(path.last().digest(), digest)?;
         let verified = self.collect_and_verify(policy, path, past);
         let (verified, record) = verified.await?;
         let plan = self
@@ -184,9 +185,6 @@ impl Pipeline {
                 MAX_STORED_BYTES,
             )
             .await?;
-        if let Err(set_aside) = self.check_set_aside(&stored.digest) {
-            return Some(Err(set_aside.into()));
-        }
         let evidence = stored
             .evidence
             .iter()
@@ -194,6 +192,14 @@ impl Pipeline {
         let evidence: Result<Vec<_>, _> = evidence.map(|piece| piece.map(Arc::new)).collect();
         let evidence = evidence.ok()?;
         let path = stored_path(stored.digest, stored.manifests)?;
+        for digest in [path.digest(), path.last().digest()] {
+            if let Err(set_aside) = self.check_set_aside(digest, path.digest()) {
+                return Some(Err(set_aside.into()));
+            }
+        }
+        if !self.would_choose(&path) {
+            return None;
+        }
         // A digest in the configuration overrides the disk.
         if self
             .reference
@@ -365,6 +371,12 @@ impl Pipeline {
                 Err(rejection)
                     if job.evidence.len() > collected && may_be_overruled(&rejection.failure) =>
                 {
+                    if rejection.verdict.is_none() {
+                        // Not refused by the policy, but by an expectation: while it is there, the
+                        // evidence of the next manifest does not count.
+                        job.evidence.truncate(collected);
+                        job.evidence.push(Arc::default());
+                    }
                     // A list that the registry withheld may have had the signature.
                     let is_withheld = |earlier: &Rejection| !depends_on_evidence(&earlier.failure);
                     if !refused.as_ref().is_some_and(is_withheld) {
@@ -440,7 +452,7 @@ impl Pipeline {
         past: &History,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let (verified, record) = self.verify(job).await?;
-        self.expect_manifest(record.path.digest(), &verified, past)?;
+        self.expect_manifest(&record.path, &verified, past)?;
         Ok((verified, record))
     }
 
@@ -475,14 +487,14 @@ impl Pipeline {
         job: VerificationJob,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let plan = self.layer_plan(job.path.last());
-        let digest = job.path.digest().clone();
-        let mut result = self
-            .pool
-            .verify(job, self.attempt_at(Step::Verify, &digest))
-            .await;
-        if let (Err(refused), Ok(plan)) = (&mut result, plan) {
+        let path = Arc::clone(&job.path);
+        let attempt = self.attempt_at(Step::Verify, path.last().digest());
+        let mut result = self.pool.verify(job, attempt).await;
+        if let Err(Rejection { failure, .. }) = &mut result {
+            failure.below = below(&path);
             // Clients may run the refused version nevertheless.
-            refused.failure.etag = plan.expected_digest().and_then(|digest| tag_of(&digest));
+            let digest = plan.ok().and_then(|plan| plan.expected_digest());
+            failure.etag = digest.and_then(|digest| tag_of(&digest));
         }
         let (outcome, reason) = match &result {
             Ok(_) => ("accepted", "none"),
@@ -492,15 +504,17 @@ impl Pipeline {
         result
     }
 
-    /// Records that a step begins which may kill the process.
+    /// Records that a step begins which may kill the process. `digest` is that of the image itself:
+    /// anyone can put a new index in front of it.
     pub(super) async fn attempt_at(&self, step: Step, digest: &Digest) -> Attempt {
         self.store
             .attempt(digest, &step.to_string(), &self.limits_key())
             .await
     }
 
-    /// Refuses a digest in whose verification or opening the process has died twice.
-    fn check_set_aside(&self, digest: &Digest) -> Result<(), Failure> {
+    /// Refuses a digest in whose verification or opening the process has died twice. `named` is what
+    /// the reference named.
+    fn check_set_aside(&self, digest: &Digest, named: &Digest) -> Result<(), Failure> {
         let Some(set_aside) = self.store.set_aside(digest, &self.limits_key()) else {
             return Ok(());
         };
@@ -511,7 +525,7 @@ impl Pipeline {
         } else {
             Step::Open
         };
-        Err(defect(step, digest, "set_aside", set_aside.to_string()))
+        Err(defect(step, named, "set_aside", set_aside.to_string()))
     }
 
     /// A key that changes with the limits under which a bundle is verified or opened.
@@ -542,6 +556,7 @@ impl Pipeline {
             class,
             step,
             digest: digest.cloned(),
+            below: Vec::new(),
             etag: None,
             reason: error.label(),
             message: error.to_string(),
@@ -562,6 +577,12 @@ fn depends_on_evidence(failure: &Failure) -> bool {
 /// Whether the evidence of another manifest of the path can change the verdict.
 fn may_be_overruled(failure: &Failure) -> bool {
     depends_on_evidence(failure) || failure.step == Step::Evidence
+}
+
+/// The digests of the manifests to which the first one of a path leads.
+pub(super) fn below(path: &ManifestPath) -> Vec<Digest> {
+    let below = path.manifests().skip(1);
+    below.map(|(digest, _)| digest.clone()).collect()
 }
 
 /// The path of a stored version; `None` if the manifests do not list each other.
@@ -599,6 +620,7 @@ pub(super) fn defect(
         class: FailureClass::Defect,
         step,
         digest: Some(digest.clone()),
+        below: Vec::new(),
         etag: None,
         reason,
         message,
@@ -615,6 +637,7 @@ pub(super) fn transient(
         class: FailureClass::Transient,
         step,
         digest: Some(digest.clone()),
+        below: Vec::new(),
         etag: None,
         reason,
         message,

@@ -163,6 +163,7 @@ mod tests {
             class,
             step: Step::Resolve,
             digest,
+            below: Vec::new(),
             etag: None,
             reason: "",
             message,

@@ -8,7 +8,7 @@ use bundlegate::{
     bundle::{Bundle, Limits},
     oci::{Blob, Descriptor, Digest, media_type},
     verify::TrustPolicy,
-    watch::ArtifactOptions,
+    watch::{ArtifactOptions, Expect, OnOlder},
 };
 use flate2::{Compression, write::GzEncoder};
 use reqwest::StatusCode;
@@ -67,7 +67,7 @@ impl FaultyRegistry {
     }
 
     /// Puts a manifest or an index under a tag and its digest.
-    fn put_document(&self, tag: &str, kind: &str, document: &Value) -> Digest {
+    pub(crate) fn put_document(&self, tag: &str, kind: &str, document: &Value) -> Digest {
         let text = document.to_string();
         let digest = Digest::sha256(text.as_bytes());
         for name in [tag, digest.as_str()] {
@@ -103,7 +103,7 @@ impl FaultyRegistry {
     }
 
     /// An index of these manifests, each with its platform.
-    fn put_index(&self, tag: &str, entries: &[(&Digest, Value)]) -> Digest {
+    pub(crate) fn put_index(&self, tag: &str, entries: &[(&Digest, Value)]) -> Digest {
         let entries: Vec<_> = entries
             .iter()
             .map(|(digest, extra)| {
@@ -474,6 +474,79 @@ async fn of_several_images_the_one_for_the_platform_is_served_or_none() {
     assert!(error.contains("set `platform`"), "{error}");
 }
 
+/// The index stays, so no check of the registry finds another digest.
+#[tokio::test]
+async fn another_platform_counts_for_what_lies_on_disk() {
+    let registry = FaultyRegistry::start().await;
+    let cache = tempfile::tempdir().unwrap();
+    let (amd, _) = registry.put_artifact("amd", &bundle("amd"));
+    let (arm, _) = registry.put_artifact("arm", &bundle("arm"));
+    registry.put_index(
+        "live",
+        &[(&amd, on("linux/amd64")), (&arm, on("linux/arm64"))],
+    );
+    let gate = async |platform: &str| {
+        let setup = Setup {
+            artifact: ArtifactOptions {
+                platform: Some(platform.parse().unwrap()),
+                ..ArtifactOptions::default()
+            },
+            cache: on_disk(&cache),
+            ..Setup::default()
+        };
+        TestGateway::with(&registry, setup).await
+    };
+    let is_image = async |gate: &TestGateway<InProcess>, image: &Digest| {
+        let is_it = || gate.status().image.as_ref() == Some(image);
+        eventually(&format!("{image} is served"), is_it).await;
+    };
+    let first = gate("linux/amd64").await;
+    is_image(&first, &amd).await;
+    first.end(cache.path()).await;
+    let second = gate("linux/arm64").await;
+    is_image(&second, &arm).await;
+    second.end(cache.path()).await;
+    registry.fail("", usize::MAX, Fault::Status(500, vec![]));
+    let third = gate("linux/arm64").await;
+    is_image(&third, &arm).await;
+    third.end(cache.path()).await;
+    let fourth = gate("linux/amd64").await;
+    failure(&fourth, "500").await;
+    assert_eq!(fourth.status().image, None, "nothing of another platform");
+}
+
+/// Whoever can move the tag can write an index, whose digest is new.
+#[tokio::test]
+async fn a_new_index_in_front_of_an_old_image_is_an_old_version() {
+    for on_older in [OnOlder::Refuse, OnOlder::Alarm] {
+        let registry = FaultyRegistry::start().await;
+        let setup = Setup {
+            expect: Expect {
+                on_older,
+                ..Expect::default()
+            },
+            ..Setup::default()
+        };
+        let (old, _) = registry.put_artifact("live", &bundle("one"));
+        let gate = TestGateway::with(&registry, setup).await;
+        is_served(&gate, &old).await;
+        let (new, _) = registry.put_artifact("live", &bundle("two"));
+        is_served(&gate, &new).await;
+        let index = registry.put_index("live", &[(&old, json!({}))]);
+        if on_older == OnOlder::Refuse {
+            assert_eq!(failure(&gate, "was served earlier").await, "defect");
+            assert_eq!(gate.status().manifest, Some(new.clone()));
+        } else {
+            is_served(&gate, &index).await;
+            eventually("the alarm", || gate.status().older.is_some()).await;
+        }
+        // In front of the newest image, one is no news.
+        let index = registry.put_index("live", &[(&new, json!({}))]);
+        is_served(&gate, &index).await;
+        eventually("no alarm", || gate.status().older.is_none()).await;
+    }
+}
+
 fn signed(key: &Key) -> Setup {
     Setup {
         policy: policy([keyed(key)]),
@@ -516,6 +589,7 @@ async fn a_signature_of_the_image_is_enough_and_one_of_another_is_not() {
     assert_eq!(failure(&gate, image.as_str()).await, "evidence");
     let refused = gate.last_failure().unwrap();
     assert_eq!(refused.digest.as_deref(), Some(index.as_str()));
+    assert_eq!(gate.status().last_failure.unwrap().below, [image.clone()]);
     assert!(
         refused.message.contains(index.as_str()),
         "{}",

@@ -9,7 +9,7 @@ use bundlegate::{
     store::{self, Store, StoreMetrics},
 };
 use reqwest::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -194,7 +194,7 @@ fn died_twice(cache: &TempDir, line: &str) {
 #[tokio::test]
 async fn what_ended_the_process_twice_is_set_aside_until_the_limits_change() {
     let registry = FaultyRegistry::start().await;
-    registry.put_artifact("live", &bundle("one"));
+    let (one, _) = registry.put_artifact("live", &bundle("one"));
     let cache = tempfile::tempdir().unwrap();
     let setup = || Setup {
         cache: on_disk(&cache),
@@ -218,6 +218,13 @@ async fn what_ended_the_process_twice_is_set_aside_until_the_limits_change() {
         let failure = gate.last_failure().unwrap();
         assert_eq!((failure.class, failure.step.as_str()), ("defect", step));
         assert!(failure.message.contains("set aside"), "{}", failure.message);
+        let index = registry.put_index("live", &[(&one, json!({}))]);
+        eventually("it is set aside behind a new index as well", || {
+            let failure = gate.last_failure().unwrap();
+            failure.digest.as_deref() == Some(index.as_str())
+                && failure.message.contains("set aside")
+        })
+        .await;
         assert_eq!(
             registry.asked("blobs/").len(),
             fetched,

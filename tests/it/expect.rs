@@ -457,6 +457,34 @@ async fn by_the_time_of_signing_an_old_version_is_the_newest_once_it_is_signed_a
     assert_eq!(gate.shown().await["older"], Value::Null);
 }
 
+/// A signature of the index counts first, which may be the older one.
+#[tokio::test]
+async fn a_signature_of_the_image_meets_the_expectation_that_one_of_its_index_does_not() {
+    let mut forge = Sigstore::new();
+    let minimum = Some(forge.then + minutes(1));
+    let mut world = World::expecting(order(Order::SignedTime { minimum })).await;
+    let signer = forge.signer();
+    world.policy = policy([keyless(forge.trust())]);
+    let image = world.push(&[], &bundle("first"));
+    let digest = world
+        .registry
+        .put_index("live", &[(&image.digest, json!({}))]);
+    let index = Pushed {
+        digest,
+        layer: image.layer.clone(),
+        etag: image.etag.clone(),
+    };
+    signed(&world, &forge, &signer, &index);
+    let gate = world.gate().await;
+    refuses(&gate, &index, "older", None).await;
+    forge.then += minutes(2);
+    signed(&world, &forge, &signer, &image);
+    serves(&gate, &index).await;
+    world.registry.refuse("", 503, "");
+    let gate = world.restart(gate).await;
+    serves(&gate, &index).await;
+}
+
 /// The newer signature is in the referrers API, which the registry has not had before.
 #[tokio::test]
 async fn a_signature_in_an_api_that_was_missing_before_meets_the_expectation() {

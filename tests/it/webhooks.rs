@@ -361,6 +361,35 @@ async fn the_arrival_of_a_signature_wakes_the_bundle_that_waits_for_it() {
     }
 }
 
+/// The failure is that of the index, which the reference names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_of_the_image_below_an_index_wakes_the_bundle() {
+    let (signer, registry) = (Signer::new(), FaultyRegistry::start().await);
+    let (image, _) = registry.put_artifact("image", &bundle("one"));
+    let index = registry.put_index("live", &[(&image, json!({}))]);
+    let setup = Setup {
+        policy: signer.policy(),
+        webhooks: vec![distribution(&registry)],
+        ..Setup::default()
+    };
+    let gate = start(&registry, setup).await;
+    for _ in 0..8 {
+        assert_eq!(gate.refresh().await["failure"]["class"], "evidence");
+    }
+    let about = |digest: &Digest| {
+        let mut body = event(Some(&format!("sha256-{}.sig", digest.hex())));
+        // Only the tag says that the signature concerns this bundle.
+        body["events"][0]["target"]["repository"] = json!("acme/signatures");
+        body
+    };
+    let other = gate.notify(&about(&Digest::sha256(b"another"))).await;
+    assert_eq!(other.json::<Value>().await.unwrap()["bundles"], 0);
+    signer.sign_legacy(&registry, &image);
+    let answer = gate.notify(&about(&image)).await;
+    assert_eq!(answer.json::<Value>().await.unwrap()["bundles"], 1);
+    gate.until_served(&index, "the signed image").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_bad_request_has_its_error() {
     let (registry, gate) = serving(distribution).await;

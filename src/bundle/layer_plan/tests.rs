@@ -6,6 +6,7 @@ use super::*;
 use crate::bundle::{Bundle, BundleError, archive::walk, layer::content};
 
 const REGO_TYPE: &str = "application/vnd.cncf.openpolicyagent.policy.layer.v1+rego";
+const MANIFEST_TYPE: &str = "application/vnd.cncf.openpolicyagent.manifest.layer.v1+json";
 const DATA_TYPE: &str = "application/vnd.cncf.openpolicyagent.data.layer.v1+json";
 
 const LIMITS: Limits = Limits {
@@ -251,9 +252,77 @@ fn an_artifact_without_a_bundle_is_refused_in_one_line() {
             Artifact::new().with(DATA_TYPE, "p/a.json", b"{"),
             "p/a.json:1:2\": unexpected end of input",
         ),
+        (
+            Artifact::new()
+                .with(REGO_TYPE, "p.rego", b"package a")
+                .with(REGO_TYPE, "./p.rego", b"package b"),
+            "layer \"./p.rego\": another layer is also p.rego",
+        ),
+        (
+            Artifact::new().with(MANIFEST_TYPE, "one", b"{}").with(
+                MANIFEST_TYPE,
+                "two",
+                b"{\"roots\":[]}",
+            ),
+            "layer \"two\": another layer is also .manifest",
+        ),
+        (
+            Artifact::new()
+                .with(REGO_TYPE, "data.json", b"{\"x\":1}")
+                .with(DATA_TYPE, "a.json", b"{\"y\":2}"),
+            "another layer is also data.json",
+        ),
+        (
+            Artifact::new()
+                .with(
+                    media_type::LAYER_TAR_GZIP,
+                    "x",
+                    &tarball(&[("x/p.rego", REGO.1), ("x\\q.rego", REGO.1)]),
+                )
+                .unpacked(),
+            "its name is not valid in a bundle",
+        ),
+        (
+            (0..=MAX_LAYERS).fold(Artifact::new(), |artifact, _| {
+                artifact.with(REGO_TYPE, "p.rego", b"package a")
+            }),
+            "1025 layers; at most 1024",
+        ),
     ] {
         let error = artifact.bundle(None).unwrap_err().to_string();
         assert!(error.contains(expected) && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_comes_twice_is_one_file() {
+    let twice = Artifact::new()
+        .with(REGO_TYPE, "p.rego", b"package a")
+        .with(REGO_TYPE, "p.rego", b"package a");
+    let found = files(&twice.bundle(None).unwrap());
+    let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, [".manifest", "p.rego"]);
+}
+
+#[test]
+fn large_yaml_is_refused_before_it_is_parsed() {
+    let large = format!("#{}\na: 1\n", " ".repeat(16 << 20));
+    let limits = Limits {
+        unpacked: 64 << 20,
+        ..LIMITS
+    };
+    for several in [false, true] {
+        let mut artifact = Artifact::new().with(DATA_TYPE, "p/a.yaml", large.as_bytes());
+        if several {
+            artifact = artifact.with(DATA_TYPE, "p/b.yaml", b"b: 1\n");
+        }
+        let plan = LayerPlan::of(&artifact.manifest(), None).unwrap();
+        let made = plan.assemble_to(&artifact.blobs, &limits, &output(1));
+        let error = made.unwrap_err().to_string();
+        assert!(
+            error.starts_with("layer \"p/a.yaml\": YAML of more than 16777216 bytes"),
+            "{error}"
+        );
     }
 }
 

@@ -63,6 +63,7 @@ fn failed(class: FailureClass) -> Outcome {
         class,
         step: Step::Resolve,
         digest: None,
+        below: Vec::new(),
         etag: None,
         reason: "test",
         message,
@@ -174,6 +175,7 @@ fn a_withdrawal_names_a_version_that_was_never_served_only_if_it_is_revoked() {
         };
         Outcome::Failed(Failure {
             digest: Some(manifest.clone()),
+            below: Vec::new(),
             etag: Some("\"e\"".to_owned()),
             ..failure
         })

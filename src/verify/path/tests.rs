@@ -168,6 +168,46 @@ fn a_revoked_digest_anywhere_on_the_path_is_refused() {
     }
 }
 
+/// Anyone can write an index that lists a revoked image by another digest.
+#[test]
+fn an_image_is_revoked_by_whichever_digest_an_index_lists_it() {
+    let zeros: Digest = format!("sha512:{}", "0".repeat(128)).parse().unwrap();
+    let case = Case::new();
+    let by_sha256 = case.image.digest().clone();
+    let by_sha512 = zeros.recompute(case.image.raw());
+    for (listed, revoked) in [(&by_sha512, &by_sha256), (&by_sha256, &by_sha512)] {
+        let entry = Descriptor {
+            digest: listed.clone(),
+            ..case.image.descriptor()
+        };
+        let case = Case {
+            index: parsed(&json!({ "schemaVersion": 2, "manifests": [entry] })),
+            pair: KeyPair::generate_ecdsa_p256().unwrap(),
+            image: case.image.clone(),
+        };
+        let (of_index, of_image) = (case.signature(case.index.digest()), case.signature(listed));
+        let none = Evidence::default();
+        for policy in [
+            case.policy(&[revoked]),
+            TrustPolicy::unsigned("u".into()).without(&[revoked.clone()].into()),
+        ] {
+            for evidence in [[&of_index, &none], [&none, &of_image]] {
+                let error = case.verify(&policy, &evidence).result.unwrap_err();
+                assert_eq!((error.reason, error.revoked), (Reason::RevokedDigest, true));
+            }
+            // Without an index in front of it as well.
+            let pinned = repository().pin(listed.clone());
+            let error = Verified::verify(&policy, &pinned, case.image.clone(), &of_image);
+            assert_eq!(error.unwrap_err().reason, Reason::RevokedDigest);
+        }
+        assert!(
+            case.verify(&case.policy(&[]), &[&none, &of_image])
+                .result
+                .is_ok()
+        );
+    }
+}
+
 #[test]
 fn an_index_vouches_for_nothing_that_it_does_not_list() {
     let case = Case::new();
