@@ -139,6 +139,16 @@ mod tests {
             ),
             (
                 here,
+                &[local, JSON, ("x-real-ip", "10.0.0.1")],
+                Err(NotLocal::Forwarded),
+            ),
+            (
+                here,
+                &[local, JSON, ("via", "1.1 proxy")],
+                Err(NotLocal::Forwarded),
+            ),
+            (
+                here,
                 &[local, JSON, ("origin", "http://localhost:3000")],
                 Err(NotLocal::Origin),
             ),
