@@ -125,21 +125,27 @@ async fn verify_reference(
     let verify = async |source: &Source| {
         let collected = verify::collect(source, &pinned, target.limits().evidence).await;
         collected.map(|evidence| {
-            Verified::verify_with_report(
+            let is_beyond_limit = evidence.beyond_limit().is_some();
+            let verified = Verified::verify_with_report(
                 policy,
                 &pinned,
                 manifest.clone(),
                 &evidence,
                 VerificationContext::now(),
-            )
+            );
+            (verified, is_beyond_limit)
         })
     };
     let mut verified = verify(&source).await;
     // The lists of a mirror may lack a signature.
-    if source.has_mirrors() && !matches!(&verified, Ok((Ok(_), _))) {
-        verified = verify(&source.at_every_host()).await;
+    if source.has_mirrors() && !matches!(&verified, Ok(((Ok(_), _), _))) {
+        verified = verify(&source.clone().at_every_host()).await;
+        // What it lists may have left none of the limit to the signatures that the registry has.
+        if matches!(&verified, Ok(((Err(_), _), true))) {
+            verified = verify(&source.at_origin()).await;
+        }
     }
-    let (verdict, report) = verified?;
+    let ((verdict, report), _) = verified?;
     Ok(VerifyResult {
         pinned,
         verdict,
