@@ -32,7 +32,8 @@ pub(super) struct Verification {
 
 impl Subject<'_> {
     /// Verifies the artifact. The lists of signatures of one mirror suffice to accept it; before it
-    /// is refused, those of every host are read.
+    /// is refused, those of every host are read, and if they exceed the limit those of the registry
+    /// alone: what a mirror lists may have left none of the limit to them.
     ///
     /// # Errors
     /// When the evidence does not suffice and the registry did not deliver all of it: it may have
@@ -43,6 +44,13 @@ impl Subject<'_> {
         if self.signatures.has_mirrors() && !is_accepted {
             let everywhere = self.signatures.clone().at_every_host();
             verified = self.verify_at(&everywhere, policy).await;
+            let exceeds_limit = |(found, evidence): &(Verification, Evidence)| {
+                found.verdict.is_err() && evidence.beyond_limit().is_some()
+            };
+            if verified.as_ref().is_ok_and(exceeds_limit) {
+                let origin = self.signatures.clone().at_origin();
+                verified = self.verify_at(&origin, policy).await;
+            }
         }
         let (verification, evidence) = verified?;
         if let Err(rejection) = &verification.verdict

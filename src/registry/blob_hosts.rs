@@ -6,8 +6,18 @@ use std::collections::VecDeque;
 use futures_util::FutureExt as _;
 use reqwest::{Response, StatusCode, header};
 
-use super::{deadline::Deadline, error::RegistryError, hosts::observed, remote::Remote};
+use tokio::time::Duration;
+
+use super::{
+    deadline::Deadline,
+    error::RegistryError,
+    hosts::{MAX_MIRROR_WAIT, noted, observed},
+    remote::Remote,
+};
 use crate::oci::Descriptor;
+
+/// A mirror that sends fewer bytes in a second is given up for the next host.
+const MIN_MIRROR_SPEED: u64 = 64 << 10;
 
 /// The hosts that have not been asked for a blob yet: mirrors, then the origin, then the mirrors
 /// that have failed a moment ago.
@@ -67,8 +77,8 @@ impl BlobHosts {
                 }
                 continue;
             }
-            let deadline = remote.client.transport.deadline();
-            let begun = begin(&remote, descriptor, from).boxed();
+            let deadline = deadline(&remote, descriptor.size);
+            let begun = noted(&remote, "blob", begin(&remote, descriptor, from)).boxed();
             let begun = remote
                 .client
                 .transport
@@ -111,6 +121,17 @@ impl BlobHosts {
     }
 }
 
+/// The end of a transfer: after `timeouts.total`, and at a mirror that is too slow earlier.
+fn deadline(remote: &Remote, size: u64) -> Deadline {
+    let total = remote.client.transport.timeouts().total;
+    let slowest = MAX_MIRROR_WAIT + Duration::from_secs(size / MIN_MIRROR_SPEED);
+    Deadline::after(if remote.is_mirror() {
+        total.min(slowest)
+    } else {
+        total
+    })
+}
+
 /// Requests the bytes from `from` on: the answer, and the number of bytes in it that come before
 /// them. `None` when the host does not have the blob.
 pub(super) async fn begin(
@@ -146,4 +167,59 @@ fn starts_at(response: &Response, first: u64) -> bool {
         .and_then(|range| range.to_str().ok()?.trim().strip_prefix("bytes"))
         .and_then(|range| range.trim_start().split_once('-')?.0.parse().ok())
         == Some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        time::{Instant, sleep},
+    };
+
+    use super::{
+        super::{blob_stream::BlobStream, hosts::tests::remote},
+        *,
+    };
+
+    const CONTENT: &[u8] = &[7; 640 << 10];
+
+    /// Sends the whole to every request, `pause` after each of the first bytes if it is not zero.
+    async fn host(pause: Duration) -> Remote {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let head = format!(
+                    "HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n",
+                    CONTENT.len()
+                );
+                stream.write_all(head.as_bytes()).await.unwrap();
+                let mut rest = CONTENT;
+                while !pause.is_zero() && stream.write_all(&rest[..1]).await.is_ok() {
+                    rest = &rest[1..];
+                    sleep(pause).await;
+                }
+                let _ = stream.write_all(rest).await;
+            }
+        });
+        remote(&host)
+    }
+
+    /// It would take a week, and its connection never falls silent.
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_that_sends_too_slowly_is_given_up_for_the_next_host() {
+        let mirror = host(Duration::from_secs(1)).await;
+        let origin = host(Duration::ZERO).await;
+        let hosts = BlobHosts::new(&[mirror.mirroring("r.example")], &origin);
+        let layer = Descriptor::of("a/b", CONTENT);
+        let began = Instant::now();
+        let stream = BlobStream::open(layer, hosts).await.unwrap().unwrap();
+        let blob = stream.collect().await.unwrap();
+        assert!(*blob.in_memory().unwrap() == CONTENT);
+        let limit = MAX_MIRROR_WAIT + Duration::from_secs(10);
+        assert!(began.elapsed() >= limit && began.elapsed() < 2 * limit);
+    }
 }

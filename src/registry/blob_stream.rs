@@ -130,7 +130,12 @@ impl BlobStream {
                 Some(Ok(piece)) => break piece,
                 Some(Err(broken)) => self.resume(broken).await?,
                 None => {
-                    let late = self.unreachable("not done within timeouts.total".to_owned());
+                    let reason = if self.is_from_mirror() {
+                        "the mirror is too slow"
+                    } else {
+                        "not done within timeouts.total"
+                    };
+                    let late = self.unreachable(reason.to_owned());
                     self.continue_elsewhere(late).await?
                 }
             }

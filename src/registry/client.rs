@@ -218,8 +218,9 @@ impl RegistryClient {
     /// Sends within the limit of requests at a time. Only an answer with content that is still to
     /// be read keeps its permit: a caller that holds any other answer may send the next request.
     async fn permitted(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        let suspensions = self.health.suspensions();
         let permit = self.transport.permit(call.operation).await?;
-        let mut response = self.authorized(call).await?;
+        let mut response = self.authorized(call, suspensions).await?;
         let status = response.status();
         let has_content =
             call.method == Method::GET && status.is_success() && status != StatusCode::NO_CONTENT;
@@ -291,12 +292,27 @@ impl RegistryClient {
         certificate::refused_by_proxy(status, &body).unwrap_or_else(|| error_detail(&body))
     }
 
+    /// Fails a request to a mirror that was suspended while the request waited for its turn: the
+    /// next host is asked instead.
+    fn check_health(&self, call: &Call<'_>, suspensions: u64) -> Result<(), RegistryError> {
+        if call.mirror_of.is_some() && self.health.is_suspended_since(suspensions) {
+            return Err(self.health.error(call.operation, self.transport.host()));
+        }
+        Ok(())
+    }
+
     /// Sends with the current authorization, and once more with a better one if the registry itself
-    /// refuses it.
-    async fn authorized(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+    /// refuses it. `suspensions` is the number of those of the host when the request was made.
+    async fn authorized(
+        &self,
+        call: &Call<'_>,
+        suspensions: u64,
+    ) -> Result<Response, RegistryError> {
         let url = self.url(call)?;
+        self.check_health(call, suspensions)?;
         // Before the token, which would expire in a long queue.
         self.admit(call, &url, Order::First).await?;
+        self.check_health(call, suspensions)?;
         let sent = self.auth.authorization(call.scope).await?;
         let mut response = self.redirected(call, url.clone(), sent.clone()).await?;
         let status = response.status();

@@ -20,6 +20,8 @@ pub(super) struct Health(Mutex<State>);
 struct State {
     failures: u32,
     suspension: Option<Suspension>,
+    /// The number of suspensions so far.
+    suspensions: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +89,7 @@ impl Health {
         let is_first = state.failures == 0;
         let delay = asked.unwrap_or_else(|| suspension(state.failures));
         state.failures = state.failures.saturating_add(1);
+        state.suspensions += 1;
         state.suspension = Some(Suspension {
             since: now,
             until: now + delay,
@@ -95,6 +98,19 @@ impl Health {
             is_limited: matches!(error.class(), Class::RateLimited { .. }),
         });
         is_first.then_some(Change::Suspended(delay))
+    }
+
+    /// The number of suspensions so far, for [`Self::is_suspended_since`].
+    pub(super) fn suspensions(&self) -> u64 {
+        self.lock().suspensions
+    }
+
+    /// Whether the host was suspended after it admitted a request, which saw this number of
+    /// suspensions, and still is.
+    pub(super) fn is_suspended_since(&self, suspensions: u64) -> bool {
+        let state = self.lock();
+        let is_on = |one: &Suspension| Instant::now() < one.until && !one.is_probed;
+        state.suspensions != suspensions && state.suspension.as_ref().is_some_and(is_on)
     }
 
     /// The error for a request that is not sent because the host is suspended.
@@ -201,6 +217,23 @@ mod tests {
         assert_eq!(health.record(None), Some(Change::Recovered));
         assert!(health.admits() && health.admits());
         assert_eq!(health.record(None), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waited_while_its_host_was_suspended_is_not_sent() {
+        let health = Health::default();
+        let waiting = health.suspensions();
+        assert!(!health.is_suspended_since(waiting));
+        health.record(Some(&dead()));
+        assert!(health.is_suspended_since(waiting));
+        // One that is sent although the host is suspended, because no other host answers.
+        assert!(!health.is_suspended_since(health.suspensions()));
+        advance(FIRST_SUSPENSION).await;
+        assert!(!health.is_suspended_since(waiting));
+        health.record(Some(&dead()));
+        assert!(health.is_suspended_since(waiting));
+        health.record(None);
+        assert!(!health.is_suspended_since(waiting));
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,14 +10,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use tokio::{
-    sync::Semaphore,
-    time::{Duration, timeout},
-};
+use tokio::{sync::Semaphore, time::Duration};
 
 use super::{
     blob_hosts::BlobHosts,
     blob_stream::BlobStream,
+    deadline::Deadline,
     discovery,
     error::{Class, RegistryError},
     health::Change,
@@ -32,7 +30,7 @@ use crate::{
 };
 
 /// How long a mirror may take for anything but the bytes of a blob, before the next host is asked.
-const MAX_MIRROR_WAIT: Duration = Duration::from_secs(30);
+pub(super) const MAX_MIRROR_WAIT: Duration = Duration::from_secs(30);
 
 /// The hosts of one repository. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -55,6 +53,8 @@ enum Lists {
     First,
     /// Those of every host, together.
     All,
+    /// Those of the origin. Where it does not deliver one, those of the mirrors.
+    OfOrigin,
 }
 
 impl Hosts {
@@ -92,6 +92,15 @@ impl Hosts {
         }
     }
 
+    /// The same hosts; the lists of the mirrors are read only where the origin does not deliver its
+    /// own.
+    pub(super) fn with_lists_of_origin(self) -> Self {
+        Self {
+            lists: Lists::OfOrigin,
+            ..self
+        }
+    }
+
     /// The permits for fetching artifacts.
     pub(super) fn transfers(&self) -> &Arc<Semaphore> {
         self.origin.client.transfers()
@@ -104,8 +113,10 @@ impl Hosts {
         tag: &'a str,
         lookup: Lookup,
     ) -> Result<Option<(Digest, Option<Manifest>)>, RegistryError> {
-        self.first("resolve", |host| self.look_up_at(host, tag, lookup).boxed())
-            .await
+        self.first("resolve", |host| {
+            noted(host, "resolve", self.look_up_at(host, tag, lookup)).boxed()
+        })
+        .await
     }
 
     async fn look_up_at(
@@ -152,7 +163,7 @@ impl Hosts {
         digest: &'a Digest,
     ) -> Result<Option<Manifest>, RegistryError> {
         let found = self.first("manifest", |host| {
-            host.manifest(digest).map(decided).boxed()
+            noted(host, "manifest", host.manifest(digest).map(decided)).boxed()
         });
         found.await?.transpose()
     }
@@ -162,7 +173,8 @@ impl Hosts {
         descriptor: &'a Descriptor,
     ) -> Result<Option<Manifest>, RegistryError> {
         let found = self.first("manifest", |host| {
-            host.described_manifest(descriptor).map(decided).boxed()
+            let found = host.described_manifest(descriptor).map(decided);
+            noted(host, "manifest", found).boxed()
         });
         found.await?.transpose()
     }
@@ -296,19 +308,27 @@ impl Hosts {
                 };
                 self.first(operation, ask).await
             }
-            Lists::All => self.merged(operation, ask).await,
+            Lists::All | Lists::OfOrigin => self.merged(operation, ask).await,
         }
     }
 
-    /// The lists of all hosts. If the origin fails, its failure is that of the list, or the result
-    /// where no mirror lists anything.
+    /// The list of the origin, and those of the mirrors after it: all of them, or only if that of
+    /// the origin is missing or lacks its end. If the origin fails, its failure is that of the list,
+    /// or the result where no mirror lists anything.
     async fn merged<'a>(
         &'a self,
         operation: &'static str,
         ask: impl Fn(&'a Remote) -> Asked<'a, Listing>,
     ) -> Result<Option<Listing>, RegistryError> {
-        let mut merged: Option<Listing> = None;
-        for mirror in self.mirrors.iter() {
+        let (mut merged, failure) = match self.ask_origin(operation, &ask).await {
+            Ok(listed) => (listed, None),
+            Err(failure) => (None, Some(failure)),
+        };
+        let is_cut_short = |listed: &Listing| listed.failure.is_some();
+        let are_mirrors_asked = self.lists == Lists::All
+            || failure.is_some()
+            || merged.as_ref().is_some_and(is_cut_short);
+        for mirror in self.mirrors.iter().filter(|_| are_mirrors_asked) {
             if !mirror.client.health.admits_mirror() {
                 continue;
             }
@@ -317,17 +337,13 @@ impl Hosts {
                 merged.get_or_insert_default().merge(listed);
             }
         }
-        match (self.ask_origin(operation, &ask).await, merged) {
-            (Ok(Some(listed)), Some(mut merged)) => {
-                merged.merge(listed);
-                Ok(Some(merged))
-            }
-            (Ok(listed), merged) => Ok(listed.or(merged)),
-            (Err(failure), Some(mut merged)) => {
+        match (merged, failure) {
+            (None, Some(failure)) => Err(failure),
+            (Some(mut merged), Some(failure)) => {
                 merged.failure = Some(failure);
                 Ok(Some(merged))
             }
-            (Err(failure), None) => Err(failure),
+            (merged, None) => Ok(merged),
         }
     }
 
@@ -350,6 +366,7 @@ impl Hosts {
 }
 
 /// Waits for the answer of a host, for a mirror not too long, and records whether there was one.
+/// What a request waits for the limits of the host is no time in which the host does not answer.
 pub(super) async fn observed<T>(
     host: &Remote,
     request: impl Future<Output = Result<T, RegistryError>>,
@@ -362,9 +379,8 @@ pub(super) async fn observed<T>(
                 .transport
                 .unreachable("mirror", format!("no answer within {limit}")))
         };
-        timeout(MAX_MIRROR_WAIT, request)
-            .await
-            .unwrap_or_else(|_| late())
+        let deadline = Deadline::after(MAX_MIRROR_WAIT);
+        deadline.limit(request).await.unwrap_or_else(late)
     } else {
         request.await
     };
@@ -404,6 +420,59 @@ pub(super) fn record(host: &Remote, error: Option<&RegistryError>) {
     }
 }
 
+/// Waits for content of a host, and logs when a mirror begins to refuse it, and when it delivers it
+/// again. Not for lists: some registries answer 401 or 403 for those that are missing.
+pub(super) async fn noted<T>(
+    host: &Remote,
+    operation: &'static str,
+    request: impl Future<Output = Result<Option<T>, RegistryError>>,
+) -> Result<Option<T>, RegistryError> {
+    let result = request.await;
+    let Some(registry) = host.mirror_of() else {
+        return result;
+    };
+    let (mirror, repository) = (host.client.transport.host(), &*host.path);
+    match &result {
+        Ok(Some(_)) if host.record_delivery(operation) => {
+            tracing::info!(
+                mirror,
+                registry,
+                repository,
+                operation,
+                "a mirror delivers again"
+            );
+        }
+        Err(error) if is_refusal(error) && host.record_refusal(operation) => {
+            let error = error.to_string();
+            let error = &*cut(&error, SENTENCE_BYTES);
+            tracing::warn!(
+                mirror,
+                registry,
+                repository,
+                operation,
+                error,
+                "a mirror refuses requests; the next host is asked instead"
+            );
+        }
+        _ => {}
+    }
+    result
+}
+
+/// Whether a host has answered that it won't deliver, or has failed to. One that does not answer is
+/// suspended, which is logged as well.
+fn is_refusal(error: &RegistryError) -> bool {
+    let is_failing = matches!(
+        error,
+        RegistryError::Status {
+            status: 500..,
+            retry_after: None,
+            ..
+        }
+    );
+    error.class() == Class::Denied || is_failing
+}
+
 /// A defect of bytes with the requested digest is the same at every host.
 fn decided(
     found: Result<Option<Manifest>, RegistryError>,
@@ -431,4 +500,120 @@ fn usable(
             .extend(cut_short.map(|failure| failure.to_string()));
         listed
     }))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use tokio::time::sleep;
+
+    use super::{
+        super::{
+            client::{MAX_RETRY_WAIT, RegistryClient},
+            deadline::Pause,
+            error::CredentialSource,
+            limiter::Limiter,
+            metrics::RegistryMetrics,
+            options::{Options, ReadLimits, Scheme},
+        },
+        *,
+    };
+    use crate::metrics::Metrics;
+
+    /// A repository at a host without TLS.
+    pub(in super::super) fn remote(host: &str) -> Remote {
+        let options = Options {
+            scheme: Scheme::Http,
+            ..Options::default()
+        };
+        let limiter = Arc::new(Limiter::new(1, None));
+        let metrics = RegistryMetrics::new(&Metrics::new()).unwrap();
+        let client = RegistryClient::reading(host, &options, limiter, metrics, MAX_RETRY_WAIT);
+        let limits = ReadLimits {
+            manifest: 1 << 20,
+            evidence: 1 << 20,
+            bundle: 1 << 20,
+        };
+        Remote::reading(Arc::new(client.unwrap()), "acme/authz".to_owned(), limits)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_mirror_is_not_late_while_requests_wait_for_its_limits() {
+        let mirror = remote("m.example").mirroring("r.example");
+        let asked = async {
+            let pause = Pause::start();
+            sleep(Duration::from_secs(3600)).await;
+            drop(pause);
+            sleep(MAX_MIRROR_WAIT - Duration::from_secs(1)).await;
+            Ok(())
+        };
+        observed(&mirror, asked).await.unwrap();
+        assert!(mirror.client.health.admits_mirror());
+        let asked = async {
+            sleep(MAX_MIRROR_WAIT + Duration::from_secs(1)).await;
+            Ok(())
+        };
+        observed(&mirror, asked).await.unwrap_err();
+        assert!(!mirror.client.health.admits_mirror());
+    }
+
+    /// The lines of log that `noted` writes for these answers of a mirror.
+    fn logged(answers: Vec<(&'static str, Result<Option<()>, RegistryError>)>) -> Vec<String> {
+        let mirror = remote("m.example").mirroring("r.example");
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(Mutex::new(log.reopen().unwrap()))
+            .with_ansi(false)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for (operation, answer) in answers {
+                let noted = noted(&mirror, operation, std::future::ready(answer));
+                drop(noted.now_or_never().unwrap());
+            }
+        });
+        let log = std::fs::read_to_string(log.path()).unwrap();
+        let words = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
+        log.lines().map(words).collect()
+    }
+
+    #[test]
+    fn a_mirror_that_begins_to_refuse_is_logged_once_and_so_is_that_it_delivers_again() {
+        let status = |status, retry_after| {
+            Err(RegistryError::Status {
+                operation: "test",
+                host: "m.example".into(),
+                status,
+                retry_after,
+                detail: String::new(),
+            })
+        };
+        let denied = || {
+            Err(RegistryError::Denied {
+                operation: "test",
+                host: "m.example".into(),
+                status: 401,
+                credentials: CredentialSource::Anonymous,
+            })
+        };
+        let delivered = || Ok(Some(()));
+        let changes = vec![
+            ("blob", delivered()),
+            ("blob", denied()),
+            ("blob", status(500, None)),
+            ("blob", Ok(None)),
+            // Another operation says nothing about this one.
+            ("manifest", delivered()),
+            ("blob", denied()),
+            ("blob", delivered()),
+            ("blob", delivered()),
+            ("blob", status(500, None)),
+        ];
+        assert_eq!(logged(changes), ["WARN", "INFO", "WARN"]);
+        let wait = Some(Duration::from_secs(9));
+        let suspended = vec![
+            ("blob", status(429, wait)),
+            ("blob", status(503, wait)),
+            ("blob", delivered()),
+        ];
+        assert_eq!(logged(suspended), [""; 0]);
+    }
 }

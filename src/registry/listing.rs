@@ -2,7 +2,7 @@
 //! or the image of signatures at a `.sig` tag. Nothing in it is trusted, and a malformed entry
 //! does not affect the others.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -119,22 +119,15 @@ impl Listing {
 
     /// Adds the list of another host, without the entries that are there already.
     pub(super) fn merge(&mut self, other: Self) {
-        let same = |one: &Descriptor, other: &Descriptor| {
-            one.digest == other.digest && one.annotations == other.annotations
-        };
-        let mut known: HashMap<Digest, Vec<usize>> = HashMap::new();
-        for (index, entry) in self.entries.iter().enumerate() {
-            known.entry(entry.digest.clone()).or_default().push(index);
-        }
-        for entry in other.entries {
-            let is_known = known.get(&entry.digest).is_some_and(|indexes| {
-                let mut entries = indexes.iter().filter_map(|index| self.entries.get(*index));
-                entries.any(|known| same(known, &entry))
-            });
-            if !is_known {
-                self.entries.push(entry);
-            }
-        }
+        let mut known: HashSet<_> = self.entries.iter().map(identity).collect();
+        let is_new: Vec<_> = other
+            .entries
+            .iter()
+            .map(|entry| known.insert(identity(entry)))
+            .collect();
+        let new = other.entries.into_iter().zip(is_new);
+        self.entries
+            .extend(new.filter_map(|(entry, is_new)| is_new.then_some(entry)));
         self.size += other.size;
         self.skipped.extend(other.skipped);
         self.failure = self.failure.take().or(other.failure);
@@ -155,6 +148,12 @@ impl Listing {
             ..Self::default()
         }
     }
+}
+
+/// What makes two entries the same. The size counts, because nothing in a list is verified: an entry
+/// with the right digest and a wrong size can't be fetched, and must not hide the right one.
+fn identity(entry: &Descriptor) -> (&Digest, u64, Option<&BTreeMap<String, String>>) {
+    (&entry.digest, entry.size, entry.annotations.as_ref())
 }
 
 #[cfg(test)]
@@ -204,6 +203,45 @@ mod tests {
             many.skipped.last().unwrap(),
             "9992 more entries are malformed"
         );
+    }
+
+    #[test]
+    fn merged_lists_have_each_entry_once_and_those_of_another_size_beside_it() {
+        let one = Descriptor::of("a/b", b"x");
+        let longer = Descriptor {
+            size: one.size + 1,
+            ..one.clone()
+        };
+        let annotated = Descriptor {
+            annotations: Some([("a".to_owned(), "1".to_owned())].into()),
+            ..one.clone()
+        };
+        let mut merged = read(&json!({"layers": [one]}), None);
+        let size = merged.size;
+        let other = read(&json!({"layers": [longer, one, annotated, longer]}), None);
+        let sum = size + other.size;
+        merged.merge(other);
+        assert_eq!(merged.entries, [one, longer, annotated]);
+        assert_eq!(merged.size, sum);
+    }
+
+    /// Signatures by several keys share a payload, so one digest may be in a list thousands of times.
+    #[test]
+    fn long_lists_of_entries_with_one_digest_are_merged_in_linear_time() {
+        const COUNT: usize = 60_000;
+        let list = |kind: char| Listing {
+            entries: (0..COUNT)
+                .map(|number| Descriptor {
+                    annotations: Some([("a".to_owned(), format!("{kind}{number}"))].into()),
+                    ..Descriptor::of("a/b", b"x")
+                })
+                .collect(),
+            ..Listing::default()
+        };
+        let mut merged = list('a');
+        merged.merge(list('b'));
+        merged.merge(list('a'));
+        assert_eq!(merged.entries.len(), 2 * COUNT);
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub struct Timeouts {
 pub struct ReadLimits {
     /// A manifest or index (`limits.manifest`).
     pub manifest: u64,
-    /// All signature material of one artifact together (`limits.evidence`).
+    /// All signature material of one manifest or index together (`limits.evidence`).
     pub evidence: u64,
     /// A bundle layer (`limits.bundle`).
     pub bundle: u64,

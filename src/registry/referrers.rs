@@ -25,11 +25,12 @@ impl Referrers {
         self.skipped.extend(other.skipped);
         self.failure = self.failure.take().or(other.failure);
         let known = std::mem::take(&mut self.entries);
-        let mut digests = HashSet::new();
+        // Sizes in lists are not verified, and a wrong one must not hide the right one.
+        let mut seen = HashSet::new();
         self.entries = known
             .into_iter()
             .chain(other.entries)
-            .filter(|entry| digests.insert(entry.digest.clone()))
+            .filter(|entry| seen.insert((entry.digest.clone(), entry.size)))
             .collect();
     }
 }

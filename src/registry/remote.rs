@@ -1,6 +1,10 @@
 //! One repository of a registry server (OCI distribution-spec 1.1).
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{Method, Response, StatusCode, header};
@@ -29,6 +33,8 @@ pub(super) struct Remote {
     pub(super) limits: ReadLimits,
     intent: Intent,
     mirror_of: Option<Arc<str>>,
+    /// The operations that this mirror has refused since it last delivered something by them.
+    refused: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 /// The access that the tokens of its requests grant.
@@ -47,6 +53,7 @@ impl Remote {
             limits,
             intent: Intent::Read,
             mirror_of: None,
+            refused: Arc::default(),
         }
     }
 
@@ -65,6 +72,7 @@ impl Remote {
             limits,
             intent: Intent::Write,
             mirror_of: None,
+            refused: Arc::default(),
         }
     }
 
@@ -75,6 +83,20 @@ impl Remote {
 
     pub(super) fn is_mirror(&self) -> bool {
         self.mirror_of.is_some()
+    }
+
+    /// Records that the host refused an operation; whether it did not do so before.
+    pub(super) fn record_refusal(&self, operation: &'static str) -> bool {
+        self.lock_refused().insert(operation)
+    }
+
+    /// Records that the host delivered something; whether it refused the operation before.
+    pub(super) fn record_delivery(&self, operation: &'static str) -> bool {
+        self.lock_refused().remove(operation)
+    }
+
+    fn lock_refused(&self) -> MutexGuard<'_, BTreeSet<&'static str>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of the repository among all at this host, which may mirror several registries.

@@ -317,8 +317,9 @@ impl Source {
         found.ok_or_else(|| self.missing("blob", &descriptor.digest))
     }
 
-    /// The referrers of `subject`, from the referrers API and from the referrers tag, at every
-    /// host: a registry that gained the API later keeps older entries under the tag only. At most
+    /// The referrers of `subject`, from the referrers API and from the referrers tag: a registry
+    /// that gained the API later keeps older entries under the tag only. The lists of mirrors are
+    /// read only where the registry itself does not deliver its own. At most
     /// `limit` descriptors, unfiltered; being listed proves nothing about them. A list that can't be
     /// used (too long, malformed) is reported in `skipped` and does not affect the other one: any
     /// client that may push can write such a list. `subject` has been read: a list that is refused
@@ -342,10 +343,10 @@ impl Source {
     /// As [`Self::referrers`], without the list that the registry does not deliver: its failure is
     /// in `failure`.
     pub async fn available_referrers(&self, subject: &PinnedReference, limit: usize) -> Referrers {
-        let everywhere = self.clone().at_every_host();
-        let listed = everywhere.listed_referrers(subject, limit).await;
+        let of_origin = self.clone().map_hosts(Hosts::with_lists_of_origin);
+        let listed = of_origin.listed_referrers(subject, limit).await;
         let mut found = available(listed.map(Option::unwrap_or_default));
-        found.merge(available(everywhere.tagged_referrers(subject).await));
+        found.merge(available(of_origin.tagged_referrers(subject).await));
         found.entries.truncate(limit);
         found
     }
@@ -418,16 +419,23 @@ impl Source {
 
 /// What was listed, or the failure.
 fn available(listed: Result<Referrers, RegistryError>) -> Referrers {
-    unless_denied(listed).unwrap_or_else(|failure| Referrers {
+    let mut found = listed.unwrap_or_else(|failure| Referrers {
         failure: Some(failure),
         ..Referrers::default()
-    })
+    });
+    // Beside the list of a mirror as well.
+    found.failure.take_if(|failure| is_denied(failure));
+    found
+}
+
+fn unless_denied<T: Default>(found: Result<T, RegistryError>) -> Result<T, RegistryError> {
+    match found {
+        Err(error) if is_denied(&error) => Ok(T::default()),
+        found => found,
+    }
 }
 
 /// Some registries answer 401 or 403 for something that is missing (Artifactory, ECR).
-fn unless_denied<T: Default>(found: Result<T, RegistryError>) -> Result<T, RegistryError> {
-    match found {
-        Err(RegistryError::Denied { .. }) => Ok(T::default()),
-        found => found,
-    }
+fn is_denied(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Denied { .. })
 }

@@ -1,4 +1,4 @@
-//! `limits.evidence`: the budget of bytes of signature material for one artifact, and the notes
+//! `limits.evidence`: the budget of bytes of signature material for one manifest, and the notes
 //! about material that is not used.
 
 use std::collections::VecDeque;

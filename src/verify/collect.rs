@@ -46,7 +46,7 @@ pub(super) struct Collector<'a> {
     referrers: VecDeque<Descriptor>,
     /// The signature material that they name.
     pieces: VecDeque<Piece>,
-    known: HashSet<(LegacySignature, Digest)>,
+    known: HashSet<(LegacySignature, Digest, u64)>,
     evidence: Evidence,
     notes: Notes,
     /// The number of entries in the lists, and of those that `limits.evidence` left unread.
@@ -272,7 +272,8 @@ impl<'a> Collector<'a> {
             let Some(signature) = legacy::signature_of(layer) else {
                 continue;
             };
-            if self.known.insert((signature.clone(), layer.digest.clone())) {
+            let identity = (signature.clone(), layer.digest.clone(), layer.size);
+            if self.known.insert(identity) {
                 self.add(Piece {
                     blob: layer.clone(),
                     of: Candidate::Legacy(signature),

@@ -431,18 +431,29 @@ impl Pipeline {
         if !overlooked {
             return Err(self.explain(refused, &evidence).await);
         }
-        let everywhere = collection.source.clone().at_every_host();
-        let collection = Collection {
-            source: &everywhere,
-            api: ReferrersApi::Ask,
-            ..collection
-        };
-        let evidence = Arc::new(collection.collect().await.map_err(failed)?);
-        job.evidence.pop();
-        job.evidence.push(Arc::clone(&evidence));
-        match self.verify_expected(job.clone(), past).await {
-            Ok(verified) => Ok(verified),
-            Err(refused) => Err(self.explain(refused, &evidence).await),
+        let mut source = collection.source.clone().at_every_host();
+        loop {
+            let collection = Collection {
+                source: &source,
+                api: ReferrersApi::Ask,
+                ..collection
+            };
+            let evidence = Arc::new(collection.collect().await.map_err(failed)?);
+            job.evidence.pop();
+            job.evidence.push(Arc::clone(&evidence));
+            let refused = match self.verify_expected(job.clone(), past).await {
+                Ok(verified) => return Ok(verified),
+                Err(refused) => refused,
+            };
+            // What a mirror lists may have left none of `limits.evidence` to the signatures that
+            // the registry has.
+            let is_crowded_out = source.has_mirrors()
+                && evidence.beyond_limit().is_some()
+                && depends_on_evidence(&refused.failure);
+            if !is_crowded_out {
+                return Err(self.explain(refused, &evidence).await);
+            }
+            source = source.at_origin();
         }
     }
 

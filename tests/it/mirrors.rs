@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bundlegate::{
     metrics::Metrics,
-    oci::{PinnedReference, Reference},
+    oci::{Descriptor, PinnedReference, Reference, media_type},
     registry::{
         Class, Credentials, Lookup, Options, ReadLimits, Registries, RegistryError,
         RegistryMetrics, Source,
@@ -435,6 +435,20 @@ async fn a_mirror_that_does_not_answer_costs_one_request_its_timeout_and_is_trie
     assert_eq!(hosts.registry.asked("").len(), before);
 }
 
+/// Those that wait for the limits of a mirror ask the next host once it does not answer.
+#[tokio::test]
+async fn requests_that_wait_for_a_mirror_are_not_sent_to_it_after_it_failed() {
+    let hosts = Mirrored::new().await;
+    hosts.mirror().fail("", usize::MAX, Fault::Stall);
+    let registries = hosts.registries_with(|_, mirrors| mirrors[0].1.max_concurrent = 1);
+    let reference = hosts.reference();
+    let source = registries.source(reference.repository()).unwrap();
+    let requests = (0..8).map(|_| source.resolve(&reference));
+    let resolved = futures_util::future::try_join_all(requests).await.unwrap();
+    assert_eq!(resolved.len(), 8);
+    assert_eq!(hosts.mirror().asked("").len(), 1);
+}
+
 /// If nothing else answers, a mirror is asked although it has failed a moment ago.
 #[tokio::test]
 async fn a_mirror_that_failed_a_moment_ago_is_the_last_resort() {
@@ -546,4 +560,49 @@ async fn writes_and_the_reads_that_they_depend_on_never_go_to_a_mirror() {
     let appended = signature.append(&pinned, &source, &destination).await;
     assert!(appended.is_err());
     assert_eq!(hosts.mirror().asked("").len(), asked);
+}
+
+fn listed(entries: &[&str]) -> serde_json::Value {
+    let entry = |text: &&str| Descriptor::of(media_type::OCI_MANIFEST, text.as_bytes());
+    serde_json::json!(entries.iter().map(entry).collect::<Vec<_>>())
+}
+
+#[tokio::test]
+async fn referrers_are_those_of_the_registry_and_of_a_mirror_only_where_it_does_not_list_them() {
+    let hosts = Mirrored::new().await;
+    let (source, pinned) = (hosts.source(), hosts.pinned());
+    let list = |registry: &FaultyRegistry, entries: &[&str]| {
+        registry.list_referrers(pinned.digest(), &listed(entries))
+    };
+    list(&hosts.registry, &["one", "two"]);
+    list(hosts.mirror(), &["foreign", "one"]);
+    let found = source.referrers(&pinned, 100).await.unwrap();
+    assert_eq!(serde_json::json!(found.entries), listed(&["one", "two"]));
+    assert_eq!(hosts.mirror().asked("/referrers/").len(), 0);
+    hosts
+        .registry
+        .fail("", usize::MAX, Fault::Status(500, vec![]));
+    let found = source.referrers(&pinned, 100).await.unwrap();
+    assert_eq!(
+        serde_json::json!(found.entries),
+        listed(&["foreign", "one"])
+    );
+    assert!(found.failure.is_some());
+}
+
+/// Some registries answer 401 or 403 for lists that are missing.
+#[tokio::test]
+async fn a_refused_list_of_referrers_counts_as_missing_beside_that_of_a_mirror() {
+    let hosts = Mirrored::new().await;
+    let (source, pinned) = (hosts.source(), hosts.pinned());
+    let mirror = hosts.mirror();
+    mirror.list_referrers(pinned.digest(), &listed(&["one"]));
+    for part in ["/referrers/", "/manifests/sha256-"] {
+        hosts
+            .registry
+            .fail(part, usize::MAX, Fault::Status(403, vec![]));
+    }
+    let found = source.referrers(&pinned, 100).await.unwrap();
+    assert_eq!(serde_json::json!(found.entries), listed(&["one"]));
+    assert!(found.failure.is_none());
 }

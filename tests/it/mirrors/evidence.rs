@@ -224,3 +224,54 @@ async fn a_signature_that_is_damaged_at_the_mirror_is_fetched_from_the_registry(
         eventually("it is served", || gate.state() == "serving").await;
     }
 }
+
+/// Nothing in a list is verified: an entry of the mirror with the digest of the registry's signature
+/// and another size can't be fetched, and does not hide the right one.
+#[tokio::test]
+async fn a_mirror_that_lists_a_signature_with_another_size_does_not_hide_it() {
+    for place in PLACES {
+        for extra in [-1_i64, 1] {
+            let scene = Scene::new().await;
+            let (registry, mirror) = (&scene.hosts.registry, scene.hosts.mirror());
+            scene.sign(registry, place);
+            mirror.copy_from(registry);
+            let hex = scene.digest.hex();
+            let (path, member) = match place {
+                Place::Legacy => (format!("manifests/sha256-{hex}.sig"), "layers"),
+                Place::Listed => (format!("referrers/{}", scene.digest), "manifests"),
+                Place::Tagged => (format!("manifests/sha256-{hex}"), "manifests"),
+            };
+            let (kind, list) = mirror.held(&path).unwrap();
+            let mut list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+            let size = &mut list[member][0]["size"];
+            *size = json!(size.as_i64().unwrap() + extra);
+            mirror.put(&path, &kind, list.to_string());
+            let gate = scene.gateway().await;
+            let what = format!("{place:?}, {extra} bytes");
+            eventually(&what, || gate.state() == "serving").await;
+        }
+    }
+}
+
+/// The mirror lists so much that nothing of `limits.evidence` is left for what the registry lists.
+#[tokio::test]
+async fn a_mirror_that_uses_up_the_limit_of_evidence_does_not_hide_the_signature() {
+    let scene = Scene::new().await;
+    let (registry, mirror) = (&scene.hosts.registry, scene.hosts.mirror());
+    // Longer than each of those at the mirror, which therefore come first.
+    let envelope = Envelope::sign(&scene.key, &statement(&scene.digest));
+    let bundle = envelope.bundle(By::Key(&scene.key), &[], &[]).to_string();
+    let entry = registry.put_referrer(&scene.digest, bundle.as_bytes(), |manifest| {
+        manifest["annotations"]["note"] = "long".repeat(50_000).into();
+    });
+    registry.list_referrers(&scene.digest, &json!([entry]));
+    let mut junk = Vec::new();
+    for number in 0..8 {
+        junk.push(mirror.put_referrer(&scene.digest, b"{}", |manifest| {
+            manifest["annotations"]["note"] = number.to_string().repeat(150_000).into();
+        }));
+    }
+    mirror.list_referrers(&scene.digest, &json!(junk));
+    let gate = scene.gateway().await;
+    eventually("it is served", || gate.state() == "serving").await;
+}
