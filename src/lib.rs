@@ -85,7 +85,8 @@
 //! each check begins with the list of tags, which the bundles of a repository share
 //! ([`registry::Source::tags`]). The chosen tag is treated as a moved tag is: a refusal of its
 //! artifact leaves the served version in place and leads to no lower tag. A lower tag is chosen only
-//! if the one before is gone from the registry, and not merely from the list.
+//! if the one before, and the one that is served, are gone from the registry, and not merely from
+//! the list. The history on disk has the served tag, for the time after a restart.
 //!
 //! Verification precedes the download: a rejected artifact costs a manifest, not its layers.
 //! Clients see a [`publish::State`], `Pending | Serving | Withdrawn`, which is changed by one pure

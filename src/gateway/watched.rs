@@ -89,6 +89,7 @@ impl WatcherFactory {
             source: self.registries.source(config.reference.repository())?,
             registries: Arc::clone(&self.registries),
             reference: config.reference.clone(),
+            version_text: config.reference.tag().map(Into::into),
             artifact: config.artifact.clone(),
             expect: Arc::new(config.expect.clone()),
             store: self.store.clone(),

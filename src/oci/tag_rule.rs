@@ -133,6 +133,21 @@ impl TagRule {
         places.into_iter().map(|(_, tag)| tag).collect()
     }
 
+    /// The part of a chosen tag that may state the version of the artifact: the text that the order
+    /// compares as a version; else the whole tag, unless another part of it is compared.
+    pub(crate) fn version_text<'a>(&self, tag: &'a str) -> Option<Cow<'a, str>> {
+        match (&self.order, &self.filter) {
+            (TagOrder::Version(_), Some(filter)) => filter.apply(tag),
+            (
+                _,
+                Some(TagFilter {
+                    extract: Some(_), ..
+                }),
+            ) => None,
+            _ => Some(Cow::Borrowed(tag)),
+        }
+    }
+
     fn place<'a>(&self, tag: &'a str) -> Option<Place<'a>> {
         if is_signature_tag(tag) {
             return None;
@@ -439,6 +454,29 @@ mod tests {
         let rule = versions("^1", Some(filter("^(.+)-prod$", Some("$1"))));
         let tags = ["1.2.0-prod", "1.3.0-dev", "1.1.0-prod", "2.0.0-prod"];
         assert_eq!(choose(&rule, &tags), (Some("1.2.0-prod"), 2));
+    }
+
+    #[test]
+    fn a_tag_states_a_version_in_the_part_that_is_compared_as_one() {
+        let pattern = || filter("^(.+)-prod$", Some("$1"));
+        for (rule, text) in [
+            (versions("^1", Some(pattern())), Some("1.2.0")),
+            (versions("^1", None), Some("1.2.0-prod")),
+            (
+                versions("^1", Some(filter("prod", None))),
+                Some("1.2.0-prod"),
+            ),
+            (
+                TagRule::new(TagOrder::Numerical(Pick::Highest), Some(pattern())),
+                None,
+            ),
+            (
+                TagRule::new(TagOrder::Alphabetical(Pick::Highest), None),
+                Some("1.2.0-prod"),
+            ),
+        ] {
+            assert_eq!(rule.version_text("1.2.0-prod").as_deref(), text, "{rule}");
+        }
     }
 
     #[test]

@@ -189,10 +189,10 @@ impl Handle {
     /// takes, so the caller sets a deadline. Cancel-safe.
     pub async fn check_now(&self) -> Checked {
         let asked = Instant::now();
-        let mut checks = self.checks.clone();
+        let (mut checks, mut suspended) = (self.checks.clone(), self.suspended.subscribe());
         self.want(asked, |wanted| &mut wanted.operator);
         loop {
-            if *self.suspended.borrow() {
+            if *suspended.borrow_and_update() {
                 return Checked::Suspended;
             }
             let Checks {
@@ -205,9 +205,13 @@ impl Handle {
             if let Some(until) = held_until.filter(|until| *until > asked) {
                 return Checked::Held(until);
             }
-            if checks.changed().await.is_err() {
-                // The watcher is gone, so no check will follow.
-                return std::future::pending().await;
+            tokio::select! {
+                changed = checks.changed() => if changed.is_err() {
+                    // The watcher is gone, so no check will follow.
+                    return std::future::pending().await;
+                },
+                // It can't fail, because this handle can suspend the bundle.
+                _ = suspended.changed() => {}
             }
         }
     }

@@ -75,4 +75,4 @@ pub use proxy::{Proxy, ProxyServer};
 pub use referrers::Referrers;
 pub use registries::Registries;
 pub use source::{Lookup, Resolved, Source, TransferPermit};
-pub use tag_list::TagList;
+pub use tag_list::{FailedTagList, TagList};

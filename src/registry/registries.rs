@@ -1,7 +1,9 @@
 //! The registries that the configuration allows.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, HashMap},
+    hash::Hash,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
@@ -39,7 +41,8 @@ pub struct Registries {
     limiters: Mutex<HashMap<String, Arc<Limiter>>>,
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
-    layouts: Mutex<HashMap<PathBuf, Arc<SharedLayout>>>,
+    /// The state of layout folders, for as long as a source of one exists.
+    layouts: Mutex<HashMap<PathBuf, Weak<SharedLayout>>>,
     /// The lists of tags, for as long as a source of their repository exists.
     tags: Mutex<HashMap<Repository, Weak<SharedTagList>>>,
     /// The folders of layouts that are watched; `None` for callers that don't wait for changes.
@@ -221,22 +224,11 @@ impl Registries {
     }
 
     fn tag_list(&self, repository: &Repository) -> Arc<SharedTagList> {
-        let mut lists = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(list) = lists.get(repository).and_then(Weak::upgrade) {
-            return list;
-        }
-        // Seldom, so that thousands of repositories cost little.
-        if lists.len().is_power_of_two() {
-            lists.retain(|_, list| list.strong_count() > 0);
-        }
-        let list = Arc::default();
-        lists.insert(repository.clone(), Arc::downgrade(&list));
-        list
+        shared(&self.tags, repository)
     }
 
     fn layout(&self, path: &Path) -> LayoutReader {
-        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = Arc::clone(layouts.entry(path.to_owned()).or_default());
+        let shared = shared(&self.layouts, path);
         LayoutReader::new(path.to_owned(), self.limits, shared)
     }
 
@@ -252,6 +244,26 @@ impl Registries {
         };
         cached(&self.readers, host, reader)
     }
+}
+
+/// The value that all present holders of `key` share.
+fn shared<K, Q, V>(values: &Mutex<HashMap<K, Weak<V>>>, key: &Q) -> Arc<V>
+where
+    K: Borrow<Q> + Eq + Hash,
+    Q: ToOwned<Owned = K> + Eq + Hash + ?Sized,
+    V: Default,
+{
+    let mut values = values.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(value) = values.get(key).and_then(Weak::upgrade) {
+        return value;
+    }
+    // Seldom, so that thousands of values cost little.
+    if values.len().is_power_of_two() {
+        values.retain(|_, value| value.strong_count() > 0);
+    }
+    let value = Arc::default();
+    values.insert(key.to_owned(), Arc::downgrade(&value));
+    value
 }
 
 fn cached(
@@ -270,22 +282,60 @@ fn cached(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::metrics::Metrics;
+    use tokio::time::{sleep, timeout};
 
-    #[test]
-    fn the_names_of_docker_hub_share_the_limits_of_requests() {
+    use super::*;
+    use crate::{metrics::Metrics, oci::Reference};
+
+    fn registries() -> Registries {
         let limits = ReadLimits {
             manifest: 1,
             evidence: 1,
             bundle: 1,
         };
         let metrics = RegistryMetrics::new(&Metrics::new()).unwrap();
-        let registries = Registries::new(BTreeMap::new(), limits, metrics);
+        Registries::new(BTreeMap::new(), limits, metrics)
+    }
+
+    #[test]
+    fn the_names_of_docker_hub_share_the_limits_of_requests() {
+        let registries = registries();
         let limiter = registries.limiter("docker.io");
         for same in ["index.docker.io", "registry-1.docker.io"] {
             assert!(Arc::ptr_eq(&limiter, &registries.limiter(same)), "{same}");
         }
         assert!(!Arc::ptr_eq(&limiter, &registries.limiter("ghcr.io")));
+    }
+
+    #[tokio::test]
+    async fn a_layout_folder_is_followed_until_its_last_source_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let reference = format!("oci-layout:{}:live", folder.path().display());
+        let reference: Reference = reference.parse().unwrap();
+        let registries = registries().watching();
+        let source = || registries.source(reference.repository()).unwrap();
+        let state = || {
+            let layouts = registries.layouts.lock().unwrap();
+            layouts.get(folder.path()).cloned().unwrap()
+        };
+        let (one, other) = (source(), source());
+        let mut watch = one.watch(&reference).unwrap();
+        drop(one);
+        let first = state();
+        // The first read of the folder.
+        watch.changed(None).await;
+        drop(other);
+        assert!(first.ptr_eq(&state()) && first.strong_count() > 0);
+        drop(watch);
+        // A read that is under way holds the state.
+        let gone = async {
+            while first.strong_count() > 0 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), gone).await.unwrap();
+        let again = source();
+        assert!(!state().ptr_eq(&first));
+        drop(again);
     }
 }

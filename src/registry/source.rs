@@ -12,7 +12,7 @@ use super::{
     layout::{LayoutReader, SourceWatch, WatchedFolders},
     listing::{Listing, Member},
     referrers::{Referrers, referrers_tag},
-    tag_list::{SharedTagList, TagList},
+    tag_list::{FailedTagList, SharedTagList, TagList},
 };
 use crate::oci::{Descriptor, Digest, Manifest, PinnedReference, Reference, Repository, Selector};
 
@@ -219,7 +219,7 @@ impl Source {
     /// # Errors
     /// When the registry does not answer, refuses, has no such repository, or sends a list that is
     /// incomplete or too long. The error is shared by the callers that waited for the list.
-    pub async fn tags(&self, not_before: Instant) -> Result<TagList, Arc<RegistryError>> {
+    pub async fn tags(&self, not_before: Instant) -> Result<TagList, FailedTagList> {
         match &self.backend {
             // A mirror may list only what it has fetched, and a lower version would be chosen.
             Backend::Remote(hosts) => self.tags.remote(hosts.origin(), not_before).await,

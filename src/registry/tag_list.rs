@@ -1,32 +1,47 @@
 //! The tags of a repository, shared by all bundles that choose among them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use reqwest::{
-    Method, Response, StatusCode,
-    header::{ETAG, HeaderValue, LAST_MODIFIED},
+    Method, StatusCode,
+    header::{DATE, ETAG, HeaderMap, HeaderValue, LAST_MODIFIED},
 };
-use tokio::{sync::Mutex, time::Instant};
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
+use tokio::{sync::Mutex, task::spawn_blocking, time::Instant};
 use url::Url;
 
 use super::{
     client::{Call, Target},
-    discovery::{MAX_PAGES, PAGE_SIZE, read_page, tags_in},
+    discovery::{MAX_PAGES, PAGE_SIZE, read_page},
     error::RegistryError,
     layout::LayoutReader,
     remote::Remote,
 };
 use crate::oci::is_tag;
 
-/// The most tags of a list. A longer list is refused and not cut: the highest version may be in
-/// the part that is missing.
+/// The most tags of a list, those counted that are listed twice. A longer list is refused and not
+/// cut: the highest version may be in the part that is missing.
 const MAX_TAGS: usize = 100_000;
+/// A longer page is parsed off the async threads.
+const LONG_PAGE: usize = 64 << 10;
 
 /// The tags of a repository at one time.
 #[derive(Debug, Clone)]
 pub struct TagList {
     /// The tags, sorted. While the registry's list is the same, this is the same allocation.
     pub tags: Arc<[Arc<str>]>,
+    /// When the list was requested.
+    pub as_of: Instant,
+}
+
+/// The failure of a list, shared by the callers that waited for it.
+#[derive(Debug, Clone)]
+pub struct FailedTagList {
+    /// The error.
+    pub error: Arc<RegistryError>,
     /// When the list was requested.
     pub as_of: Instant,
 }
@@ -40,7 +55,7 @@ pub(super) struct SharedTagList(Mutex<State>);
 struct State {
     list: Option<TagList>,
     pages: Vec<Page>,
-    failure: Option<(Instant, Arc<RegistryError>)>,
+    failure: Option<FailedTagList>,
 }
 
 /// A page that the registry can confirm without sending it again.
@@ -50,7 +65,24 @@ struct Page {
     url: Option<Url>,
     validators: Validators,
     tags: Vec<Arc<str>>,
+    /// How many texts were listed, tags or not.
+    listed: usize,
     next: Option<Url>,
+}
+
+/// The body of a page.
+#[derive(Deserialize)]
+struct Body {
+    // `null` where there are none, in some registries.
+    tags: Option<Listed>,
+}
+
+/// The texts of a page, of which those are kept that are tags: what is none can't be requested
+/// either. Beyond [`MAX_TAGS`] texts are counted and not kept.
+#[derive(Default)]
+struct Listed {
+    tags: Vec<Arc<str>>,
+    count: usize,
 }
 
 /// What identifies the state of a page (RFC 9110, section 8.8).
@@ -74,7 +106,7 @@ impl SharedTagList {
         &self,
         remote: &Remote,
         not_before: Instant,
-    ) -> Result<TagList, Arc<RegistryError>> {
+    ) -> Result<TagList, FailedTagList> {
         let mut state = self.0.lock().await;
         if let Some(known) = state.known(not_before) {
             return known;
@@ -92,27 +124,27 @@ impl SharedTagList {
         &self,
         layout: &LayoutReader,
         not_before: Instant,
-    ) -> Result<TagList, Arc<RegistryError>> {
+    ) -> Result<TagList, FailedTagList> {
         let mut state = self.0.lock().await;
         if let Some(known) = state.known(not_before) {
             return known;
         }
         let as_of = Instant::now();
         let tags = layout.tags().await.and_then(|tags| {
-            let tags: BTreeSet<_> = only_tags(&tags).collect();
             if tags.len() > MAX_TAGS {
                 return Err(too_many("oci-layout"));
             }
-            Ok((tags, Vec::new()))
+            let tags = tags.iter().map(String::as_str).filter(|text| is_tag(text));
+            Ok((tags.map(Arc::from).collect(), Vec::new()))
         });
         state.conclude(as_of, tags)
     }
 }
 
 impl State {
-    fn known(&self, not_before: Instant) -> Option<Result<TagList, Arc<RegistryError>>> {
+    fn known(&self, not_before: Instant) -> Option<Result<TagList, FailedTagList>> {
         match (&self.failure, &self.list) {
-            (Some((at, error)), _) if *at >= not_before => Some(Err(Arc::clone(error))),
+            (Some(failure), _) if failure.as_of >= not_before => Some(Err(failure.clone())),
             (None, Some(list)) if list.as_of >= not_before => Some(Ok(list.clone())),
             _ => None,
         }
@@ -122,13 +154,14 @@ impl State {
         &mut self,
         as_of: Instant,
         listed: Result<(BTreeSet<Arc<str>>, Vec<Page>), RegistryError>,
-    ) -> Result<TagList, Arc<RegistryError>> {
+    ) -> Result<TagList, FailedTagList> {
         let (tags, pages) = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 let error = Arc::new(error);
-                self.failure = Some((as_of, Arc::clone(&error)));
-                return Err(error);
+                let failure = FailedTagList { error, as_of };
+                self.failure = Some(failure.clone());
+                return Err(failure);
             }
         };
         self.failure = None;
@@ -156,7 +189,7 @@ async fn list(
     let transport = &remote.client.transport;
     let failed = |reason: &str| transport.protocol("tags", reason.to_owned());
     let (mut tags, mut pages) = (BTreeSet::new(), Vec::new());
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut listed) = (BTreeSet::new(), 0);
     let mut url: Option<Url> = None;
     for _ in 0..MAX_PAGES {
         let same = known.iter().find(|page| page.url == url);
@@ -166,6 +199,7 @@ async fn list(
                 url: page.url.clone(),
                 validators: page.validators.clone(),
                 tags: page.tags.clone(),
+                listed: page.listed,
                 next: page.next.clone(),
             },
             (Answer::NotModified, None) => {
@@ -177,10 +211,11 @@ async fn list(
             }
             (Answer::Missing, _) => return Err(failed("a page of the list is missing")),
         };
-        tags.extend(page.tags.iter().cloned());
-        if tags.len() > MAX_TAGS {
+        listed += page.listed;
+        if listed > MAX_TAGS {
             return Err(too_many(transport.host()));
         }
+        tags.extend(page.tags.iter().cloned());
         let next = page.next.clone();
         if page.validators.any() {
             pages.push(page);
@@ -217,37 +252,88 @@ async fn page(
         _ => {}
     }
     let next = transport.next_page("tags", &response)?;
-    let validators = Validators::of(&response);
+    let validators = Validators::of(response.headers());
     let body = read_page(transport, "tags", response).await?;
-    let tags = tags_in(&body).ok_or_else(|| {
+    let parsed = if body.len() > LONG_PAGE {
+        spawn_blocking(move || parse(&body)).await.ok().flatten()
+    } else {
+        parse(&body)
+    };
+    let Listed { tags, count } = parsed.ok_or_else(|| {
         transport.protocol("tags", "the answer is not a list of names".to_owned())
     })?;
+    // After one more tag the last page, if it is full, has the same body, and a link that a 304
+    // need not have.
+    let may_grow = count >= PAGE_SIZE && next.is_none();
     Ok(Answer::Page(Box::new(Page {
         url: url.cloned(),
-        validators,
-        tags: only_tags(&tags).collect(),
+        validators: validators.unless(may_grow),
+        tags,
+        listed: count,
         next,
     })))
 }
 
-impl Validators {
-    fn of(response: &Response) -> Self {
-        let header = |name| response.headers().get(name).cloned();
-        Self {
-            etag: header(ETAG),
-            last_modified: header(LAST_MODIFIED),
+/// `None` where the body is no page of a list.
+fn parse(body: &[u8]) -> Option<Listed> {
+    let body: Body = serde_json::from_slice(body).ok()?;
+    Some(body.tags.unwrap_or_default())
+}
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ListedVisitor)
+    }
+}
+
+struct ListedVisitor;
+
+impl<'de> Visitor<'de> for ListedVisitor {
+    type Value = Listed;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of names")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Listed, A::Error> {
+        let mut listed = Listed::default();
+        while let Some(name) = names.next_element::<String>()? {
+            listed.count += 1;
+            if listed.count <= MAX_TAGS && is_tag(&name) {
+                listed.tags.push(name.into());
+            }
         }
+        Ok(listed)
+    }
+}
+
+impl Validators {
+    /// Of two changes within a second `Last-Modified` may show the first only, so that it counts
+    /// once a second has passed (RFC 9110, section 8.8.2.2).
+    fn of(headers: &HeaderMap) -> Self {
+        let seconds = |name| {
+            let text = headers.get(name)?.to_str().ok()?;
+            let parsed = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text);
+            Some(parsed.ok()?.as_second())
+        };
+        let modified: Option<i64> = seconds(LAST_MODIFIED);
+        let is_strong = modified
+            .zip(seconds(DATE))
+            .is_some_and(|(modified, now)| modified < now);
+        let last_modified = headers.get(LAST_MODIFIED).filter(|_| is_strong);
+        Self {
+            etag: headers.get(ETAG).cloned(),
+            last_modified: last_modified.cloned(),
+        }
+    }
+
+    fn unless(self, unusable: bool) -> Self {
+        if unusable { Self::default() } else { self }
     }
 
     fn any(&self) -> bool {
         self.etag.is_some() || self.last_modified.is_some()
     }
-}
-
-/// The texts that are tags: what is none can't be requested either.
-fn only_tags(texts: &[String]) -> impl Iterator<Item = Arc<str>> {
-    let tags = texts.iter().map(String::as_str).filter(|text| is_tag(text));
-    tags.map(Arc::from)
 }
 
 fn too_many(host: &str) -> RegistryError {
@@ -257,5 +343,42 @@ fn too_many(host: &str) -> RegistryError {
         reason: format!(
             "the list has more than {MAX_TAGS} tags; delete old ones, or name one tag instead of `semver` or `filter_tags`"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_counted_with_all_its_texts_and_kept_with_few() {
+        let read = parse(br#"{"tags": ["1.0.0", "1.0.0", "a/b", ""]}"#).unwrap();
+        assert_eq!((read.tags.len(), read.count), (2, 4));
+        let body = format!(r#"{{"tags": [{}"x"]}}"#, r#""x","#.repeat(MAX_TAGS + 9));
+        let read = parse(body.as_bytes()).unwrap();
+        assert_eq!((read.tags.len(), read.count), (MAX_TAGS, MAX_TAGS + 10));
+        for empty in [r#"{"tags": null}"#, "{}", r#"{"tags": []}"#] {
+            assert_eq!(parse(empty.as_bytes()).unwrap().count, 0);
+        }
+        assert!(parse(br#"{"tags": [1]}"#).is_none());
+    }
+
+    #[test]
+    fn a_time_of_change_counts_a_second_later() {
+        for (date, counts) in [
+            ("Sun, 29 Nov 2026 10:00:00 GMT", false),
+            ("Sun, 29 Nov 2026 10:00:01 GMT", true),
+            ("today", false),
+        ] {
+            let headers = [
+                (LAST_MODIFIED, "Sun, 29 Nov 2026 10:00:00 GMT"),
+                (DATE, date),
+                (ETAG, "\"one\""),
+            ];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            let validators = Validators::of(&headers.into_iter().collect());
+            assert_eq!(validators.last_modified.is_some(), counts, "{date}");
+            assert!(validators.etag.is_some());
+        }
     }
 }

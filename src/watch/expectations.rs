@@ -36,7 +36,7 @@ impl Pipeline {
         manifest: &Verified<Manifest>,
         past: &History,
     ) -> Result<(), Failure> {
-        let facts = Facts::of(manifest, self.reference.tag());
+        let facts = Facts::of(manifest, self.version_text.as_deref());
         let met = self.expect.check(&facts, past);
         met.map_err(|unmet| unexpected(Step::Verify, path, &unmet))
     }
@@ -58,7 +58,7 @@ impl Pipeline {
     }
 
     fn facts<'a>(&'a self, snapshot: &'a Snapshot) -> Facts<'a> {
-        Facts::of_snapshot(snapshot, self.reference.tag())
+        Facts::of_snapshot(snapshot, self.version_text.as_deref())
     }
 }
 
@@ -68,8 +68,13 @@ impl Watcher {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         // A version without a position in a configured order was refused.
         let position = expect.position(&facts).ok().flatten();
-        self.history
-            .after_serving(facts.digest, position, expect.on_older)
+        let history = self
+            .history
+            .after_serving(facts.digest, position, expect.on_older);
+        match &self.accepted_tag {
+            Some(tag) => history.with_tag(tag),
+            None => history,
+        }
     }
 
     /// Adds a served or restored version to the history, and raises the alarm if it is older than

@@ -27,6 +27,9 @@ pub(super) struct History {
     served: Vec<Digest>,
     /// The withdrawal of the last served version, while it is withdrawn.
     withdrawn: Option<WithdrawalRecord>,
+    /// The tag of the last served version, where a rule chose it.
+    #[serde(default)]
+    tag: Option<String>,
 }
 
 /// A [`Withdrawal`] of a version that had been served.
@@ -64,6 +67,20 @@ impl History {
             version: Some(Arc::new(version.clone())),
             was_served: true,
         })
+    }
+
+    /// The tag of the last served version, where a rule chose it.
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The history with another tag of the last served version.
+    #[must_use]
+    pub(super) fn with_tag(self, tag: &str) -> Self {
+        Self {
+            tag: Some(tag.to_owned()),
+            ..self
+        }
     }
 
     /// Whether the bundle was never served here.
@@ -129,6 +146,7 @@ impl History {
             floor,
             served,
             withdrawn: None,
+            tag: self.tag.clone(),
         }
     }
 
@@ -346,6 +364,17 @@ mod tests {
             serving(&[1]).after_showing(&State::Withdrawn(never)),
             serving(&[1])
         );
+    }
+
+    #[test]
+    fn the_tag_is_kept_by_what_follows_and_a_history_without_one_can_be_read() {
+        let history = serving(&[1]).with_tag("1.4.0");
+        let read = History::from_bytes("authz", &history.to_bytes());
+        assert_eq!(read.tag(), Some("1.4.0"));
+        let again = read.after_serving(&digest(1), None, OnOlder::Alarm);
+        assert_eq!(again.tag(), Some("1.4.0"));
+        let earlier = br#"{"floor":null,"served":[],"withdrawn":null}"#;
+        assert_eq!(History::from_bytes("authz", earlier), History::default());
     }
 
     #[test]

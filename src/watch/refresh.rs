@@ -39,6 +39,8 @@ pub struct Pipeline {
     pub name: Arc<str>,
     /// The reference to serve.
     pub reference: Reference,
+    /// The part of the tag of `reference` that may state a version.
+    pub version_text: Option<Arc<str>>,
     /// The repository of `reference`.
     pub source: Source,
     /// The registries, for a policy that names another repository for signatures.

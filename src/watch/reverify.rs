@@ -105,7 +105,7 @@ impl Watcher {
         )
         .await;
         if self.apply(&Event::TrustRestored(snapshot), None).is_err() {
-            self.revert_persisted();
+            self.persist_published();
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The highest tag is chosen whatever artifact it names: one that is refused leaves the served
 //! version in place, with the failure in the status, as a moved tag does. A lower tag is chosen only
-//! after the one above it has been deleted.
+//! after the one above it has been deleted, whatever the list says: this holds for the tag that was
+//! chosen before and for the one that is served, which the history on disk records.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,7 +17,7 @@ use super::{
 use crate::{
     oci::{TagOrder, TagRule},
     publish::{ChosenTag, Failure, FailureClass, Outcome, Snapshot, Step},
-    registry::{RegistryError, TagList},
+    registry::{FailedTagList, RegistryError, TagList},
     telemetry::{SENTENCE_BYTES, cut},
     verify::TrustPolicy,
 };
@@ -75,8 +76,9 @@ impl Pipeline {
         };
         let list = match self.list(lookup.not_before).await {
             Ok(list) => list,
-            Err(failure) => return failed(Choice::of(lookup.not_before, lookup), failure),
+            Err((as_of, failure)) => return failed(Choice::of(as_of, lookup), failure),
         };
+        let before = [lookup.last.and_then(Choice::tag), past.tag()];
         let mut missing = BTreeSet::new();
         loop {
             let candidate = match self.choose(&list, &missing, lookup.last).await {
@@ -84,7 +86,7 @@ impl Pipeline {
                 Err(failure) => return failed(Choice::of(list.as_of, lookup), failure),
             };
             let tag = candidate.as_ref().map(|candidate| candidate.tag.as_str());
-            let gone = match self.confirm_gone(rule, &list, tag, lookup.last).await {
+            let gone = match self.confirm_gone(rule, &list, tag, before).await {
                 Ok(gone) => gone,
                 Err(failure) => return failed(Choice::of(list.as_of, lookup), failure),
             };
@@ -140,19 +142,21 @@ impl Pipeline {
     }
 
     /// The list of tags; empty for a repository that does not exist.
-    async fn list(&self, not_before: Instant) -> Result<TagList, Failure> {
-        match self.source.tags(not_before).await {
-            Ok(list) => Ok(list),
-            Err(error) if matches!(*error, RegistryError::NoSuchRepository { .. }) => Ok(TagList {
-                tags: Arc::default(),
-                as_of: not_before,
-            }),
-            Err(error) => {
-                let failure = self.registry_failure(Step::Resolve, None, &error);
-                let message = format!("{}: {}", self.reference, failure.message);
-                Err(Failure { message, ..failure })
-            }
+    ///
+    /// # Errors
+    /// When the list fails, with the time of the request.
+    async fn list(&self, not_before: Instant) -> Result<TagList, (Instant, Failure)> {
+        let FailedTagList { error, as_of } = match self.source.tags(not_before).await {
+            Ok(list) => return Ok(list),
+            Err(failed) => failed,
+        };
+        if matches!(*error, RegistryError::NoSuchRepository { .. }) {
+            let tags = Arc::default();
+            return Ok(TagList { tags, as_of });
         }
+        let failure = self.registry_failure(Step::Resolve, None, &error);
+        let message = format!("{}: {}", self.reference, failure.message);
+        Err((as_of, Failure { message, ..failure }))
     }
 
     /// The choice of the rule, without the tags that name nothing.
@@ -200,23 +204,39 @@ impl Pipeline {
         })
     }
 
-    /// The last tag, if the rule prefers it to the one that it chooses now, and it is gone.
+    /// The first of the tags `before`, of which one was chosen and one is served, that the rule
+    /// prefers to the one that it chooses now, and that is gone.
     ///
     /// # Errors
-    /// When the tag still exists: the list is incomplete, and the version being served must not be
-    /// replaced by an older one because of that.
+    /// When one of them still exists: the list is incomplete, and the version being served must not
+    /// be replaced by an older one because of that.
     async fn confirm_gone(
         &self,
         rule: &TagRule,
         list: &TagList,
         tag: Option<&str>,
-        last: Option<&Choice>,
+        before: [Option<&str>; 2],
     ) -> Result<Option<String>, Failure> {
-        let Some(last) = last.and_then(Choice::tag).filter(|last| Some(*last) != tag) else {
-            return Ok(None);
-        };
+        let [chosen, served] = before;
+        let served = served.filter(|_| served != chosen);
+        let mut gone = None;
+        for last in [chosen, served].into_iter().flatten() {
+            let is_gone = self.confirm_one_gone(rule, list, tag, last).await?;
+            gone = gone.or(is_gone);
+        }
+        Ok(gone)
+    }
+
+    /// As [`Self::confirm_gone`], for one tag.
+    async fn confirm_one_gone(
+        &self,
+        rule: &TagRule,
+        list: &TagList,
+        tag: Option<&str>,
+        last: &str,
+    ) -> Result<Option<String>, Failure> {
         let preferred = rule.choose([last].into_iter().chain(tag));
-        if preferred.is_none_or(|preferred| preferred.tag != last) {
+        if Some(last) == tag || preferred.is_none_or(|preferred| preferred.tag != last) {
             return Ok(None);
         }
         let is_listed = list
@@ -227,7 +247,8 @@ impl Pipeline {
             // It was listed, and found to name nothing.
             return Ok(Some(last.to_owned()));
         };
-        match self.source.resolve(&reference).await {
+        // The list is that of the registry itself, and a mirror may still have the tag.
+        match self.source.clone().at_origin().resolve(&reference).await {
             Err(RegistryError::NoSuchReference { .. }) => Ok(Some(last.to_owned())),
             Err(error) => Err(self.registry_failure(Step::Resolve, None, &error)),
             Ok(pinned) => {
@@ -247,8 +268,10 @@ impl Pipeline {
 
     /// The same pipeline for one tag.
     fn tagged(&self, tag: &str) -> Option<Self> {
+        let text = self.reference.rule()?.version_text(tag);
         Some(Self {
             reference: self.reference.tagged(tag)?,
+            version_text: text.map(Into::into),
             ..self.clone()
         })
     }
@@ -283,7 +306,7 @@ impl Choice {
         }
     }
 
-    fn tag(&self) -> Option<&str> {
+    pub(super) fn tag(&self) -> Option<&str> {
         self.chosen.as_ref().map(|chosen| chosen.tag.as_str())
     }
 }

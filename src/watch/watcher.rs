@@ -58,6 +58,12 @@ pub struct Watcher {
     suspended: watch::Receiver<bool>,
     /// The last choice of a tag, where the reference has a rule.
     choice: Option<Choice>,
+    /// The tag of the version that a check has just accepted, until that is served.
+    pub(super) accepted_tag: Option<String>,
+    /// Until when the registry has asked for no further request.
+    held_until: Option<Instant>,
+    /// When the last early check was due.
+    early_check: Option<Instant>,
     /// Why a check is wanted.
     wanted: watch::Receiver<Wanted>,
     hints: Hints,
@@ -98,6 +104,9 @@ impl Watcher {
             policy: requests.policy,
             suspended: requests.suspended,
             choice: None,
+            accepted_tag: None,
+            held_until: None,
+            early_check: None,
             wanted: requests.check,
             persist_queue: Arc::default(),
             history: Arc::default(),
@@ -122,6 +131,10 @@ impl Watcher {
         self.restore(&policy).await;
         loop {
             self.while_suspended().await;
+            if let Some(until) = self.held_until.take_if(|until| *until > Instant::now()) {
+                self.pause(until).await;
+                continue;
+            }
             let began = Instant::now();
             let Some(result) = self.check().await else {
                 continue;
@@ -138,12 +151,15 @@ impl Watcher {
             self.record_choice(choice);
             let at = telemetry::now();
             if let Outcome::Accepted(snapshot) = &outcome {
+                self.accepted_tag = self.chosen_tag();
                 self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at))
                     .await;
             }
             let checked = Event::Checked { outcome, at };
-            if self.apply(&checked, rejected).is_err() {
-                self.revert_persisted();
+            let applied = self.apply(&checked, rejected);
+            self.accepted_tag = None;
+            if applied.is_err() {
+                self.persist_published();
                 Box::pin(self.reverify()).await;
                 continue;
             }
@@ -152,20 +168,21 @@ impl Watcher {
             };
             let (answered, end) = match &outcome {
                 Outcome::Accepted(_) => (true, CheckEnd::Changed),
-                Outcome::Unchanged => (true, CheckEnd::Unchanged),
+                Outcome::Unchanged => {
+                    self.record_tag();
+                    (true, CheckEnd::Unchanged)
+                }
                 Outcome::Failed(failure) => (failure.class.registry_answered(), CheckEnd::Failed),
             };
             let wait = self.schedule.after(&outcome);
             let due = Instant::now() + self.within_max_stale(wait, &outcome);
-            let is_held = is_rate_limited(&outcome);
-            self.publisher.set_held_until(is_held.then_some(due));
+            self.held_until = is_rate_limited(&outcome).then_some(due);
+            self.publisher.set_held_until(self.held_until);
             // Recorded after the state, because a client that waits for a check then reads the
             // state.
             self.publisher.record_check(began, answered, end);
             self.hints.end(&self.wanted.borrow(), began, end);
-            if is_held {
-                self.pause(due).await;
-            } else {
+            if self.held_until.is_none() {
                 self.wait(began, due).await;
             }
         }
@@ -299,7 +316,8 @@ impl Watcher {
         let shared = (self.options.poll / 20).min(self.options.confirm_within);
         let polled = Instant::now().checked_sub(shared);
         let polled = polled.unwrap_or_else(Instant::now);
-        let reasons = [self.wanted.borrow().latest(), self.source_moved];
+        let asked = self.wanted.borrow().latest();
+        let reasons = [asked, self.source_moved, self.early_check];
         reasons.into_iter().flatten().fold(polled, Instant::max)
     }
 
@@ -309,6 +327,21 @@ impl Watcher {
                 .set_chosen(choice.chosen.as_ref(), choice.gone.as_deref());
             self.choice = Some(choice);
         }
+    }
+
+    fn chosen_tag(&self) -> Option<String> {
+        let choice = self.choice.as_ref()?;
+        choice.tag().map(ToOwned::to_owned)
+    }
+
+    /// Records the tag that a check found on the version being served.
+    fn record_tag(&mut self) {
+        let tag = self.chosen_tag();
+        let Some(tag) = tag.filter(|tag| Some(&**tag) != self.history.tag()) else {
+            return;
+        };
+        self.history = Arc::new(History::clone(&self.history).with_tag(&tag));
+        self.persist_published();
     }
 
     fn suspend(&mut self) {
@@ -398,6 +431,7 @@ impl Watcher {
                 () = sleep_until(due) => return,
                 () = reached(early.map(|check| check.at)) => {
                     if let Some(check) = early {
+                        self.early_check = Some(check.at);
                         self.hints.begin(check);
                     }
                     return;
@@ -418,7 +452,7 @@ impl Watcher {
     }
 
     /// Waits until the time that the registry has asked for. Neither clients nor operators nor
-    /// hints end this wait.
+    /// hints end this wait. If the bundle is suspended meanwhile, the rest follows after that.
     async fn pause(&mut self, until: Instant) {
         loop {
             let (stale_at, expiry) = (self.publisher.machine().stale_at(), self.verification_due());
@@ -430,7 +464,10 @@ impl Watcher {
                         return;
                     }
                 }
-                () = switched(&mut self.suspended) => return,
+                () = switched(&mut self.suspended) => {
+                    self.held_until = Some(until);
+                    return;
+                }
                 () = sleep_until(until) => return,
                 () = reached(stale_at) => self.expire(),
             }
@@ -459,9 +496,9 @@ impl Watcher {
         }
     }
 
-    /// Makes the disk record the published version again after another one was written to it, but
-    /// not published.
-    pub(super) fn revert_persisted(&self) {
+    /// Makes the disk record the published version and its history, for example after another one
+    /// was written to it, but not published.
+    pub(super) fn persist_published(&self) {
         let (machine, history) = (self.publisher.machine(), self.history.to_bytes());
         self.persist_queue.enqueue(match machine.current() {
             Some(current) => Update::Keep {

@@ -8,7 +8,7 @@ use tokio::{spawn, task::spawn_blocking};
 use crate::{
     command::{Author, Ran},
     faulty::{Fault, FaultyRegistry, Hold},
-    gateway::{HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, error, header},
+    gateway::{HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, error, eventually, header},
     shared::poll_until,
     signing::Signer,
 };
@@ -70,6 +70,19 @@ async fn a_refresh_of_a_suspended_bundle_says_so_and_checks_nothing() {
         "{ran:?}"
     );
     assert!(registry.asked("").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_ends_when_the_bundle_is_suspended_meanwhile() {
+    let (registry, gate) = serving().await;
+    let asked = registry.count();
+    registry.fail("", usize::MAX, Fault::Stall);
+    let suspended = async {
+        eventually("a check", || registry.count() > asked).await;
+        gate.suspend(true);
+    };
+    let (answer, ()) = tokio::join!(gate.refresh(), suspended);
+    assert_eq!(answer["outcome"], "suspended", "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -266,6 +266,30 @@ async fn a_tag_that_states_another_version_than_its_manifest_is_refused_until_it
 }
 
 #[tokio::test]
+async fn with_order_version_the_extracted_part_of_a_tag_states_the_version() {
+    let registry = FaultyRegistry::start().await;
+    let first = push_as(&registry, "1.1.0-prod", "1.1.0");
+    let expect = Expect {
+        order: Some(Order::Version { minimum: None }),
+        ..Expect::default()
+    };
+    registry.list_tags(&["1.1.0-prod"]);
+    let filter = TagFilter::new("^(.+)-prod$", Some("$1")).unwrap();
+    let rule = TagRule::new(TagOrder::Version("^1".parse().unwrap()), Some(filter));
+    let setup = Setup {
+        expect,
+        ..choosing(rule)
+    };
+    let gate = TestGateway::with(&registry, setup).await;
+    gate.until_serving(&first).await;
+    push_as(&registry, "1.9.0-prod", "1.2.0");
+    registry.list_tags(&["1.1.0-prod", "1.9.0-prod"]);
+    let status = gate.until_failed("defect").await;
+    let expected = "the tag 1.9.0 is on version 1.2.0";
+    assert!(message(&status).contains(expected), "{status}");
+}
+
+#[tokio::test]
 async fn confirm_within_looks_at_the_list_of_tags_as_well() {
     let registry = FaultyRegistry::start().await;
     let first = push(&registry, "1.0.0");

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bundlegate::{
-    oci::Digest,
+    oci::{Digest, TagOrder, TagRule},
     webhooks::{Authentication, Kind, Listener, Pointer, Secret, SecretPlace, Webhook},
 };
 use reqwest::{RequestBuilder, Response, StatusCode};
@@ -281,6 +281,28 @@ async fn a_notification_is_a_hint_about_its_own_repository_and_tag() {
     let heads = registry.asked("HEAD").len();
     assert!(registry.asked("").len() > asked);
     assert_eq!(heads, 1, "only the last one caused a check");
+}
+
+/// Some registries notify before their lists have the tag.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_that_follows_up_a_hint_lists_the_tags_anew() {
+    let registry = FaultyRegistry::start().await;
+    let (one, _) = registry.put_artifact("1.0.0", &bundle("one"));
+    registry.list_tags(&["1.0.0"]);
+    let mut setup = Setup {
+        rule: Some(TagRule::new(TagOrder::Version("^1".parse().unwrap()), None)),
+        webhooks: vec![distribution(&registry)],
+        ..Setup::default()
+    };
+    // Lists are shared for so long.
+    setup.rules.confirm_within = Duration::from_secs(120);
+    let gate = start(&registry, setup).await;
+    gate.until_served(&one, "the first version").await;
+    let (two, _) = registry.put_artifact("1.1.0", &bundle("two"));
+    gate.notify(&event(Some("1.1.0"))).await;
+    eventually("the check of the hint", || gate.refreshes("unchanged") == 1).await;
+    registry.list_tags(&["1.0.0", "1.1.0"]);
+    gate.until_served(&two, "the tag that is listed late").await;
 }
 
 /// A thousand notifications of one push are one push.

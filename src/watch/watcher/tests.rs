@@ -75,6 +75,7 @@ impl World {
             name: "authz".into(),
             source: registries.source(reference.repository()).unwrap(),
             registries: Arc::new(registries),
+            version_text: reference.tag().map(Into::into),
             reference,
             artifact: ArtifactOptions::default(),
             expect: Arc::default(),

@@ -36,7 +36,7 @@ async fn a_list_with_validators_is_sent_again_only_when_it_has_changed() {
         ("etag", "\"one\"", "if-none-match"),
         (
             "last-modified",
-            "Sun, 29 Nov 2026 10:00:00 GMT",
+            "Sun, 29 Nov 2020 10:00:00 GMT",
             "if-modified-since",
         ),
     ] {
@@ -142,6 +142,92 @@ async fn a_list_that_lacks_a_tag_which_still_exists_leads_to_no_older_version() 
     registry.list_tags(&["1.0.0"]);
     registry.remove("manifests/1.1.0");
     gate.until_serving(&first).await;
+}
+
+#[tokio::test]
+async fn the_served_tag_is_asked_for_after_a_higher_one_was_refused_and_deleted() {
+    let (registry, signer) = (FaultyRegistry::start().await, Signer::new());
+    let [_, served] = ["1.0.0", "1.1.0"].map(|version| {
+        let digest = push(&registry, version);
+        signer.sign_bundle(&registry, &digest);
+        digest
+    });
+    registry.list_tags(&["1.0.0", "1.1.0"]);
+    let setup = Setup {
+        policy: signer.policy(),
+        ..choosing(semver("^1"))
+    };
+    let gate = TestGateway::with(&registry, setup).await;
+    gate.until_serving(&served).await;
+    push(&registry, "1.2.0");
+    registry.list_tags(&["1.0.0", "1.1.0", "1.2.0"]);
+    gate.until_failed("evidence").await;
+    registry.list_tags(&["1.0.0"]);
+    registry.remove("manifests/1.2.0");
+    let status = gate.until_failed("transient").await;
+    let expected = "lacks 1.1.0, which is still there";
+    assert!(message(&status).contains(expected), "{status}");
+    assert_eq!(status["manifest"], served.to_string());
+}
+
+#[tokio::test]
+async fn a_mirror_that_still_has_a_deleted_tag_does_not_keep_it() {
+    let [registry, mirror] = [FaultyRegistry::start().await, FaultyRegistry::start().await];
+    let [first, second] = ["1.0.0", "1.1.0"].map(|version| push(&registry, version));
+    registry.list_tags(&["1.0.0", "1.1.0"]);
+    mirror.copy_from(&registry);
+    let setup = Setup {
+        mirrors: vec![(mirror.address.to_string(), mirror.options())],
+        ..choosing(semver("^1"))
+    };
+    let gate = TestGateway::with(&registry, setup).await;
+    gate.until_serving(&second).await;
+    registry.list_tags(&["1.0.0"]);
+    registry.remove("manifests/1.1.0");
+    gate.until_serving(&first).await;
+}
+
+#[tokio::test]
+async fn tags_that_are_listed_many_times_count_as_often() {
+    let registry = FaultyRegistry::start().await;
+    registry.list_tags(&vec!["1.0.0"; 60_000]);
+    let (_, page) = registry.held(LIST).unwrap();
+    let next = "tags/list?n=1000&last=a";
+    registry.put(next, "application/json", page);
+    registry.link(LIST, next);
+    let gate = TestGateway::with(&registry, choosing(semver("^1"))).await;
+    let status = gate.until_failed("transient").await;
+    assert!(
+        message(&status).contains("more than 100000 tags"),
+        "{status}"
+    );
+}
+
+/// A server whose `ETag` covers only the body answers 304 for such a page, though it has a
+/// successor now.
+#[tokio::test]
+async fn a_last_page_that_is_full_is_always_asked_for_anew() {
+    let registry = FaultyRegistry::start().await;
+    let first = push(&registry, "1.0.0");
+    let mut tags: Vec<_> = (0..999).map(|number| format!("build-{number}")).collect();
+    tags.insert(0, "1.0.0".to_owned());
+    let tags: Vec<_> = tags.iter().map(String::as_str).collect();
+    registry.fail(
+        "tags/list",
+        usize::MAX,
+        Fault::With("etag", "\"one\"".to_owned()),
+    );
+    for (count, is_conditional) in [(1000, false), (999, true)] {
+        registry.list_tags(&tags[..count]);
+        let gate = TestGateway::with(&registry, choosing(semver("^1"))).await;
+        gate.until_serving(&first).await;
+        let before = registry.asked("tags/list").len();
+        let what = "two more lists";
+        crate::gateway::eventually(what, || registry.asked("tags/list").len() >= before + 2).await;
+        let last = registry.asked("tags/list").pop().unwrap();
+        assert_eq!(last.headers.contains_key("if-none-match"), is_conditional);
+        gate.suspend(true);
+    }
 }
 
 #[tokio::test]

@@ -108,6 +108,35 @@ async fn a_chosen_version_is_served_from_disk_while_the_registry_is_down() {
 }
 
 #[tokio::test]
+async fn after_a_restart_a_list_that_lacks_the_served_tag_leads_to_no_older_version() {
+    let registry = FaultyRegistry::start().await;
+    let [first, served] = ["1.0.0", "1.1.0"].map(|version| push(&registry, version));
+    registry.list_tags(&["1.0.0", "1.1.0"]);
+    let mut config = config(&registry);
+    config["cache"] = json!({ "directory": "cache" });
+    let gate = start(&config).await;
+    until_serving(&gate, &served).await;
+    let crate::shared::gateway::Program { process, folder } = gate.runner;
+    drop(process);
+    registry.list_tags(&["1.0.0"]);
+    let gate = start_in(folder, &config).await;
+    let status = gate
+        .status_when("authz", "the list fails", |status| {
+            status["last_failure"]["class"] == "transient"
+        })
+        .await;
+    let expected = "lacks 1.1.0, which is still there";
+    assert!(message(&status).contains(expected), "{status}");
+    assert_eq!(status["manifest"], served.to_string());
+    registry.remove("manifests/1.1.0");
+    let status = until_serving(&gate, &first).await;
+    assert_eq!(
+        status["chosen"]["reason"],
+        "the only version in ^1; 1.1.0 is gone"
+    );
+}
+
+#[tokio::test]
 async fn suspend_is_live_and_the_reload_says_so() {
     let registry = FaultyRegistry::start().await;
     let one = push(&registry, "1.0.0");

@@ -95,6 +95,23 @@ async fn a_suspended_bundle_without_a_stored_version_is_pending_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_registry_that_asked_for_a_pause_is_not_asked_when_a_bundle_is_resumed() {
+    let registry = FaultyRegistry::start().await;
+    let (one, _) = registry.put_artifact("live", &bundle("one"));
+    let gate = TestGateway::with(&registry, Setup::default()).await;
+    gate.until_serving(&one).await;
+    let wait = vec![("retry-after", "600".to_owned())];
+    registry.fail("", usize::MAX, Fault::Status(429, wait));
+    gate.until_failed("rate_limited").await;
+    let asked = registry.asked("").len();
+    gate.suspend(true);
+    gate.suspend(false);
+    // Only real time shows that nothing is asked.
+    tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+    assert_eq!(registry.asked("").len(), asked);
+}
+
+#[tokio::test]
 async fn a_change_of_trust_withdraws_a_suspended_bundle_and_restores_it_without_the_registry() {
     let (registry, signer, other) = (FaultyRegistry::start().await, Signer::new(), Signer::new());
     let (one, _) = registry.put_artifact("live", &bundle("one"));
