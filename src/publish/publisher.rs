@@ -234,7 +234,7 @@ impl Publisher {
             class: failure.class,
             step: failure.step,
             digest: failure.digest.clone(),
-            below: failure.below.clone(),
+            below: Arc::clone(&failure.below),
             message: message.clone().into_owned(),
         };
         let last = self.lock().last_failure.replace(status);
@@ -455,7 +455,7 @@ pub(crate) mod tests {
             class,
             step,
             digest,
-            below: Vec::new(),
+            below: Arc::default(),
             etag: None,
             reason: "test",
             message,

@@ -78,9 +78,9 @@ pub struct Failure {
     pub digest: Option<Digest>,
     /// The digests of the manifests to which that one leads, if it is an image index: a signature of
     /// any of them may settle the failure.
-    pub below: Vec<Digest>,
+    pub below: Arc<Vec<Digest>>,
     /// The entity tag of the bundle, where known.
-    pub etag: Option<String>,
+    pub etag: Option<Box<str>>,
     /// The reason as a metric label.
     pub reason: &'static str,
     /// The failure in a sentence.
@@ -154,7 +154,7 @@ pub(super) fn next(state: &State, outcome: &Outcome, on_missing: OnMissing) -> S
         let named = manifest.map(|manifest| {
             Arc::new(WithdrawnVersion {
                 manifest,
-                etag: failure.etag.clone(),
+                etag: failure.etag.as_deref().map(str::to_owned),
             })
         });
         // Where nothing was served here, the newest revoked version is named.

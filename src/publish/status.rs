@@ -79,7 +79,7 @@ pub struct FailureStatus {
     /// The digest of the manifest, if it is known.
     pub digest: Option<Digest>,
     /// The digests of the manifests to which that one leads, if it is an image index.
-    pub below: Vec<Digest>,
+    pub below: Arc<Vec<Digest>>,
     /// The failure in a sentence.
     pub message: String,
 }

@@ -233,7 +233,7 @@ impl Pipeline {
         let opened = self.open(verified, record, plan, stored.layers).await;
         let snapshot = opened.ok()?;
         if let Err(failure) = self.expect_snapshot(&snapshot, past) {
-            let etag = Some(snapshot.etag().to_owned());
+            let etag = Some(snapshot.etag().into());
             return Some(Err(
                 Rejection::from(Failure { etag, ..failure }).distrusted()
             ));
@@ -379,9 +379,12 @@ impl Pipeline {
                         job.evidence.truncate(collected);
                         job.evidence.push(Arc::default());
                     }
-                    // A list that the registry withheld may have had the signature.
-                    let is_withheld = |earlier: &Rejection| !depends_on_evidence(&earlier.failure);
-                    if !refused.as_ref().is_some_and(is_withheld) {
+                    // A list that the registry withheld may have had the signature, and an
+                    // expectation says more than a manifest without one.
+                    let is_kept = |earlier: &Rejection| {
+                        earlier.verdict.is_none() || !depends_on_evidence(&earlier.failure)
+                    };
+                    if !refused.as_ref().is_some_and(is_kept) {
                         refused = Some(rejection);
                     }
                 }
@@ -507,7 +510,7 @@ impl Pipeline {
             failure.below = below(&path);
             // Clients may run the refused version nevertheless.
             let digest = plan.ok().and_then(|plan| plan.expected_digest());
-            failure.etag = digest.and_then(|digest| tag_of(&digest));
+            failure.etag = digest.and_then(|digest| tag_of(&digest)).map(Into::into);
         }
         let (outcome, reason) = match &result {
             Ok(_) => ("accepted", "none"),
@@ -569,7 +572,7 @@ impl Pipeline {
             class,
             step,
             digest: digest.cloned(),
-            below: Vec::new(),
+            below: Arc::default(),
             etag: None,
             reason: error.label(),
             message: error.to_string(),
@@ -593,9 +596,9 @@ fn may_be_overruled(failure: &Failure) -> bool {
 }
 
 /// The digests of the manifests to which the first one of a path leads.
-pub(super) fn below(path: &ManifestPath) -> Vec<Digest> {
+pub(super) fn below(path: &ManifestPath) -> Arc<Vec<Digest>> {
     let below = path.manifests().skip(1);
-    below.map(|(digest, _)| digest.clone()).collect()
+    Arc::new(below.map(|(digest, _)| digest.clone()).collect())
 }
 
 /// The path of a stored version; `None` if the manifests do not list each other.
@@ -633,7 +636,7 @@ pub(super) fn defect(
         class: FailureClass::Defect,
         step,
         digest: Some(digest.clone()),
-        below: Vec::new(),
+        below: Arc::default(),
         etag: None,
         reason,
         message,
@@ -650,7 +653,7 @@ pub(super) fn transient(
         class: FailureClass::Transient,
         step,
         digest: Some(digest.clone()),
-        below: Vec::new(),
+        below: Arc::default(),
         etag: None,
         reason,
         message,

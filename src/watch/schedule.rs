@@ -163,7 +163,7 @@ mod tests {
             class,
             step: Step::Resolve,
             digest,
-            below: Vec::new(),
+            below: std::sync::Arc::default(),
             etag: None,
             reason: "",
             message,

@@ -316,7 +316,7 @@ fn failure(class: FailureClass, reason: &'static str, message: String) -> Failur
         class,
         step: Step::Resolve,
         digest: None,
-        below: Vec::new(),
+        below: Arc::default(),
         etag: None,
         reason,
         message,

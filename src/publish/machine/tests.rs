@@ -43,7 +43,7 @@ fn failure(class: FailureClass, message: &str) -> Failure {
         class,
         step: Step::Verify,
         digest,
-        below: Vec::new(),
+        below: Arc::default(),
         etag: None,
         reason: "test",
         message: message.to_owned(),

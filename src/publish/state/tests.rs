@@ -63,7 +63,7 @@ fn failed(class: FailureClass) -> Outcome {
         class,
         step: Step::Resolve,
         digest: None,
-        below: Vec::new(),
+        below: Arc::default(),
         etag: None,
         reason: "test",
         message,
@@ -175,8 +175,8 @@ fn a_withdrawal_names_a_version_that_was_never_served_only_if_it_is_revoked() {
         };
         Outcome::Failed(Failure {
             digest: Some(manifest.clone()),
-            below: Vec::new(),
-            etag: Some("\"e\"".to_owned()),
+            below: Arc::default(),
+            etag: Some("\"e\"".into()),
             ..failure
         })
     };
