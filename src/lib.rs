@@ -40,8 +40,8 @@
 //! of a version; every other answer is retried. A registry's `Retry-After` is honoured for at most
 //! 15 minutes, or half of the time until `max_stale`. No registry answer can lead to a link-local
 //! address or a cloud metadata service, under any name; through a proxy, which resolves names
-//! itself, under none that is known here. Foreign text is truncated
-//! ([`telemetry::cut`]) where it becomes a label, a header, a log field or a status value.
+//! itself, under none that is known here. Foreign text is truncated ([`telemetry::cut`]) where it
+//! becomes a label, a header, a log field or a status value.
 //!
 //! # Mirrors
 //!
@@ -116,9 +116,10 @@
 //!
 //! A reference that names an image index leads to one image ([`oci::choose_manifest`]). The digest
 //! of the index is the version: it is compared and shown. The history has the digest of the image,
-//! since anyone can put a new index in front of an old image. A signature of the index covers the image, since each index has the digests of the manifests that it lists;
-//! where it does not satisfy the policy, the evidence of the next manifest of the
-//! [`oci::ManifestPath`] is collected as well ([`verify::VerdictCache::verify_path`]).
+//! since anyone can put a new index in front of an old image. A signature of the index covers the
+//! image, since each index has the digests of the manifests that it lists; where it does not satisfy
+//! the policy, the evidence of the next manifest of the [`oci::ManifestPath`] is collected as well
+//! ([`verify::VerdictCache::verify_path`]).
 //!
 //! With `opa_check`, `opa` loads each new version once before it is published ([`opa_check`]). A
 //! rejection is a defect of the bytes for this program and these options; another program checks
@@ -205,10 +206,10 @@
 //!
 //! The cache folder is an OCI image layout with a lock. Blobs are hashed whenever they are read;
 //! the index is replaced atomically after the blobs that it names. With each served bundle it
-//! stores manifests, layers and evidence, never a verdict nor a bundle that was made from layers: after a restart everything is verified again
-//! under the current policy, and published only after the first registry check or its timeout. With
-//! `max_stale` it records when the registry last confirmed a bundle, so that a restart does not
-//! start that time again. A published version is on disk first, if the disk works, so that it
+//! stores manifests, layers and evidence, never a verdict nor a bundle that was made from layers:
+//! after a restart everything is verified again under the current policy, and published only after
+//! the first registry check or its timeout. With `max_stale` it records when the registry last
+//! confirmed a bundle, so that a restart does not start that time again. A published version is on disk first, if the disk works, so that it
 //! survives a crash; a hanging disk delays publication by two seconds. The index is kept in memory,
 //! and one write serves all pending changes, so that a change costs the same with five bundles and
 //! with five thousand. An unusable folder costs persistence, not service.

@@ -10,8 +10,8 @@ use crate::publish::{CheckEnd, FailureClass, Wanted};
 
 /// The minimum time between two checks that hints of one kind cause.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// The time from the first hint to its check, whatever hints follow. Distribution sends its notification before it writes the tag,
-/// and a push causes several notifications.
+/// The time from the first hint to its check, whatever hints follow. Distribution sends its
+/// notification before it writes the tag, and a push causes several notifications.
 const SETTLE_TIME: Duration = Duration::from_millis(60);
 /// The time from a check that found nothing new after a push hint to one more check: some
 /// registries notify before all of their servers know the new tag.

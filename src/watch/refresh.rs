@@ -1,6 +1,6 @@
 //! One refresh as straight-line code: resolve → manifest, by way of image indexes → evidence → verify
-//! → fetch → open → `opa`, where configured → snapshot. Each step consumes the type that the one before it made, so
-//! none can be left out; verification comes before the download.
+//! → fetch → open → `opa`, where configured → snapshot. Each step consumes the type that the one
+//! before it made, so none can be left out; verification comes before the download.
 
 use std::sync::Arc;
 
