@@ -68,8 +68,8 @@ impl Wanted {
     }
 }
 
-/// What somebody outside says of a repository. A hint may be wrong or forged: it leads to a check
-/// of the registry and to nothing else.
+/// A claim about a repository, from a notification. A hint may be wrong or forged: it leads to a
+/// check of the registry and to nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hint {
     /// The reference may name another artifact now.
@@ -184,8 +184,8 @@ impl Handle {
     }
 
     /// Has the registry checked now, and waits for the result of a check that began no earlier than
-    /// this call: one that is under way may have missed what the caller knows of. Any number of
-    /// callers share one check. Never overrides a `Retry-After`. Waits for as long as the check
+    /// this call: one that is under way may have begun before a change that the caller has seen. Any
+    /// number of callers share one check. Never overrides a `Retry-After`. Waits for as long as the check
     /// takes, so the caller sets a deadline. Cancel-safe.
     pub async fn check_now(&self) -> Checked {
         let asked = Instant::now();

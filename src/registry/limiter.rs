@@ -35,7 +35,7 @@ struct LastAnswer(std::sync::Mutex<Instant>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Silence {
     /// How long it was silent at least.
-    pub(super) patience: Duration,
+    pub(super) max_silence: Duration,
     /// The requests that waited, this one included.
     pub(super) waiting: usize,
 }
@@ -100,9 +100,9 @@ impl Limiter {
     /// must not wait for another one.
     ///
     /// # Errors
-    /// When the host sends nothing for `patience`, and for the time between two requests, while
+    /// When the host sends nothing for `max_silence`, and for the time between two requests, while
     /// this one waits. Otherwise a long queue behind a silent host would take hours to fail.
-    pub(super) async fn permit(&self, patience: Duration) -> Result<Permit, Silence> {
+    pub(super) async fn permit(&self, max_silence: Duration) -> Result<Permit, Silence> {
         let permits = Arc::clone(&self.permits);
         let permit = match Arc::clone(&permits).try_acquire_owned() {
             Ok(permit) => Some(permit),
@@ -112,7 +112,7 @@ impl Limiter {
                 tokio::select! {
                     biased;
                     permit = permits.acquire_owned() => permit.ok(),
-                    silence = self.silence(patience) => return Err(silence),
+                    silence = self.silence(max_silence) => return Err(silence),
                 }
             }
         };
@@ -122,16 +122,19 @@ impl Limiter {
         })
     }
 
-    /// Waits until the host has sent nothing for `patience` from now on.
-    async fn silence(&self, patience: Duration) -> Silence {
+    /// Waits until the host has sent nothing for `max_silence` from now on.
+    async fn silence(&self, max_silence: Duration) -> Silence {
         let began = Instant::now();
         let interval = self.pace.as_ref().map(|pace| pace.interval);
-        let allowed = patience + interval.unwrap_or_default();
+        let allowed = max_silence + interval.unwrap_or_default();
         loop {
             let end = self.last_answer.time().max(began) + allowed;
             if end <= Instant::now() {
                 let waiting = self.waiting.load(Ordering::Relaxed);
-                return Silence { patience, waiting };
+                return Silence {
+                    max_silence,
+                    waiting,
+                };
             }
             sleep_until(end).await;
         }
@@ -304,7 +307,7 @@ mod tests {
         assert!(began.elapsed() <= total + 2 * read, "{:?}", began.elapsed());
         // 20 rounds of 128 requests were sent.
         assert!(failed.len() >= 5000 - 128 * 21, "{}", failed.len());
-        assert!(failed.iter().all(|silence| silence.patience == total));
+        assert!(failed.iter().all(|silence| silence.max_silence == total));
         assert!(failed[0].waiting >= failed.len());
     }
 

@@ -24,7 +24,7 @@ use crate::telemetry::{NAME_BYTES, cut};
 /// The error of rustls when a plain HTTP server answers the handshake.
 const NOT_TLS: &str = "InvalidContentType";
 
-/// The time within which the rest of an answer that nobody needs must arrive, so that its
+/// The time within which the rest of an answer that is not needed must arrive, so that its
 /// connection is used again.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// A longer rest is not read.
@@ -134,13 +134,18 @@ impl Transport {
     pub(super) async fn permit(&self, operation: &'static str) -> Result<Permit, RegistryError> {
         self.clients.follow_files().await;
         let permit = self.limiter.permit(self.timeouts.total).await;
-        permit.map_err(|Silence { patience, waiting }| {
-            let limit = humantime::format_duration(patience);
-            let reason = format!(
-                "the registry has not answered for {limit}, and {waiting} requests wait for it"
-            );
-            self.unreachable(operation, reason)
-        })
+        permit.map_err(
+            |Silence {
+                 max_silence,
+                 waiting,
+             }| {
+                let limit = humantime::format_duration(max_silence);
+                let reason = format!(
+                    "the registry has not answered for {limit}, and {waiting} requests wait for it"
+                );
+                self.unreachable(operation, reason)
+            },
+        )
     }
 
     /// Records that a request to `url` was answered.

@@ -28,7 +28,7 @@ pub(super) enum NotLocal {
 
 /// Checks that a program on this machine has sent a request.
 ///
-/// - The client's address is a loopback address, and no proxy says that it speaks for another.
+/// - The client's address is a loopback address, and no header says that a proxy has forwarded the request.
 /// - `Origin` is missing: browsers send it with every POST.
 /// - `Host` is this machine: a page whose own name was resolved to loopback (DNS rebinding) sends
 ///   its name.

@@ -30,7 +30,7 @@ use crate::{
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// For a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// As [`BODY_TIMEOUT`], where only the body proves who sent it: until then it may be anybody.
+/// As [`BODY_TIMEOUT`], where only the body authenticates the sender.
 const UNAUTHENTICATED_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a permit to read a body.
 const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -24,8 +24,9 @@ use crate::{
 const MAX_PER_SECOND: f64 = 100.0;
 /// Notifications of one webhook at a time: distribution sends one for each blob.
 const BURST: f64 = 1000.0;
-/// Bodies of one webhook that are read and parsed at a time. The senders of others don't wait for
-/// them: without a look at the body, some senders can't be told from strangers.
+/// Bodies of one webhook that are read and parsed at a time. Each webhook has
+/// permits of its own, because some senders are authenticated by their body alone: requests without
+/// a valid signature must not delay the notifications of other webhooks.
 const MAX_BODIES: usize = 32;
 /// Between two log lines about refused notifications with one outcome.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -178,7 +179,7 @@ impl Hook {
     }
 
     /// Records a notification that is refused. Returns whether it is logged: a minute apart for each
-    /// outcome, because anybody can send notifications that are refused.
+    /// outcome, because every client of the listener can cause them.
     pub(super) fn record_refusal(&self, outcome: EventOutcome, message: &str) -> bool {
         let message = cut(message, SENTENCE_BYTES).into_owned();
         let mut record = self.received.record();

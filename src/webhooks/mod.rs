@@ -1,4 +1,4 @@
-//! Notifications of registries: what each sender tells, and how it proves who it is.
+//! Notifications of registries: the events of each sender, and its authentication.
 //!
 //! Everything in a notification is a claim. It says which bundles to check now, and nothing else:
 //! no digest in it is trusted, and no URL in it is fetched. The parsers are pure; the server reads

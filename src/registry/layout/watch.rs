@@ -338,7 +338,7 @@ mod tests {
     use super::*;
     use crate::oci::{Descriptor, Layout, LayoutIndex, media_type};
 
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     fn watching(root: &Path) -> Watching {
         Watching {
@@ -368,7 +368,7 @@ mod tests {
 
     async fn moved(watch: &mut SourceWatch, what: &str) {
         let moving = async { while watch.changed(None).await != SourceChange::Moved {} };
-        timeout(PATIENCE, moving)
+        timeout(TEST_TIMEOUT, moving)
             .await
             .unwrap_or_else(|_| panic!("{what} is not noticed"));
     }
