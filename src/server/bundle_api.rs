@@ -37,7 +37,7 @@ use crate::{
 
 /// How often a bundle is added for one request: it may be removed again before the request holds
 /// it.
-const MAX_DEMANDS: usize = 2;
+const MAX_ADDED: usize = 2;
 
 /// The handler of the bundle API.
 #[derive(Debug)]
@@ -161,8 +161,13 @@ impl BundleApi {
     ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
         let hold = self.hold_of(request);
         let deadline = request.began + hold.unwrap_or(self.long_poll.first_wait);
-        for _ in 0..MAX_DEMANDS {
+        for _ in 0..MAX_ADDED {
+            // A request that waits counts against the limit of held requests.
+            let Some(hold) = request.slot.begin_hold() else {
+                return (response::unavailable(Some(name)), None);
+            };
             let demanded = timeout_at(deadline, self.catalog.demand(name)).await;
+            drop(hold);
             let refusal = match demanded {
                 Ok(Demanded::Added(mut entry)) => match self.serve(&mut entry, request).await {
                     Some(response) => return (response, Some(entry)),
