@@ -258,10 +258,15 @@ async fn check(file: &Path) -> anyhow::Result<()> {
     gateway::start_opas(&config)
         .await
         .with_context(|| file.display().to_string())?;
-    let count = config.bundles.len();
-    print(&format!(
-        "{}: ok, {count} bundle{}",
-        file.display(),
-        if count == 1 { "" } else { "s" }
-    ))
+    let bundles = counted(config.bundles.len(), "bundle");
+    let patterns = match config.patterns.len() {
+        0 => String::new(),
+        count => format!(", {}", counted(count, "pattern")),
+    };
+    print(&format!("{}: ok, {bundles}{patterns}", file.display()))
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
 }

@@ -14,7 +14,7 @@ use super::{
     metrics::BundleFamilies,
     on_demand::OnDemand,
     plan::{self, Change},
-    watched::{Number, Watched, WatcherFactory},
+    watched::{Number, Watched, WatcherFactory, takes_place},
 };
 use crate::{
     config::{BundleConfig, Config},
@@ -135,7 +135,7 @@ impl Bundles {
                 }
                 Change::SetPatterns(patterns) => {
                     for pattern in patterns {
-                        self.factory.check(pattern.sample()).await?;
+                        self.factory.check(pattern).await?;
                     }
                 }
                 _ => {}
@@ -322,7 +322,7 @@ impl Bundles {
             // The watcher has nothing that could be served until the second one is ready.
             return Some(std::mem::replace(shown, watched));
         }
-        let promotion = takes_place(shown.handle.clone(), watched.handle.clone());
+        let promotion = until_due(shown.handle.clone(), watched.handle.clone());
         let (name, number) = (name.clone(), watched.number);
         bundle.promotion = Some(self.promotions.spawn(async move {
             promotion.await;
@@ -488,16 +488,17 @@ fn end_removed(mut bundle: Bundle) {
     metrics.remove();
 }
 
-/// Completes when a successor has to replace the watcher whose versions clients get: when it serves
-/// a version, or when it is withdrawn while the other one serves nothing either.
-async fn takes_place(shown: Handle, successor: Handle) {
+/// Completes when a successor has to replace the watcher whose versions clients get
+/// ([`takes_place`]).
+async fn until_due(shown: Handle, successor: Handle) {
     let (mut shown, mut successor) = (shown.subscribe(), successor.subscribe());
     loop {
-        let is_served = matches!(*shown.borrow_and_update(), State::Serving(_));
-        match &*successor.borrow_and_update() {
-            State::Serving(_) => return,
-            State::Withdrawn(_) if !is_served => return,
-            State::Withdrawn(_) | State::Pending => {}
+        let is_due = {
+            let (shown, successor) = (shown.borrow_and_update(), successor.borrow_and_update());
+            takes_place(&shown, &successor)
+        };
+        if is_due {
+            return;
         }
         let changed = tokio::select! {
             changed = shown.changed() => changed,

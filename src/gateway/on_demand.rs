@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     metrics::{BundleFamilies, BundleMetrics},
     plan,
-    watched::{Watched, WatcherFactory},
+    watched::{Watched, WatcherFactory, takes_place},
 };
 use crate::{
     catalog::{Demanded, Pattern, Refusal},
@@ -324,9 +324,11 @@ impl Running {
             // The change was undone.
             added.set_successor(None);
         }
-        let shown = &added.watched.handle;
-        let is_ready = |successor: &mut Watched| takes_place(shown, &successor.handle);
-        if let Some(successor) = added.successor.take_if(is_ready) {
+        let shown = added.watched.handle.subscribe();
+        let is_due = |successor: &mut Watched| {
+            takes_place(&shown.borrow(), &successor.handle.subscribe().borrow())
+        };
+        if let Some(successor) = added.successor.take_if(is_due) {
             added.entry = self.entry(&successor);
             catalog.insert(Arc::clone(&added.entry));
             std::mem::replace(&mut added.watched, successor).end();
@@ -459,15 +461,5 @@ impl Added {
             is_withdrawn: false,
             message: failure.unwrap_or_else(|| "it could not be fetched".to_owned()),
         }
-    }
-}
-
-/// Whether a successor replaces the watcher whose versions clients get: once it serves a version, or
-/// is withdrawn, and at once where the other one serves nothing either.
-fn takes_place(shown: &Handle, successor: &Handle) -> bool {
-    let is_served = shown.subscribe().borrow().snapshot().is_some();
-    match &*successor.subscribe().borrow() {
-        State::Serving(_) => true,
-        State::Withdrawn(_) | State::Pending => !is_served,
     }
 }

@@ -7,9 +7,9 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::metrics::BundleMetrics;
 use crate::{
     bundle,
-    config::{BundleConfig, Config},
+    config::{BundleConfig, Config, PatternConfig},
     opa_check::{Checker, Checkers},
-    publish::Handle,
+    publish::{Handle, State},
     registry::Registries,
     store::Store,
     watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
@@ -64,13 +64,14 @@ impl WatcherFactory {
         }
     }
 
-    /// Checks that a watcher with these options can be made. Starts its `opa`.
+    /// Checks that the watchers of a pattern can be made. Starts their `opa`.
     ///
     /// # Errors
     /// As [`Self::watched`].
-    pub(super) async fn check(&mut self, config: &BundleConfig) -> anyhow::Result<()> {
-        start_opa(&mut self.opas, config).await?;
-        self.registries.source(config.reference.repository())?;
+    pub(super) async fn check(&mut self, pattern: &PatternConfig) -> anyhow::Result<()> {
+        let sample = pattern.sample();
+        start_opa(&mut self.opas, sample, || key_of_pattern(pattern)).await?;
+        self.registries.source(sample.reference.repository())?;
         Ok(())
     }
 
@@ -83,7 +84,7 @@ impl WatcherFactory {
         config: &BundleConfig,
         metrics: BundleMetrics,
     ) -> anyhow::Result<Watched> {
-        let checker = start_opa(&mut self.opas, config).await?;
+        let checker = start_opa(&mut self.opas, config, || key_of(config)).await?;
         let pipeline = Pipeline {
             name: config.name.as_str().into(),
             source: self.registries.source(config.reference.repository())?,
@@ -136,32 +137,54 @@ impl Watched {
     }
 }
 
+/// Whether a successor replaces the watcher whose versions clients get, by their states: when it
+/// serves a version, when it is withdrawn while the other one serves nothing either, and always
+/// while the other one has nothing yet.
+pub(super) fn takes_place(shown: &State, successor: &State) -> bool {
+    match (shown, successor) {
+        (_, State::Serving(_)) | (State::Pending, _) => true,
+        (shown, State::Withdrawn(_)) => shown.snapshot().is_none(),
+        (_, State::Pending) => false,
+    }
+}
+
 /// Starts the `opa` of each bundle and pattern that has a check, for `config check`.
 ///
 /// # Errors
 /// When a program is missing, does not work as `opa`, or is older than 1.0.
 pub async fn start_opas(config: &Config) -> anyhow::Result<()> {
     let mut opas = Checkers::default();
-    let patterns = config.patterns.iter().map(|pattern| pattern.sample());
-    for bundle in config.bundles.iter().chain(patterns) {
-        start_opa(&mut opas, bundle).await?;
+    for bundle in &config.bundles {
+        start_opa(&mut opas, bundle, || key_of(bundle)).await?;
+    }
+    for pattern in &config.patterns {
+        start_opa(&mut opas, pattern.sample(), || key_of_pattern(pattern)).await?;
     }
     Ok(())
 }
 
-async fn start_opa(opas: &mut Checkers, bundle: &BundleConfig) -> anyhow::Result<Option<Checker>> {
+/// Starts the `opa` of a bundle or pattern, whose key errors name.
+async fn start_opa(
+    opas: &mut Checkers,
+    bundle: &BundleConfig,
+    key: impl Fn() -> String,
+) -> anyhow::Result<Option<Checker>> {
     let Some(options) = &bundle.opa_check else {
         return Ok(None);
     };
     let checker = opas.start(options).await.map_err(|error| {
-        // The template of a pattern is named as its resource.
-        let key = match bundle.name.contains('{') {
-            true => "patterns[]".to_owned(),
-            false => format!("bundles.{}", bundle.name),
-        };
+        let key = key();
         anyhow::anyhow!(
             "{key}.opa_check.opa: {error}; name an OPA 1.0 or newer, or write `opa_check: none`"
         )
     })?;
     Ok(Some(checker))
+}
+
+fn key_of(bundle: &BundleConfig) -> String {
+    format!("bundles.{}", bundle.name)
+}
+
+fn key_of_pattern(pattern: &PatternConfig) -> String {
+    format!("patterns[{}]", pattern.pattern.resource())
 }

@@ -382,6 +382,37 @@ fn configure(author: &Author, program: &Path) {
 }
 
 #[test]
+fn an_opa_that_can_not_check_the_bundles_of_a_pattern_is_an_error_of_the_pattern() {
+    let author = Author::new();
+    let configure = |more: &str| {
+        let text = format!(
+            "version: 1\nclients: [{{ name: a, anonymous: true, bundles: ['**'] }}]\n\
+             server: {{ listen: '127.0.0.1:0', admin: '127.0.0.1:0' }}\n\
+             trust: {{ policies: {{ dev: unsigned }} }}\n\
+             patterns: [{{ resource: 'a/{{tag}}', reference: 'oci-layout:layout:{{tag}}', \
+             trust: dev{more} }}]\n"
+        );
+        author.write("gate.yaml", &text);
+    };
+    configure("");
+    assert_eq!(
+        author.line("config check gate.yaml").ok(),
+        "gate.yaml: ok, 0 bundles, 1 pattern\n"
+    );
+    configure(", opa_check: { opa: ./no-such-program }");
+    for line in ["config check gate.yaml", "serve --config gate.yaml"] {
+        let ran = author.line(line);
+        assert!(
+            ran.code == 1
+                && ran
+                    .stderr
+                    .contains("patterns[a/{tag}].opa_check.opa: no program /"),
+            "{line}: {ran:?}"
+        );
+    }
+}
+
+#[test]
 fn an_opa_that_can_not_check_stops_the_start_and_config_check_tells_so() {
     let (author, opa) = (Author::new(), FakeOpa::refusing("bad"));
     configure(&author, &opa.program());
