@@ -1,5 +1,7 @@
 //! Patterns that are added, changed and removed in the configuration of a running gateway.
 
+use tokio::task::JoinHandle;
+
 use super::*;
 
 /// A pattern over all tags of the repository, beside the bundle of the base configuration.
@@ -12,6 +14,24 @@ fn with_pattern(registry: &FaultyRegistry) -> Value {
         "poll": "1h",
     }]);
     config
+}
+
+async fn start(signer: &Signer, config: &Value) -> TestGateway {
+    let keys = |folder: &TempDir| {
+        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+        fs::write(folder.path().join("unused.pub"), Signer::new().public_pem()).unwrap();
+    };
+    TestGateway::start(keys, config).await
+}
+
+/// A request of a client that runs the version with this tag, once it is held.
+async fn held(gateway: &TestGateway, name: &str, etag: &str) -> JoinHandle<Response> {
+    let request = gateway.asking(name, etag, 120);
+    let held = tokio::spawn(async move { request.send().await.unwrap() });
+    gateway
+        .status_when(name, "a held request", |status| status["waiters"] == 1)
+        .await;
+    held
 }
 
 async fn is_applied(gateway: &TestGateway, config: &Value) {
@@ -31,19 +51,9 @@ async fn a_key_that_is_revoked_withdraws_bundles_on_demand_and_other_options_lea
     let signer = Signer::new();
     let registry = registry(&signer).await;
     let mut config = with_pattern(&registry);
-    let key = |folder: &TempDir| {
-        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
-        fs::write(folder.path().join("unused.pub"), Signer::new().public_pem()).unwrap();
-    };
-    let gateway = TestGateway::start(key, &config).await;
+    let gateway = start(&signer, &config).await;
     let etag = tag(&gateway.get_of("teams/live", "", 60).await);
-    let held = gateway.asking("teams/live", &etag, 120);
-    let held = tokio::spawn(async move { held.send().await.unwrap() });
-    gateway
-        .status_when("teams/live", "a held request", |status| {
-            status["waiters"] == 1
-        })
-        .await;
+    let held = held(&gateway, "teams/live", &etag).await;
     config["patterns"][0]["idle"] = json!("2h");
     config["patterns"][0]["max"] = json!(5);
     is_applied(&gateway, &config).await;
@@ -68,18 +78,9 @@ async fn another_poll_interval_takes_no_version_away_and_is_in_force_once_the_re
     let signer = Signer::new();
     let registry = registry(&signer).await;
     let mut config = with_pattern(&registry);
-    let key = |folder: &TempDir| {
-        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
-    };
-    let gateway = TestGateway::start(key, &config).await;
+    let gateway = start(&signer, &config).await;
     let etag = tag(&gateway.get_of("teams/live", "", 60).await);
-    let held = gateway.asking("teams/live", &etag, 120);
-    let held = tokio::spawn(async move { held.send().await.unwrap() });
-    gateway
-        .status_when("teams/live", "a held request", |status| {
-            status["waiters"] == 1
-        })
-        .await;
+    let held = held(&gateway, "teams/live", &etag).await;
     registry.refuse("", 503, "");
     config["patterns"][0]["poll"] = json!("200ms");
     is_applied(&gateway, &config).await;
@@ -103,10 +104,7 @@ async fn patterns_come_and_go_while_requests_are_held() {
     let signer = Signer::new();
     let registry = registry(&signer).await;
     let base = config(&registry);
-    let key = |folder: &TempDir| {
-        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
-    };
-    let gateway = TestGateway::start(key, &base).await;
+    let gateway = start(&signer, &base).await;
     let etag = tag(&gateway.get("", 60).await);
     let unknown = error(gateway.get_of("teams/live", "", 0).await).await;
     assert_eq!(unknown["reason"], "not_found");
