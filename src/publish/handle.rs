@@ -2,12 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use tokio::{
     sync::watch,
     time::{Duration, Instant},
 };
 
 use super::{
+    Snapshot,
     state::State,
     status::{FailureStatus, Status},
     view::Fallback,
@@ -120,6 +122,14 @@ impl Handle {
     /// The bundle's name in the configuration.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The version being served, if its verification holds at the time that `now` reads. Where this
+    /// is `None`, a [`View`](super::View) tells what clients get.
+    pub fn served_at(&self, now: impl FnOnce() -> Timestamp) -> Option<Arc<Snapshot>> {
+        let state = self.state.borrow();
+        let snapshot = state.snapshot()?;
+        snapshot.is_valid(now).then(|| Arc::clone(snapshot))
     }
 
     /// A receiver of the state. The caller marks it as seen (`borrow_and_update`) before it

@@ -224,6 +224,11 @@ impl Snapshot {
         !is_expired(self.manifest.valid_until(), now)
     }
 
+    /// Whether its verification holds for ever or at the time that `now` reads.
+    pub(super) fn is_valid(&self, now: impl FnOnce() -> Timestamp) -> bool {
+        self.manifest.valid_until().is_none() || self.is_valid_at(now())
+    }
+
     /// The signers that the policy counted.
     pub fn signers(&self) -> &[Signer] {
         self.manifest.signers()

@@ -22,6 +22,7 @@ use super::{
     request_body::RequestBody,
     response,
     response_body::ResponseBody,
+    service::{Answer, Service},
     status,
     webhook_api::{self, WebhookApi},
 };
@@ -30,8 +31,8 @@ use crate::{
     webhooks::Listener,
 };
 
-/// The handler of the admin API. Cheap to clone.
-#[derive(Debug, Clone)]
+/// The handler of the admin API.
+#[derive(Debug)]
 pub(super) struct AdminApi {
     state: Arc<AdminState>,
     webhooks: WebhookApi,
@@ -78,11 +79,7 @@ impl AdminApi {
         }
     }
 
-    pub(super) async fn handle(
-        &self,
-        request: Request<RequestBody>,
-        peer: Peer,
-    ) -> Response<ResponseBody> {
+    async fn handle(&self, request: Request<RequestBody>, peer: Peer) -> Response<ResponseBody> {
         if peer.is_over_limit {
             return response::unavailable(None);
         }
@@ -128,6 +125,17 @@ impl AdminApi {
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
+    }
+}
+
+impl Service for AdminApi {
+    fn answer(
+        self: &Arc<Self>,
+        request: Request<RequestBody>,
+        peer: &Peer,
+    ) -> Answer<Response<ResponseBody>> {
+        let (api, peer) = (Arc::clone(self), peer.clone());
+        Answer::later(async move { api.handle(request, peer).await })
     }
 }
 

@@ -7,10 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    header::{AUTHORIZATION, HeaderValue, USER_AGENT},
-};
+use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
@@ -21,12 +18,15 @@ use super::{
     drain::DrainSignal,
     holdout_tracker::{ClientId, HoldoutTracker},
     if_none_match::IfNoneMatch,
-    long_poll::{BundleReply, BundleRequest},
+    long_poll::BundleRequest,
     metrics::ServerMetrics,
     prefer,
+    reply::Reply,
     request_body::RequestBody,
+    request_head::{ReadMethod, RequestHead},
     response,
     response_body::ResponseBody,
+    service::{Answer, Service},
     trusted_proxies::TrustedProxies,
     webhook_api::WebhookApi,
 };
@@ -52,53 +52,75 @@ pub(super) struct BundleApi {
     pub(super) webhooks: WebhookApi,
 }
 
-/// The target of a request.
+/// The bundle that a request is for.
 enum Route {
-    /// The response is complete without looking at a bundle.
+    /// There is none, or the client may not read it.
     Done(Response<ResponseBody>),
-    Bundle(Arc<Entry>, BundleRequest),
+    Bundle(Arc<Entry>),
     /// A bundle that is added on demand. The client may read it.
-    Demand(String, BundleRequest),
+    Demand(String),
 }
 
-impl BundleApi {
-    /// Answers a request, and counts the response.
-    pub(super) async fn handle(
-        &self,
+impl Service for BundleApi {
+    fn answer(
+        self: &Arc<Self>,
         request: Request<RequestBody>,
-        peer: Peer,
-    ) -> Response<ResponseBody> {
+        peer: &Peer,
+    ) -> Answer<Response<ResponseBody>> {
         if request.method() == Method::POST
             && !peer.is_over_limit
             && let Some(hook) = self.webhooks.find(Listener::Data, request.uri().path())
         {
-            return self.webhooks.handle(&hook, request).await;
+            let api = Arc::clone(self);
+            return Answer::later(async move { api.webhooks.handle(&hook, request).await });
         }
-        // The body is dropped, so that it is not kept while the request is held.
-        let request = request.map(drop);
-        let (response, entry) = match self.route(request, peer) {
-            Route::Done(response) => (response, None),
-            Route::Bundle(entry, request) => self.serve_or_demand(entry, &request).await,
-            Route::Demand(name, request) => self.serve_on_demand(&name, &request).await,
+        // The request is dropped here, so that it is not kept while it is held.
+        match RequestHead::of(&request) {
+            Some(head) => self.decide(&head, peer).map(Reply::into_response),
+            None if peer.is_over_limit => Answer::Now(
+                self.count_other(response::unavailable(None))
+                    .into_response(),
+            ),
+            None => Answer::Now(
+                self.count_other(response::method_not_allowed())
+                    .into_response(),
+            ),
+        }
+    }
+}
+
+impl BundleApi {
+    /// Decides about a request that reads a bundle, and counts the reply. Every protocol asks here.
+    pub(super) fn decide(self: &Arc<Self>, head: &RequestHead<'_>, peer: &Peer) -> Answer<Reply> {
+        let credential = Credential::of(head.authorization);
+        let route = self.route(head, credential, peer);
+        let entry = match route {
+            Route::Done(response) => return Answer::Now(self.count_other(response)),
+            Route::Bundle(entry) => {
+                if let Some(reply) = self.reply_at_once(&entry, head) {
+                    return Answer::Now(reply);
+                }
+                Ok(entry)
+            }
+            Route::Demand(name) => Err(name),
         };
-        // A client without a token must not learn which bundles exist, not even from the metrics.
-        let is_hidden = response.status() == StatusCode::UNAUTHORIZED;
-        match entry.filter(|_| !is_hidden) {
-            Some(entry) => entry.metrics().count(response.status()),
-            None => self.metrics.count_other(response.status()),
-        }
-        response
+        let request = self.bundle_request(head, credential, peer);
+        let api = Arc::clone(self);
+        Answer::later(async move {
+            let (reply, entry) = match entry {
+                Ok(entry) => api.serve_or_demand(entry, &request).await,
+                Err(name) => api.serve_on_demand(&name, &request).await,
+            };
+            api.count(reply, entry.as_deref(), request.method)
+        })
     }
 
-    /// Consumes the request, so that its headers are not kept while it is held.
-    fn route(&self, request: Request<()>, peer: Peer) -> Route {
+    /// Finds the bundle of a request. A client without a right to it learns nothing of it.
+    fn route(&self, head: &RequestHead<'_>, credential: Credential, peer: &Peer) -> Route {
         if peer.is_over_limit {
             return Route::Done(response::unavailable(None));
         }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Route::Done(response::method_not_allowed());
-        }
-        let Some(resource) = resource(request.uri().path()) else {
+        let Some(resource) = resource(head.path) else {
             let message = "the path is not percent-encoded UTF-8";
             return Route::Done(response::error(
                 StatusCode::BAD_REQUEST,
@@ -111,33 +133,82 @@ impl BundleApi {
         let name = found
             .as_ref()
             .map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
-        let headers = request.headers();
-        let credential = Credential::of(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
         if let Some(denial) = self.denial(credential, name) {
             return Route::Done(denial);
         }
         // Only after the denial: a client learns nothing of patterns that it may not read, and
         // causes no request to a registry.
-        if found.is_none() && !self.catalog.has_pattern_of(name) {
-            return Route::Done(response::not_found());
-        }
-        let bundle_request = BundleRequest {
-            began: Instant::now(),
-            if_none_match: IfNoneMatch::parse(headers),
-            wait: prefer::wait(headers),
-            client: ClientId {
-                address: self.trusted_proxies.client_address(peer.address, headers),
-                credential,
-                user_agent: user_agent_hash(headers),
-            },
-            predates_long_polling: predates_long_polling(headers),
-            is_head: request.method() == Method::HEAD,
-            slot: peer.slot,
-        };
         match found {
-            Some(entry) => Route::Bundle(entry, bundle_request),
-            None => Route::Demand(name.to_owned(), bundle_request),
+            Some(entry) => Route::Bundle(entry),
+            None if self.catalog.has_pattern_of(name) => Route::Demand(name.to_owned()),
+            None => Route::Done(response::not_found()),
         }
+    }
+
+    /// The reply of a bundle that is served, if it needs no waiting.
+    fn reply_at_once(&self, entry: &Arc<Entry>, head: &RequestHead<'_>) -> Option<Reply> {
+        let snapshot = entry.handle().served_at(crate::telemetry::now)?;
+        let wait = prefer::wait(head.prefer);
+        let if_none_match = IfNoneMatch::new(head.if_none_match);
+        let reply = if if_none_match.is_current(snapshot.etag()) {
+            wait.is_none().then_some(Reply::NotModified(snapshot))?
+        } else {
+            if_none_match.is_empty().then(|| {
+                let predates_long_polling = predates_long_polling(head.user_agent);
+                Reply::bundle(snapshot, wait, predates_long_polling)
+            })?
+        };
+        let _use = entry.begin_use();
+        // A bundle that gets requests has this series, though none of them is held.
+        entry.metrics().waiters();
+        Some(self.count(reply, Some(entry), head.method))
+    }
+
+    /// Everything that is kept of a request that is not answered at once.
+    fn bundle_request(
+        &self,
+        head: &RequestHead<'_>,
+        credential: Credential,
+        peer: &Peer,
+    ) -> BundleRequest {
+        BundleRequest {
+            began: Instant::now(),
+            if_none_match: IfNoneMatch::new(head.if_none_match).to_owned(),
+            wait: prefer::wait(head.prefer),
+            client: ClientId {
+                address: self
+                    .trusted_proxies
+                    .client_address(peer.address, head.x_forwarded_for),
+                credential,
+                user_agent: user_agent_hash(head.user_agent),
+            },
+            predates_long_polling: predates_long_polling(head.user_agent),
+            method: head.method,
+            slot: Arc::clone(&peer.slot),
+        }
+    }
+
+    /// Counts a reply. `entry`: the bundle that it is about.
+    fn count(&self, reply: Reply, entry: Option<&Entry>, method: ReadMethod) -> Reply {
+        let status = reply.status();
+        // A client without a token must not learn which bundles exist, not even from the metrics.
+        let Some(entry) = entry.filter(|_| status != StatusCode::UNAUTHORIZED) else {
+            self.metrics.count_other(status);
+            return reply;
+        };
+        entry.metrics().count(status);
+        if let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (&reply, method) {
+            entry
+                .metrics()
+                .count_sent(snapshot.content().bytes().size());
+        }
+        reply
+    }
+
+    /// Counts a response that is about no bundle.
+    fn count_other(&self, response: Response<ResponseBody>) -> Reply {
+        self.metrics.count_other(response.status());
+        Reply::Other(response)
     }
 
     /// Serves a bundle. If it is removed meanwhile and a pattern has its name, it is added again: a
@@ -146,9 +217,9 @@ impl BundleApi {
         &self,
         mut entry: Arc<Entry>,
         request: &BundleRequest,
-    ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
+    ) -> (Reply, Option<Arc<Entry>>) {
         match self.serve(&mut entry, request).await {
-            Some(response) => (response, Some(entry)),
+            Some(reply) => (reply, Some(entry)),
             None => self.serve_on_demand(entry.name(), request).await,
         }
     }
@@ -158,19 +229,19 @@ impl BundleApi {
         &self,
         name: &str,
         request: &BundleRequest,
-    ) -> (Response<ResponseBody>, Option<Arc<Entry>>) {
+    ) -> (Reply, Option<Arc<Entry>>) {
         let hold = self.hold_of(request);
         let deadline = request.began + hold.unwrap_or(self.long_poll.first_wait);
         for _ in 0..MAX_ADDED {
             // A request that waits counts against the limit of held requests.
             let Some(hold) = request.slot.begin_hold() else {
-                return (response::unavailable(Some(name)), None);
+                return (response::unavailable(Some(name)).into(), None);
             };
             let demanded = timeout_at(deadline, self.catalog.demand(name)).await;
             drop(hold);
             let refusal = match demanded {
                 Ok(Demanded::Added(mut entry)) => match self.serve(&mut entry, request).await {
-                    Some(response) => return (response, Some(entry)),
+                    Some(reply) => return (reply, Some(entry)),
                     // Removed again, to make room or by another configuration.
                     None => continue,
                 },
@@ -186,9 +257,10 @@ impl BundleApi {
             } else {
                 "pending"
             };
-            return (response::absent(reason, &refusal.message, name), None);
+            let response = response::absent(reason, &refusal.message, name);
+            return (response.into(), None);
         }
-        (response::not_found(), None)
+        (response::not_found().into(), None)
     }
 
     /// The response to a client that may not read the bundle `name`; `None` if it may.
@@ -201,68 +273,44 @@ impl BundleApi {
     }
 
     /// `None` if the bundle was removed while the request was held; `entry` is then the last one.
-    async fn serve(
-        &self,
-        entry: &mut Arc<Entry>,
-        request: &BundleRequest,
-    ) -> Option<Response<ResponseBody>> {
-        let reply = self.respond(entry, request).await;
+    async fn serve(&self, entry: &mut Arc<Entry>, request: &BundleRequest) -> Option<Reply> {
+        let reply = self.respond(entry, request).await?;
         // The client's token may have been removed while its request was held.
-        if let Some(denial) = self.denial(request.client.credential, entry.name()) {
-            return Some(denial);
+        match self.denial(request.client.credential, entry.name()) {
+            Some(denial) => Some(denial.into()),
+            None => Some(reply),
         }
-        Some(match reply {
-            BundleReply::NotModified(snapshot) => response::not_modified(&snapshot),
-            BundleReply::Absent { reason, message } => {
-                response::absent(reason, &message, entry.name())
-            }
-            BundleReply::Unavailable => response::unavailable(Some(entry.name())),
-            BundleReply::Removed => return None,
-            BundleReply::Bundle(snapshot) => {
-                let plain = request.wait.is_none() && request.predates_long_polling;
-                let content_type = plain.then(|| HeaderValue::from_static("application/gzip"));
-                let response = response::bundle(&snapshot, content_type);
-                // HEAD gets the same response at the same time, without the body.
-                if !request.is_head {
-                    entry
-                        .metrics()
-                        .count_sent(snapshot.content().bytes().size());
-                }
-                response
-            }
-        })
     }
 }
 
 /// The path without its first slash, percent-decoded once; `None` when it can't be decoded.
 pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
+    let resource = path.strip_prefix('/').unwrap_or(path);
+    if !resource.contains('%') {
+        return Some(Cow::Borrowed(resource));
+    }
     let hex = |escape: &str| {
         escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
     };
     // The decoder would leave a malformed escape as it is.
-    if !path.split('%').skip(1).all(hex) {
+    if !resource.split('%').skip(1).all(hex) {
         return None;
     }
-    percent_decode_str(path.strip_prefix('/').unwrap_or(path))
-        .decode_utf8()
-        .ok()
+    percent_decode_str(resource).decode_utf8().ok()
 }
 
 /// A hash of `User-Agent`. It needs no secret key: a collision only makes two clients count as one.
-fn user_agent_hash(headers: &HeaderMap) -> u64 {
+fn user_agent_hash(user_agent: Option<&[u8]>) -> u64 {
     let mut hasher = DefaultHasher::new();
-    headers.get(USER_AGENT).hash(&mut hasher);
+    user_agent.hash(&mut hasher);
     hasher.finish()
 }
 
 /// OPA before 0.39 takes the bundle content type as support for long polling and, when it did not
 /// ask for that, polls without pause.
-fn predates_long_polling(headers: &HeaderMap) -> bool {
-    let agent = headers
-        .get(USER_AGENT)
-        .and_then(|agent| agent.to_str().ok());
-    let minor = agent
-        .and_then(|agent| agent.strip_prefix("Open Policy Agent/0."))
-        .and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+fn predates_long_polling(user_agent: Option<&[u8]>) -> bool {
+    let version = user_agent.and_then(|agent| agent.strip_prefix(b"Open Policy Agent/0."));
+    let minor = version.and_then(|version| version.split(|byte| *byte == b'.').next());
+    let minor = minor.and_then(|minor| str::from_utf8(minor).ok()?.parse::<u32>().ok());
     minor.is_some_and(|minor| minor < 39)
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Response, StatusCode,
     header::{CONTENT_LENGTH, DATE, HeaderValue},
 };
 use tokio::{
@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Deadlines, date, drain::DrainSignal, http1, http2, idle_connections::Slot,
-    prefixed_stream::PrefixedStream, request_body::RequestBody, response_body::ResponseBody,
+    prefixed_stream::PrefixedStream, response_body::ResponseBody, service::Service,
     write_timeout::WriteTimeout,
 };
 
@@ -63,15 +63,12 @@ enum CloseReason {
 
 /// Serves a connection until the client closes it, a deadline passes, it is evicted, a response
 /// asks for it to be closed, or the server shuts down.
-pub(super) async fn serve_connection<H, F>(
+pub(super) async fn serve_connection<V: Service>(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
-    handle: H,
+    service: Arc<V>,
     mut context: ConnectionContext,
-) where
-    H: Fn(Request<RequestBody>, Peer) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
-{
+) {
     let stream = WriteTimeout::new(
         stream,
         context.deadlines.progress,
@@ -84,8 +81,8 @@ pub(super) async fn serve_connection<H, F>(
         _ = context.close_reason() => None,
     };
     match negotiated {
-        Some((true, stream)) => http2::serve(stream, handle, context).await,
-        Some((false, stream)) => http1::serve(stream, handle, context).await,
+        Some((true, stream)) => http2::serve(stream, service, context).await,
+        Some((false, stream)) => http1::serve(stream, service, context).await,
         None => {}
     }
 }

@@ -88,7 +88,7 @@ impl HoldoutTracker {
         &self,
         bundle: &str,
         lost: &WithdrawnVersion,
-        if_none_match: &IfNoneMatch,
+        if_none_match: IfNoneMatch<'_>,
         client_id: &ClientId,
     ) -> Option<WaitGuard> {
         let etag = lost.etag.as_deref()?;
@@ -257,14 +257,10 @@ impl Drop for WaitGuard {
 
 #[cfg(test)]
 mod tests {
-    use hyper::{
-        HeaderMap,
-        header::{HeaderValue, IF_NONE_MATCH},
-    };
     use tokio::time::advance;
 
     use super::*;
-    use crate::oci::Digest;
+    use crate::{oci::Digest, server::request_head::HeaderLines};
 
     fn lost(etag: &str) -> WithdrawnVersion {
         WithdrawnVersion {
@@ -279,7 +275,6 @@ mod tests {
         user_agent: &'static str,
         runs: &'static str,
     ) -> Option<WaitGuard> {
-        let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static(runs))]);
         let user_agent = user_agent.bytes().map(u64::from).sum();
         let client_id = ClientId {
             address: address.into(),
@@ -289,7 +284,7 @@ mod tests {
         tracker.record(
             "authz",
             &lost("\"a\""),
-            &IfNoneMatch::parse(&headers),
+            IfNoneMatch::new(HeaderLines::single(Some(runs))),
             &client_id,
         )
     }
@@ -349,7 +344,6 @@ mod tests {
     async fn each_bundle_and_each_withdrawal_has_its_own_count() {
         let tracker = HoldoutTracker::default();
         let first = ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"");
-        let headers = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("\"b\""))]);
         let client_id = ClientId {
             address: [10, 0, 0, 1].into(),
             credential: Credential::None,
@@ -358,7 +352,7 @@ mod tests {
         let second = tracker.record(
             "authz",
             &lost("\"b\""),
-            &IfNoneMatch::parse(&headers),
+            IfNoneMatch::new(HeaderLines::single(Some("\"b\""))),
             &client_id,
         );
         assert_eq!(tracker.count("authz", &lost("\"b\"")), Some(1));

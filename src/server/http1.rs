@@ -3,26 +3,26 @@
 use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use hyper::{
-    Request, Response, body::Incoming, header::CONNECTION, server::conn::http1, service::service_fn,
+    Request, body::Incoming, header::CONNECTION, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
-    connection::{CONNECTION_CLOSE, ConnectionContext, Peer, Transport, complete_headers},
+    connection::{CONNECTION_CLOSE, ConnectionContext, Transport, complete_headers},
     request_body::RequestBody,
-    response_body::{Http1Body, ResponseBody},
+    response_body::Http1Body,
+    service::Service,
 };
 
 /// The size of a request line and its headers.
 const MAX_HEAD_BYTES: usize = 64 << 10;
 
 /// Serves a connection until it is closed.
-pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: ConnectionContext)
-where
-    S: Transport,
-    H: Fn(Request<RequestBody>, Peer) -> F,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
-{
+pub(super) async fn serve<S: Transport, V: Service>(
+    stream: S,
+    service: Arc<V>,
+    context: ConnectionContext,
+) {
     let (peer, drain) = (context.peer.clone(), context.drain.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let active = peer.slot.begin_request();
@@ -31,9 +31,9 @@ where
             Arc::clone(&peer.slot),
             drain.clone(),
         );
-        let handled = handle(request.map(RequestBody::Http1), peer.clone());
+        let answer = service.answer(request.map(RequestBody::Http1), &peer);
         async move {
-            let mut response = handled.await;
+            let mut response = answer.get().await;
             if drain.is_draining() {
                 response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
             }
@@ -67,6 +67,7 @@ mod tests {
     };
 
     use bytes::Bytes;
+    use hyper::Response;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
         sync::watch,
@@ -77,8 +78,11 @@ mod tests {
     use super::*;
     use crate::server::{
         Deadlines,
+        connection::Peer,
         drain::{DrainSignal, Phase},
         idle_connections::{IdleConnections, Limits, Slot},
+        response_body::ResponseBody,
+        service::Answer,
         write_timeout::WriteTimeout,
     };
 
@@ -101,12 +105,11 @@ mod tests {
             close_requested: Arc::default(),
         };
         let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
-        let handle = move |_: Request<RequestBody>, _: Peer| {
+        let service = Arc::new(move |_: Request<RequestBody>, _: &Peer| {
             let _ = &open;
-            let response = Response::new(body.clone());
-            async move { response }
-        };
-        (client, slot, tokio::spawn(serve(server, handle, context)))
+            Answer::Now(Response::new(body.clone()))
+        });
+        (client, slot, tokio::spawn(serve(server, service, context)))
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";

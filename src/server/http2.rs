@@ -32,6 +32,7 @@ use super::{
     idle_connections::PROGRESS_BYTES,
     request_body::RequestBody,
     response_body::ResponseBody,
+    service::Service,
     unsent_response::{MIN_READ_BYTES, UnsentResponse},
 };
 
@@ -49,15 +50,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves a connection until it is closed.
-pub(super) async fn serve<S, H, F>(stream: S, handle: H, context: ConnectionContext)
-where
-    S: Transport,
-    H: Fn(Request<RequestBody>, Peer) -> F + Send + Sync,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
-{
+pub(super) async fn serve<S: Transport, V: Service>(
+    stream: S,
+    service: Arc<V>,
+    context: ConnectionContext,
+) {
     context.peer.slot.set_multiplexed();
     let streams = StreamHandler {
-        handle,
+        service,
         peer: context.peer.clone(),
         drain: context.drain.clone(),
         close_requested: Arc::clone(&context.close_requested),
@@ -81,8 +81,8 @@ where
 }
 
 /// Handles the streams of one connection.
-struct StreamHandler<H> {
-    handle: H,
+struct StreamHandler<V> {
+    service: Arc<V>,
     peer: Peer,
     drain: DrainSignal,
     /// Notified when the connection has to close after the requests in progress.
@@ -90,11 +90,7 @@ struct StreamHandler<H> {
     progress_timeout: Duration,
 }
 
-impl<H, F> StreamHandler<H>
-where
-    H: Fn(Request<RequestBody>, Peer) -> F + Send + Sync,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
-{
+impl<V: Service> StreamHandler<V> {
     async fn serve<S: Transport>(&self, mut connection: Connection<S, Bytes>, shutdown: &Notify) {
         let mut ping_failure = pin!(ping_failure(connection.ping_pong()));
         // Dropping the set cancels the streams with their connection.
@@ -120,7 +116,7 @@ where
         &self,
         request: Request<RecvStream>,
         mut responder: SendResponse<Bytes>,
-    ) -> impl Future<Output = ()> + Send + 'static {
+    ) -> impl Future<Output = ()> + Send + use<V> {
         let slot = Arc::clone(&self.peer.slot);
         let active = slot.begin_request();
         let stream = slot.begin_stream();
@@ -136,11 +132,11 @@ where
         };
         let (drain, close_requested) = (self.drain.clone(), Arc::clone(&self.close_requested));
         let method = request.method().clone();
-        let handled = (self.handle)(request.map(RequestBody::Http2), peer);
+        let answer = self.service.answer(request.map(RequestBody::Http2), &peer);
         async move {
             let _stream = stream;
             let mut response = tokio::select! {
-                response = handled => response,
+                response = answer.get() => response,
                 // The client has reset the stream or closed the connection.
                 _ = poll_fn(|context| responder.poll_reset(context)) => return,
             };
@@ -306,6 +302,7 @@ mod tests {
             Deadlines,
             drain::Phase,
             idle_connections::{IdleConnections, Limits, Slot},
+            service::Answer,
             write_timeout::WriteTimeout,
         },
     };
@@ -332,23 +329,23 @@ mod tests {
             close_requested: Arc::default(),
         };
         let server_end = WriteTimeout::new(server_end, deadlines.progress, Arc::clone(&slot));
-        let handle = move |request: Request<RequestBody>, peer: Peer| {
+        let service = Arc::new(move |request: Request<RequestBody>, peer: &Peer| {
             let _ = &open;
             let mut response = Response::new(body.clone());
             if peer.is_over_limit {
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
             }
-            async move {
+            Answer::later(async move {
                 if request.uri().path() == "/held" {
                     sleep(Duration::from_secs(300)).await;
                 }
                 response
-            }
-        };
+            })
+        });
         (
             client_end,
             slot,
-            tokio::spawn(serve(server_end, handle, context)),
+            tokio::spawn(serve(server_end, service, context)),
         )
     }
 

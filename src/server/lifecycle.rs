@@ -119,14 +119,8 @@ impl Server {
             holdouts,
             webhooks,
         });
-        let serve_bundles = connections.accept(data, tls, move |request, peer| {
-            let bundle_api = Arc::clone(&bundle_api);
-            async move { bundle_api.handle(request, peer).await }
-        });
-        let serve_admin = admin_connections.accept(admin, None, move |request, peer| {
-            let admin_api = admin_api.clone();
-            async move { admin_api.handle(request, peer).await }
-        });
+        let serve_bundles = connections.accept(data, tls, bundle_api);
+        let serve_admin = admin_connections.accept(admin, None, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
             phase.send_replace(Phase::Notice);

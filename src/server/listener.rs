@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use hyper::{Request, Response};
 use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -24,8 +23,7 @@ use super::{
     drain::DrainSignal,
     http2,
     idle_connections::{IdleConnections, Limits},
-    request_body::RequestBody,
-    response_body::ResponseBody,
+    service::Service,
 };
 use crate::metrics::InFlight;
 
@@ -156,15 +154,12 @@ impl Connections {
     }
 
     /// Accepts connections until the future is dropped.
-    pub(super) async fn accept<H, F>(
+    pub(super) async fn accept<V: Service>(
         &self,
         listener: TcpListener,
         tls: Option<Arc<rustls::ServerConfig>>,
-        handle: H,
-    ) where
-        H: Fn(Request<RequestBody>, Peer) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Response<ResponseBody>> + Send + 'static,
-    {
+        service: Arc<V>,
+    ) {
         let tls = tls.map(TlsAcceptor::from);
         let mut failures = 0_u32;
         loop {
@@ -187,11 +182,12 @@ impl Connections {
                 self.gauge.as_ref().map(InFlight::enter),
                 OpenConnection::enter(&self.open),
             );
-            let (tls, handle, context) = (tls.clone(), handle.clone(), self.context(peer.ip()));
+            let (tls, service) = (tls.clone(), Arc::clone(&service));
+            let context = self.context(peer.ip());
             self.spawn(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
-                connection::serve_connection(stream, tls, handle, context).await;
+                connection::serve_connection(stream, tls, service, context).await;
             });
         }
     }

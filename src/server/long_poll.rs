@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Entry, bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot,
-    if_none_match::IfNoneMatch, prefer,
+    if_none_match::OwnedIfNoneMatch, prefer, reply::Reply, request_head::ReadMethod, response,
 };
 use crate::{
     metrics::InFlight,
@@ -22,37 +22,24 @@ const FALLBACK_DELAY: Duration = Duration::from_millis(500);
 pub(super) struct BundleRequest {
     /// When the request arrived. Its deadline counts from here, also if its bundle is replaced.
     pub(super) began: Instant,
-    pub(super) if_none_match: IfNoneMatch,
+    pub(super) if_none_match: OwnedIfNoneMatch,
     /// The client's `Prefer: wait`.
     pub(super) wait: Option<Duration>,
     pub(super) client: ClientId,
     pub(super) predates_long_polling: bool,
-    pub(super) is_head: bool,
+    pub(super) method: ReadMethod,
     pub(super) slot: Arc<Slot>,
-}
-
-/// The reply to a bundle request.
-pub(super) enum BundleReply {
-    Bundle(Arc<Snapshot>),
-    NotModified(Arc<Snapshot>),
-    Absent {
-        reason: &'static str,
-        message: String,
-    },
-    /// The request would have to be held, and the maximum number of held requests is reached.
-    Unavailable,
-    /// The bundle was removed while the request was held.
-    Removed,
 }
 
 impl BundleApi {
     /// Replies at once, when the bundle changes, or at the deadline. If the bundle is reconfigured
-    /// while the request is held, the request continues with the new `entry`. Cancel-safe.
+    /// while the request is held, the request continues with the new `entry`. `None` if it is
+    /// removed meanwhile. Cancel-safe.
     pub(super) async fn respond(
         &self,
         entry: &mut Arc<Entry>,
         request: &BundleRequest,
-    ) -> BundleReply {
+    ) -> Option<Reply> {
         // During the drain a request is held only for a check that confirms the version.
         let draining = self.drain.is_draining();
         let held = self.hold_of(request).filter(|_| !draining);
@@ -78,26 +65,26 @@ impl BundleApi {
                     self.holdouts.record(
                         entry.name(),
                         lost,
-                        &request.if_none_match,
+                        request.if_none_match.get(),
                         &request.client,
                     )
                 };
                 tracked.get_or_insert_with(track);
             }
             let Selection { state, is_fallback } = request.select(&seen);
-            if let Some(reply) = immediate_reply(&state, request, confirmed) {
-                return reply;
+            if let Some(reply) = immediate_reply(&state, request, entry, confirmed) {
+                return Some(reply);
             }
             let needs_confirmation = !confirmed && differs(&state, request);
             if draining && !needs_confirmation {
-                return deadline_reply(&seen, request, entry.handle());
+                return Some(deadline_reply(&seen, request, entry.handle()));
             }
             // A request that is answered at once does not count against the limit of held requests.
             if hold.is_none() {
                 hold = request.slot.begin_hold();
             }
             if hold.is_none() {
-                return BundleReply::Unavailable;
+                return Some(response::unavailable(Some(entry.name())).into());
             }
             let handle = entry.handle();
             tokio::select! {
@@ -105,18 +92,16 @@ impl BundleApi {
                     Ok(()) => confirmed = true,
                     // The watcher has ended because another one replaces it.
                     Err(_) if entry.is_outdated() => {}
-                    Err(_) => return deadline_reply(&seen, request, handle),
+                    Err(_) => return Some(deadline_reply(&seen, request, handle)),
                 },
                 () = entry.outdated() => {}
                 () = handle.confirm(), if needs_confirmation && !is_fallback => confirmed = true,
                 () = sleep_until(began + FALLBACK_DELAY), if needs_confirmation && is_fallback => confirmed = true,
-                () = sleep_until(deadline) => return deadline_reply(&seen, request, handle),
-                () = &mut released => return deadline_reply(&seen, request, handle),
+                () = sleep_until(deadline) => return Some(deadline_reply(&seen, request, handle)),
+                () = &mut released => return Some(deadline_reply(&seen, request, handle)),
             }
             if entry.is_outdated() {
-                let Some(current) = self.catalog.get(entry.name()) else {
-                    return BundleReply::Removed;
-                };
+                let current = self.catalog.get(entry.name())?;
                 view = current.handle().view();
                 // A bundle that was removed and added again has other series.
                 _waiting = (count_waiter(&current, held), current.begin_use());
@@ -135,11 +120,17 @@ impl BundleApi {
 }
 
 impl BundleRequest {
+    /// 200 with this version.
+    fn bundle(&self, snapshot: &Arc<Snapshot>) -> Reply {
+        Reply::bundle(Arc::clone(snapshot), self.wait, self.predates_long_polling)
+    }
+
     fn select(&self, seen: &Seen) -> Selection {
         seen.select(crate::telemetry::now(), |fallback| {
-            if self.if_none_match.is_empty() {
+            let if_none_match = self.if_none_match.get();
+            if if_none_match.is_empty() {
                 ClientVersion::None
-            } else if self.if_none_match.is_current(fallback) {
+            } else if if_none_match.is_current(fallback) {
                 ClientVersion::Same
             } else {
                 ClientVersion::Other
@@ -156,64 +147,68 @@ fn count_waiter(entry: &Entry, held: Option<Duration>) -> Option<InFlight> {
 }
 
 /// The reply that needs no waiting, if there is one.
-fn immediate_reply(state: &State, request: &BundleRequest, confirmed: bool) -> Option<BundleReply> {
+fn immediate_reply(
+    state: &State,
+    request: &BundleRequest,
+    entry: &Entry,
+    confirmed: bool,
+) -> Option<Reply> {
     let may_wait = request.wait.is_some();
+    let if_none_match = request.if_none_match.get();
     match state {
-        State::Serving(snapshot) if request.if_none_match.is_current(snapshot.etag()) => {
-            (!may_wait).then(|| BundleReply::NotModified(Arc::clone(snapshot)))
+        State::Serving(snapshot) if if_none_match.is_current(snapshot.etag()) => {
+            (!may_wait).then(|| Reply::NotModified(Arc::clone(snapshot)))
         }
         State::Serving(snapshot) => {
-            let is_decided = request.if_none_match.is_empty() || confirmed;
-            is_decided.then(|| BundleReply::Bundle(Arc::clone(snapshot)))
+            let is_decided = if_none_match.is_empty() || confirmed;
+            is_decided.then(|| request.bundle(snapshot))
         }
-        State::Withdrawn(withdrawal) => (!may_wait).then(|| BundleReply::Absent {
-            reason: "withdrawn",
-            message: withdrawal.reason.to_string(),
-        }),
+        State::Withdrawn(withdrawal) => {
+            (!may_wait).then(|| withdrawn_reply(withdrawal, entry.handle()))
+        }
         State::Pending => None,
     }
+}
+
+fn withdrawn_reply(withdrawal: &Withdrawal, handle: &Handle) -> Reply {
+    response::absent("withdrawn", &withdrawal.reason, handle.name()).into()
 }
 
 /// Whether the client runs another version than the served one; either may be outdated.
 fn differs(state: &State, request: &BundleRequest) -> bool {
     state
         .snapshot()
-        .is_some_and(|snapshot| !request.if_none_match.is_current(snapshot.etag()))
+        .is_some_and(|snapshot| !request.if_none_match.get().is_current(snapshot.etag()))
 }
 
-fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> BundleReply {
+fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Reply {
     match &request.select(seen).state {
-        State::Serving(snapshot) if request.if_none_match.contains(snapshot.etag()) => {
-            BundleReply::NotModified(Arc::clone(snapshot))
+        State::Serving(snapshot) if request.if_none_match.get().contains(snapshot.etag()) => {
+            Reply::NotModified(Arc::clone(snapshot))
         }
-        State::Serving(snapshot) => BundleReply::Bundle(Arc::clone(snapshot)),
-        State::Withdrawn(withdrawal) => BundleReply::Absent {
-            reason: "withdrawn",
-            message: withdrawal.reason.to_string(),
-        },
+        State::Serving(snapshot) => request.bundle(snapshot),
+        State::Withdrawn(withdrawal) => withdrawn_reply(withdrawal, handle),
         State::Pending => {
-            let status = handle.status();
-            let message = if status.suspended {
-                "it is suspended, and no version is stored; remove `suspend` to fetch it".to_owned()
-            } else {
-                let failure = status.last_failure.map(|failure| failure.message);
-                failure.unwrap_or_else(|| {
-                    "the first attempt to fetch it has not finished yet".to_owned()
-                })
-            };
-            BundleReply::Absent {
-                reason: "pending",
-                message,
-            }
+            response::absent("pending", &pending_message(handle), handle.name()).into()
         }
     }
+}
+
+/// Why a pending bundle has no version yet.
+fn pending_message(handle: &Handle) -> String {
+    let status = handle.status();
+    if status.suspended {
+        return "it is suspended, and no version is stored; remove `suspend` to fetch it"
+            .to_owned();
+    }
+    let failure = status.last_failure.map(|failure| failure.message);
+    failure.unwrap_or_else(|| "the first attempt to fetch it has not finished yet".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
-    use hyper::HeaderMap;
     use tokio::{sync::watch, task::yield_now};
 
     use super::*;
@@ -226,6 +221,8 @@ mod tests {
             drain::{DrainSignal, Phase},
             holdout_tracker::HoldoutTracker,
             idle_connections::{IdleConnections, Limits},
+            if_none_match::IfNoneMatch,
+            request_head::HeaderLines,
             webhook_api::WebhookApi,
         },
     };
@@ -267,7 +264,7 @@ mod tests {
         let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
         let request = BundleRequest {
             began: Instant::now(),
-            if_none_match: IfNoneMatch::parse(&HeaderMap::new()),
+            if_none_match: IfNoneMatch::new(HeaderLines::single(None)).to_owned(),
             wait: Some(Duration::from_secs(60)),
             client: ClientId {
                 address: Ipv4Addr::LOCALHOST.into(),
@@ -275,7 +272,7 @@ mod tests {
                 user_agent: 0,
             },
             predates_long_polling: false,
-            is_head: false,
+            method: ReadMethod::Get,
             slot: idle.register(),
         };
         let held = tokio::spawn(async move { drop(api.respond(&mut entry, &request).await) });

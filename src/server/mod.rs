@@ -10,9 +10,11 @@
 //! | `http1`, `http2` | the two protocols |
 //! | `idle_connections` | which connections are evicted, held requests, deadlines of each step |
 //! | `write_timeout`, `unsent_response`, `response_body` | sending within time and memory limits |
-//! | `bundle_api` | routing, authorization and responses for bundles |
+//! | `service` | the answer to a request: at once, or later |
+//! | `bundle_api` | routing, authorization and replies for bundles |
 //! | `long_poll` | when a request is answered at once and when it is held |
-//! | `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
+//! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
+//! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
 //! | `refresh_api`, `local_request` | checks of the registry on request, from this machine only |
@@ -45,9 +47,12 @@ mod prefer;
 mod prefixed_stream;
 mod refresh_api;
 mod renderer;
+mod reply;
 mod request_body;
+mod request_head;
 mod response;
 mod response_body;
+mod service;
 mod status;
 mod trusted_proxies;
 mod unsent_response;

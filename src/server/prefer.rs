@@ -2,18 +2,15 @@
 
 use std::time::Duration;
 
-use hyper::header::HeaderMap;
+use super::request_head::HeaderLines;
 
 /// How long the client is willing to wait; `None` without a valid `wait` above 0.
 ///
 /// OPA joins preferences with `;` where RFC 7240 §2 uses `,`, so that `wait` arrives as a
 /// parameter of `modes`. Both separators are accepted.
-pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let lines = headers
-        .get_all("prefer")
-        .iter()
-        .filter_map(|line| line.to_str().ok());
+pub(super) fn wait(lines: HeaderLines<'_>) -> Option<Duration> {
     let seconds = lines
+        .iter()
         .flat_map(|line| line.split([',', ';']))
         .find_map(|preference| {
             let (name, value) = preference.split_once('=')?;
@@ -42,7 +39,10 @@ pub(super) fn hold_for(requested: Duration, max_wait: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use hyper::HeaderMap;
+
     use super::*;
+    use crate::server::request_head::PREFER;
 
     #[test]
     fn wait_is_read_with_both_separators_and_from_several_lines() {
@@ -61,7 +61,8 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.append("prefer", "respond-async".parse().unwrap());
             headers.append("prefer", line.parse().unwrap());
-            assert_eq!(wait(&headers), seconds.map(Duration::from_secs), "{line}");
+            let lines = HeaderLines::of(&headers, &PREFER);
+            assert_eq!(wait(lines), seconds.map(Duration::from_secs), "{line}");
         }
     }
 

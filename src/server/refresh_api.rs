@@ -13,6 +13,7 @@ use super::{
     local_request::{self, NotLocal},
     prefer,
     request_body::{BodyError, RequestBody},
+    request_head::{HeaderLines, PREFER},
     response,
     response_body::ResponseBody,
     status,
@@ -55,7 +56,8 @@ pub(super) async fn handle(
         let message = "no bundle of this name is configured; see /status";
         return response::error(StatusCode::NOT_FOUND, "not_found", message, None);
     };
-    let wait = prefer::wait(&head.headers).map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT));
+    let wait = prefer::wait(HeaderLines::of(&head.headers, &PREFER))
+        .map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT));
     match timeout(wait, check_now(catalog, entry)).await {
         Ok(Some((entry, checked))) => checked_response(&entry, &checked),
         Ok(None) => {

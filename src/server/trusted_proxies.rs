@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use hyper::HeaderMap;
 use ipnet::IpNet;
+
+use super::request_head::HeaderLines;
 
 /// The networks of proxies that report the addresses of their clients. None by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,14 +23,11 @@ impl TrustedProxies {
     /// The client's address, where `peer` is the address of the connection: the last one in
     /// `X-Forwarded-For` that does not belong to a trusted proxy, since each proxy appends the
     /// address of its own peer.
-    pub(super) fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub(super) fn client_address(&self, peer: IpAddr, lines: HeaderLines<'_>) -> IpAddr {
         let mut client = peer;
-        let lines = headers
-            .get_all("x-forwarded-for")
+        for forwarded in lines
             .iter()
             .rev()
-            .filter_map(|line| line.to_str().ok());
-        for forwarded in lines
             .flat_map(|line| line.rsplit(','))
             .take(MAX_FORWARDED_ADDRESSES)
         {
@@ -65,7 +63,10 @@ fn address(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use hyper::HeaderMap;
+
     use super::*;
+    use crate::server::request_head::X_FORWARDED_FOR;
 
     #[test]
     fn an_address_counts_only_if_a_trusted_proxy_appended_it() {
@@ -97,11 +98,12 @@ mod tests {
             for line in lines {
                 headers.append("x-forwarded-for", line.parse().unwrap());
             }
-            let found = proxies.client_address(peer.parse().unwrap(), &headers);
+            let lines_of = HeaderLines::of(&headers, &X_FORWARDED_FOR);
+            let found = proxies.client_address(peer.parse().unwrap(), lines_of);
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {lines:?}");
             assert_eq!(
                 TrustedProxies::default()
-                    .client_address(peer.parse().unwrap(), &headers)
+                    .client_address(peer.parse().unwrap(), lines_of)
                     .to_string(),
                 peer
             );

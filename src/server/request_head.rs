@@ -1,0 +1,89 @@
+//! The parts of a request's head that the bundle API reads, borrowed from the parser that read
+//! them.
+
+use hyper::{
+    Method, Request,
+    header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, USER_AGENT},
+};
+
+/// The header in which proxies report the addresses of their clients.
+pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The header of preferences (RFC 7240), which `http` does not name.
+pub(super) static PREFER: HeaderName = HeaderName::from_static("prefer");
+
+static TAGS: HeaderName = IF_NONE_MATCH;
+
+/// A request to the bundle API.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RequestHead<'a> {
+    pub(super) method: ReadMethod,
+    /// The path as it was sent, without the query.
+    pub(super) path: &'a str,
+    pub(super) authorization: Option<&'a [u8]>,
+    pub(super) user_agent: Option<&'a [u8]>,
+    pub(super) if_none_match: HeaderLines<'a>,
+    pub(super) prefer: HeaderLines<'a>,
+    pub(super) x_forwarded_for: HeaderLines<'a>,
+}
+
+/// The methods by which a bundle is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ReadMethod {
+    Get,
+    Head,
+}
+
+/// The values of one header in their order. Values outside visible ASCII are left out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeaderLines<'a> {
+    single: Option<&'a str>,
+    all: Option<(&'a HeaderMap, &'a HeaderName)>,
+}
+
+impl<'a> RequestHead<'a> {
+    /// `None` for a method that reads no bundle.
+    pub(super) fn of<B>(request: &'a Request<B>) -> Option<Self> {
+        let method = match *request.method() {
+            Method::GET => ReadMethod::Get,
+            Method::HEAD => ReadMethod::Head,
+            _ => return None,
+        };
+        let headers = request.headers();
+        let value = |name| headers.get(name).map(HeaderValue::as_bytes);
+        Some(Self {
+            method,
+            path: request.uri().path(),
+            authorization: value(AUTHORIZATION),
+            user_agent: value(USER_AGENT),
+            if_none_match: HeaderLines::of(headers, &TAGS),
+            prefer: HeaderLines::of(headers, &PREFER),
+            x_forwarded_for: HeaderLines::of(headers, &X_FORWARDED_FOR),
+        })
+    }
+}
+
+impl<'a> HeaderLines<'a> {
+    /// The lines of a header that was sent once or not at all. `line` is visible ASCII.
+    pub(super) fn single(line: Option<&'a str>) -> Self {
+        Self {
+            single: line,
+            all: None,
+        }
+    }
+
+    pub(super) fn of(headers: &'a HeaderMap, name: &'a HeaderName) -> Self {
+        Self {
+            single: None,
+            all: Some((headers, name)),
+        }
+    }
+
+    pub(super) fn iter(self) -> impl DoubleEndedIterator<Item = &'a str> {
+        let all = self
+            .all
+            .into_iter()
+            .flat_map(|(headers, name)| headers.get_all(name).iter());
+        let all = all.filter_map(|line| line.to_str().ok());
+        self.single.into_iter().chain(all)
+    }
+}
