@@ -377,17 +377,14 @@ fn revision_of(snapshot: &Snapshot) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use std::{sync::mpsc, thread};
 
     use super::{
-        super::{PublishMetrics, snapshot, state::Step},
+        super::{snapshot, state::Step},
         *,
     };
-    use crate::{
-        metrics::{BundleScope, Metrics},
-        verify::{Authority, PublicKey, Requirements},
-    };
+    use crate::verify::{Authority, PublicKey, Requirements};
 
     fn unsigned() -> Arc<TrustPolicy> {
         Arc::new(TrustPolicy::unsigned("dev".into()))
@@ -401,27 +398,9 @@ pub(crate) mod tests {
         Arc::new(TrustPolicy::signed("release".into(), requirements).unwrap())
     }
 
-    /// A publisher that has published nothing yet.
-    pub(crate) fn pending(bundle: &str) -> (Publisher, Handle) {
-        let metrics = PublishMetrics::new(&Metrics::new()).unwrap();
-        let options = PublisherOptions {
-            bundle: bundle.into(),
-            reference: "r.example/a:live".parse().unwrap(),
-            policy: unsigned(),
-            on_missing: OnMissing::Keep,
-            max_stale: None,
-            confirm_within: Duration::ZERO,
-            metrics: Arc::new(metrics.bundle(&BundleScope::new(bundle.into()))),
-        };
-        let (publisher, handle, _requests) = Publisher::new(options);
-        (publisher, handle)
-    }
-
     /// A publisher of version 1, which was accepted without a signature.
     fn serving() -> (Publisher, Handle) {
-        let (mut publisher, handle) = pending("authz");
-        publisher.apply(&accepted(1), None).unwrap();
-        (publisher, handle)
+        super::super::serving("authz", 1)
     }
 
     fn accepted(version: u8) -> Event {

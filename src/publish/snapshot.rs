@@ -1,27 +1,21 @@
-//! One immutable, verified version of a bundle, with its response headers built in advance.
+//! One immutable, verified version of a bundle.
 
 use std::{io, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use etag::EntityTag;
-use hyper::header::HeaderValue;
 use jiff::Timestamp;
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use sha2::{Digest as _, Sha256};
 
-use super::status::VerdictStatus;
+use super::{
+    headers::{HeaderTexts, Headers},
+    status::VerdictStatus,
+};
 use crate::{
     bundle::{Bundle, Provenance},
     oci::{Blob, Digest, Manifest, ManifestPath},
-    telemetry::cut,
     verify::{Evidence, PolicyRevision, Signer, Verified},
 };
-
-/// The longest header value in bytes, because clients and proxies refuse responses with longer
-/// headers. Percent-encoding makes three bytes of one.
-const MAX_HEADER_BYTES: usize = 1024;
-/// Everything outside visible ASCII, and `%` itself.
-const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
 
 /// A bundle that may be served: verified, complete, immutable.
 #[derive(Debug)]
@@ -80,20 +74,6 @@ pub struct VerificationRecord {
     pub verdict: Option<VerdictStatus>,
 }
 
-/// The header values of every response with this snapshot.
-#[derive(Debug)]
-pub struct Headers {
-    /// `ETag`.
-    pub etag: HeaderValue,
-    /// `Bundlegate-Manifest`.
-    pub manifest: HeaderValue,
-    /// `Bundlegate-Revision`, percent-encoded outside visible ASCII; where that takes more than
-    /// 1024 bytes its beginning, with the length and the start of the SHA-256 of the whole.
-    pub revision: Option<HeaderValue>,
-    /// `Bundlegate-Signer`; absent where the policy is `unsigned`.
-    pub signer: Option<HeaderValue>,
-}
-
 /// A bundle that is neither a layer of the manifest nor made from its layers, which would be a bug,
 /// or a header that can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -148,28 +128,19 @@ impl Snapshot {
         if record.path.last().digest() != manifest.value().digest() {
             return Err(failed("its index leads to another manifest"));
         }
-        let header = |text: &str| {
-            HeaderValue::from_str(text).map_err(|_| failed("a header can't be written"))
-        };
         let signers: Vec<_> = manifest
             .signers()
             .iter()
             .map(|signer| signer.authority.as_str())
             .collect();
-        let (signers, revision) = (
-            encoded(&signers.join(",")),
-            encoded(content.bundle.revision().as_str()),
-        );
-        let headers = Headers {
-            etag: header(&content.etag)?,
-            manifest: header(record.path.digest().as_str())?,
-            revision: Some(header(&revision)?),
-            signer: if signers.is_empty() {
-                None
-            } else {
-                Some(header(&signers)?)
-            },
-        };
+        let headers = Headers::new(&HeaderTexts {
+            etag: &content.etag,
+            manifest: record.path.digest().as_str(),
+            revision: content.bundle.revision().as_str(),
+            signers: &signers.join(","),
+            size: content.bytes().size(),
+        });
+        let headers = headers.map_err(|_| failed("a header can't be written"))?;
         Ok(Self {
             manifest,
             record,
@@ -337,16 +308,6 @@ pub(crate) fn is_expired(valid_until: Option<Timestamp>, now: Timestamp) -> bool
     valid_until.is_some_and(|until| now > until)
 }
 
-/// Text as a header, of at most [`MAX_HEADER_BYTES`].
-fn encoded(text: &str) -> String {
-    let encode = |text: &str| utf8_percent_encode(text, ESCAPED).to_string();
-    // Encoding never makes text shorter.
-    let whole = (text.len() <= MAX_HEADER_BYTES)
-        .then(|| encode(text))
-        .filter(|whole| whole.len() <= MAX_HEADER_BYTES);
-    whole.unwrap_or_else(|| encode(&cut(text, MAX_HEADER_BYTES / 3)))
-}
-
 /// The entity tag of a bundle, from its digest alone; `None` unless that is SHA-256.
 pub(crate) fn tag_of(layer: &Digest) -> Option<String> {
     let digits = layer
@@ -449,25 +410,5 @@ mod tests {
         assert!(is_intact(&blob));
         disk.set_len(5).unwrap();
         assert!(!is_intact(&blob));
-    }
-
-    #[test]
-    fn a_header_is_whole_or_cut_and_never_too_long() {
-        assert_eq!(encoded("v1.4.0 of today"), "v1.4.0%20of%20today");
-        assert_eq!(
-            encoded(&"x".repeat(MAX_HEADER_BYTES)),
-            "x".repeat(MAX_HEADER_BYTES)
-        );
-        for unit in ["x", " ", "ä", "𝄞", "\n"] {
-            let [one, other] = [1_000_000, 1_000_001].map(|length| encoded(&unit.repeat(length)));
-            assert!(
-                one.len() <= MAX_HEADER_BYTES && HeaderValue::from_str(&one).is_ok(),
-                "{one}"
-            );
-            assert!(
-                one.contains("bytes,%20sha256:") && one != other,
-                "{one} {other}"
-            );
-        }
     }
 }

@@ -1,12 +1,8 @@
 //! One connection: TLS, protocol detection, and how it is closed.
 
-use std::{
-    net::IpAddr,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{future::poll_fn, net::IpAddr, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
+use bytes::Bytes;
 use hyper::{
     Method, Response, StatusCode,
     header::{CONTENT_LENGTH, DATE, HeaderValue},
@@ -14,20 +10,34 @@ use hyper::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    sync::{Notify, watch},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    Deadlines, date, drain::DrainSignal, http1, http2, idle_connections::Slot,
-    prefixed_stream::PrefixedStream, response_body::ResponseBody, service::Service,
-    write_timeout::WriteTimeout,
+    Deadlines, close_signal::CloseReason, date, drain::DrainSignal, fast_path, http1, http2,
+    idle_connections::Slot, prefixed_stream::PrefixedStream, response_body::ResponseBody,
+    service::Service, write_timeout::WriteTimeout,
 };
 
 /// A byte stream, with TLS or without.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport for S {}
+pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
+    /// The socket, if the bytes are sent as they are.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Transport for WriteTimeout<TcpStream> {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref())
+    }
+}
+
+impl Transport for Box<TlsStream<WriteTimeout<TcpStream>>> {}
+#[cfg(any(test, fuzzing))]
+impl Transport for WriteTimeout<tokio::io::DuplexStream> {}
+impl<S: Transport> Transport for PrefixedStream<S> {}
 
 /// The client of a request, and its connection.
 #[derive(Debug, Clone)]
@@ -44,21 +54,6 @@ pub(super) struct ConnectionContext {
     pub(super) peer: Peer,
     pub(super) deadlines: Deadlines,
     pub(super) drain: DrainSignal,
-    /// True once all connections have to close.
-    pub(super) closing: watch::Receiver<bool>,
-    /// Notified when a response asks for the connection to be closed.
-    pub(super) close_requested: Arc<Notify>,
-}
-
-/// Why a connection is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum CloseReason {
-    /// The client exceeded a deadline; the connection is closed without a grace period.
-    Overdue,
-    /// Another connection needs its slot.
-    Evicted,
-    /// The server is shutting down, or a response asked for it.
-    Shutdown,
 }
 
 /// Serves a connection until the client closes it, a deadline passes, it is evicted, a response
@@ -67,105 +62,140 @@ pub(super) async fn serve_connection<V: Service>(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     service: Arc<V>,
-    mut context: ConnectionContext,
+    context: ConnectionContext,
 ) {
-    let stream = WriteTimeout::new(
-        stream,
-        context.deadlines.progress,
-        Arc::clone(&context.peer.slot),
-    );
-    let handshake = context.deadlines.handshake;
-    let negotiated = tokio::select! {
-        negotiated = negotiate(stream, tls, handshake) => negotiated,
-        // No request has been sent, so none is cut off.
-        _ = context.close_reason() => None,
-    };
-    match negotiated {
-        Some((true, stream)) => http2::serve(stream, service, context).await,
-        Some((false, stream)) => http1::serve(stream, service, context).await,
-        None => {}
+    let slot = Arc::clone(&context.peer.slot);
+    let stream = WriteTimeout::new(stream, context.deadlines.progress, slot);
+    match tls {
+        None => serve_stream(stream, service, context).await,
+        Some(tls) => {
+            // The handshake needs more memory than the connection afterwards.
+            if let Some(stream) = Box::pin(tls_handshake(stream, tls, &context)).await {
+                serve_stream(stream, service, context).await;
+            }
+        }
     }
 }
 
-/// Completes the TLS handshake and detects the protocol: whether it is HTTP/2, and the stream.
-async fn negotiate(
+async fn tls_handshake(
     stream: WriteTimeout<TcpStream>,
-    tls: Option<TlsAcceptor>,
-    handshake: Duration,
-) -> Option<(bool, PrefixedStream<Box<dyn Transport>>)> {
-    let stream: Box<dyn Transport> = match tls {
-        None => Box::new(stream),
-        Some(tls) => match timeout(handshake, tls.accept(stream)).await {
-            Ok(Ok(stream)) => Box::new(stream),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "TLS handshake");
-                return None;
-            }
-            Err(_) => return None,
-        },
+    tls: TlsAcceptor,
+    context: &ConnectionContext,
+) -> Option<Box<TlsStream<WriteTimeout<TcpStream>>>> {
+    let handshake = timeout(context.deadlines.handshake, tls.accept(stream));
+    match context.until_close(Box::pin(handshake)).await? {
+        Ok(Ok(stream)) => Some(Box::new(stream)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Serves the plain requests of OPA on the fast path, and from the first other request on
+/// everything with hyper or h2.
+pub(super) async fn serve_stream<S: Transport, V: Service>(
+    mut stream: S,
+    service: Arc<V>,
+    context: ConnectionContext,
+) {
+    let read = match service.bundle_api() {
+        Some(api) => fast_path::serve(&mut stream, api, &context).await,
+        None => Some(Bytes::new()),
     };
-    PrefixedStream::detect(stream).await.ok()
+    if let Some(read) = read {
+        // Boxed, because it needs more memory than the fast path.
+        Box::pin(serve_any_request(stream, read, service, context)).await;
+    }
+}
+
+/// Serves a connection of which `read` has been read.
+async fn serve_any_request<S: Transport, V: Service>(
+    stream: S,
+    read: Bytes,
+    service: Arc<V>,
+    context: ConnectionContext,
+) {
+    let mut stream = PrefixedStream::new(read, stream);
+    // The preface of HTTP/2 is valid at the start of a connection only.
+    let is_http2 = !context.peer.slot.had_request() && {
+        let detecting = Box::pin(stream.detect_http2());
+        // No request has been sent, so none is cut off.
+        match context.until_close(detecting).await {
+            Some(Ok(is_http2)) => is_http2,
+            Some(Err(_)) | None => return,
+        }
+    };
+    if is_http2 {
+        http2::serve(stream, service, context).await;
+    } else {
+        http1::serve(stream, service, context).await;
+    }
 }
 
 impl ConnectionContext {
+    /// The result of `future`; `None` if the connection has to close before.
+    async fn until_close<F: Future + Unpin>(&self, mut future: F) -> Option<F::Output> {
+        poll_fn(|context| {
+            if let Poll::Ready(output) = Pin::new(&mut future).poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            self.peer.slot.poll_close(context).map(|_| None)
+        })
+        .await
+    }
+
     /// Runs a connection and closes it: gracefully by `shut_down`, which lets requests in progress
     /// finish, and by force if it does not close within its grace period.
     pub(super) async fn run_until_closed<C: Future>(
-        mut self,
+        self,
         mut connection: Pin<&mut C>,
         shut_down: impl Fn(Pin<&mut C>),
     ) {
-        let reason = tokio::select! {
-            _ = connection.as_mut() => return,
-            reason = self.close_reason() => reason,
-        };
-        if reason == CloseReason::Overdue {
-            return;
-        }
-        let grace = match reason {
-            CloseReason::Evicted => self.peer.slot.close_grace(),
-            CloseReason::Overdue | CloseReason::Shutdown => self.deadlines.close_grace,
+        let closed = poll_fn(|context| {
+            // First, so that a request that has arrived is answered before the connection closes.
+            if connection.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            self.peer.slot.poll_close(context).map(Some)
+        });
+        let grace = match closed.await {
+            None | Some(CloseReason::Overdue) => return,
+            Some(CloseReason::Evicted) => self.peer.slot.close_grace(),
+            Some(CloseReason::Shutdown) => self.deadlines.close_grace,
         };
         shut_down(connection.as_mut());
-        let forced_close = pin!(self.force_close(reason, grace));
-        tokio::select! {
-            biased;
-            _ = connection => {}
-            () = forced_close => {}
-        }
-    }
-
-    async fn close_reason(&mut self) -> CloseReason {
-        tokio::select! {
-            () = self.peer.slot.overdue() => CloseReason::Overdue,
-            () = self.peer.slot.evicted() => CloseReason::Evicted,
-            () = self.close_requested.notified() => CloseReason::Shutdown,
-            _ = self.closing.wait_for(|closing| *closing) => CloseReason::Shutdown,
-        }
+        let mut forced_close = Box::pin(self.force_close(grace));
+        poll_fn(|context| {
+            let is_closed = connection.as_mut().poll(context).is_ready()
+                || self.peer.slot.poll_overdue(context).is_ready()
+                || forced_close.as_mut().poll(context).is_ready();
+            if is_closed {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Completes when a connection that was shut down has to be closed by force. It does not cut
     /// off requests that are being answered or held, nor responses that are being sent.
-    async fn force_close(&self, reason: CloseReason, grace: Duration) {
+    async fn force_close(&self, grace: Duration) {
         let slot = &self.peer.slot;
-        let finished = async {
-            let mut pause = grace;
-            loop {
-                sleep(pause).await;
-                pause = self.deadlines.close_grace;
-                let may_close = if reason == CloseReason::Evicted {
-                    slot.is_evictable()
-                } else {
-                    slot.is_idle()
-                };
-                if may_close {
-                    return;
-                }
+        let mut pause = grace;
+        loop {
+            sleep(pause).await;
+            pause = self.deadlines.close_grace;
+            let may_close = if slot.is_evicted() {
+                slot.is_evictable()
+            } else {
+                slot.is_idle()
+            };
+            if may_close {
+                return;
             }
-        };
-        tokio::select! {
-            () = slot.overdue() => {}
-            () = finished => {}
         }
     }
 }

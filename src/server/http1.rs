@@ -5,7 +5,7 @@ use std::{convert::Infallible, pin::pin, sync::Arc};
 use hyper::{
     Request, body::Incoming, header::CONNECTION, server::conn::http1, service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 
 use super::{
     connection::{CONNECTION_CLOSE, ConnectionContext, Transport, complete_headers},
@@ -47,11 +47,9 @@ pub(super) async fn serve<S: Transport, V: Service>(
         }
     });
     let mut builder = http1::Builder::new();
-    // hyper includes the idle time between two requests in this timeout; OPA polls every two
-    // minutes at most by default. The slot detects a request that arrives too slowly.
+    // The deadlines of a connection are enforced for all connections at once, by their slots.
     builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(context.deadlines.idle)
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEAD_BYTES);
     let connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     context
@@ -86,9 +84,11 @@ mod tests {
         write_timeout::WriteTimeout,
     };
 
+    /// A connection that gets `body`, and whose deadlines are enforced.
     fn connected(body: ResponseBody) -> (DuplexStream, Arc<Slot>, JoinHandle<()>) {
         let deadlines = Deadlines::default();
-        let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
+        let connections = IdleConnections::new(Limits::new(10, 10, deadlines));
+        let slot = connections.register();
         let (client, server) = duplex(1 << 10);
         let peer = Peer {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -96,20 +96,22 @@ mod tests {
             is_over_limit: false,
         };
         let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
-        let (open, closing) = watch::channel(false);
         let context = ConnectionContext {
             peer,
             deadlines,
             drain,
-            closing,
-            close_requested: Arc::default(),
         };
         let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
         let service = Arc::new(move |_: Request<RequestBody>, _: &Peer| {
-            let _ = &open;
             Answer::Now(Response::new(body.clone()))
         });
-        (client, slot, tokio::spawn(serve(server, service, context)))
+        let serving = tokio::spawn(async move {
+            tokio::select! {
+                () = serve(server, service, context) => {}
+                () = connections.enforce_deadlines() => {}
+            }
+        });
+        (client, slot, serving)
     }
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";

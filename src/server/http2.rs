@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use super::{
+    close_signal::CloseReason,
     connection::{ConnectionContext, Peer, Transport, complete_headers},
     drain::DrainSignal,
     idle_connections::PROGRESS_BYTES,
@@ -60,7 +61,6 @@ pub(super) async fn serve<S: Transport, V: Service>(
         service,
         peer: context.peer.clone(),
         drain: context.drain.clone(),
-        close_requested: Arc::clone(&context.close_requested),
         progress_timeout: context.deadlines.progress,
     };
     let shutdown = Notify::new();
@@ -85,8 +85,6 @@ struct StreamHandler<V> {
     service: Arc<V>,
     peer: Peer,
     drain: DrainSignal,
-    /// Notified when the connection has to close after the requests in progress.
-    close_requested: Arc<Notify>,
     progress_timeout: Duration,
 }
 
@@ -130,7 +128,7 @@ impl<V: Service> StreamHandler<V> {
         } else {
             REFUSAL_TIMEOUT
         };
-        let (drain, close_requested) = (self.drain.clone(), Arc::clone(&self.close_requested));
+        let drain = self.drain.clone();
         let method = request.method().clone();
         let answer = self.service.answer(request.map(RequestBody::Http2), &peer);
         async move {
@@ -142,7 +140,7 @@ impl<V: Service> StreamHandler<V> {
             };
             // HTTP/2 has no `Connection` header; GOAWAY closes the connection.
             if response.headers_mut().remove(CONNECTION).is_some() || drain.is_draining() {
-                close_requested.notify_one();
+                slot.close(CloseReason::Shutdown);
             }
             complete_headers(&method, &mut response);
             let (head, content) = response.into_parts();
@@ -320,17 +318,13 @@ mod tests {
             is_over_limit: false,
         };
         let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
-        let (open, closing) = watch::channel(false);
         let context = ConnectionContext {
             peer,
             deadlines,
             drain,
-            closing,
-            close_requested: Arc::default(),
         };
         let server_end = WriteTimeout::new(server_end, deadlines.progress, Arc::clone(&slot));
         let service = Arc::new(move |request: Request<RequestBody>, peer: &Peer| {
-            let _ = &open;
             let mut response = Response::new(body.clone());
             if peer.is_over_limit {
                 *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

@@ -1,45 +1,62 @@
-//! Idle keep-alive connections, oldest first; at `max_connections` the oldest is closed to admit a
-//! new one.
+//! The open connections of a listener: their deadlines, the limits of held requests, and which idle
+//! one is closed at `max_connections` to admit a new one: the one that was used least recently.
 //!
 //! OPA before 1.16 opens a connection for each poll and leaves the previous one idle for 90 s, so
 //! that each OPA of a fleet has several connections; closing the idle ones loses no request. A
 //! client that occupies connections on purpose sends no request, or part of one, or does not read
 //! its response. Such a connection counts as idle too, so that it is evicted when another client
 //! connects. A connection with a request that is being answered or held is never evicted.
+//!
+//! One task enforces the deadlines of all connections ([`IdleConnections::enforce_deadlines`]), so
+//! that a connection needs no timer. A request that is answered at once only stores the time; its
+//! connection changes its place in the order when it is looked at for eviction.
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::{
-    sync::Notify,
+    task::yield_now,
     time::{Instant, sleep_until},
 };
 
-use super::{Deadlines, unsent_response::UnsentResponse};
+use super::{
+    Deadlines,
+    close_signal::{CloseReason, CloseSignal},
+    unsent_response::UnsentResponse,
+};
 
 /// Connections that are examined for one that may be evicted, so that the cost does not depend on
 /// the number of connections.
 const MAX_EVICTION_CANDIDATES: usize = 64;
+/// How often the deadlines are enforced: a connection closes at most this long after its deadline.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Connections that are examined between two pauses for other tasks.
+const SWEEP_BATCH: usize = 256;
 /// Bytes that count as progress of a response. Without a minimum a client could read one byte at a
 /// time for ever.
 pub(super) const PROGRESS_BYTES: usize = 16 << 10;
 
-/// The idle connections of a listener, and the counters that its limits apply to. Cheap to clone.
+/// The open connections of a listener, and the counters that its limits apply to. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct IdleConnections(Arc<Lru>);
 
 #[derive(Debug)]
 struct Lru {
     limits: Limits,
+    next_number: AtomicU64,
     next_rank: AtomicU64,
-    /// The idle connections by rank, the oldest first.
-    slots: Mutex<BTreeMap<u64, Weak<Slot>>>,
+    /// All connections by number.
+    open: Mutex<BTreeMap<u64, Weak<Slot>>>,
+    /// The idle connections, the one that was used least recently first.
+    idle: Mutex<BTreeMap<Rank, Weak<Slot>>>,
     /// Connections with at least one held request.
     holding_connections: AtomicUsize,
     /// Requests in progress beyond the first of each connection.
@@ -49,6 +66,10 @@ struct Lru {
     /// Bytes that were read from files and not sent yet, of all connections.
     unsent_bytes: AtomicUsize,
 }
+
+/// The place of an idle connection in the order: when it was last used or examined, and a number that
+/// increases, for those of the same time.
+type Rank = (Instant, u64);
 
 /// Limits of a listener.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +87,8 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Slot {
     connections: IdleConnections,
-    evicted: Notify,
+    number: u64,
+    close_signal: CloseSignal,
     /// Bytes that were read from files and not sent yet, of this connection.
     unsent_bytes: AtomicUsize,
     state: Mutex<SlotState>,
@@ -82,8 +104,10 @@ struct SlotState {
     streams: usize,
     /// Whether the connection has sent a complete request.
     had_request: bool,
-    /// The key in [`Lru::slots`]; `None` while a request is active.
-    rank: Option<u64>,
+    /// The key in [`Lru::idle`]; `None` while a request is active.
+    rank: Option<Rank>,
+    /// Whether it was asked to close to admit another one.
+    is_evicted: bool,
     /// When the last request was answered, or the connection was opened.
     idle_since: Instant,
     /// When the first byte of an incomplete request arrived.
@@ -130,8 +154,10 @@ impl IdleConnections {
     pub(super) fn new(limits: Limits) -> Self {
         Self(Arc::new(Lru {
             limits,
+            next_number: AtomicU64::new(0),
             next_rank: AtomicU64::new(0),
-            slots: Mutex::default(),
+            open: Mutex::default(),
+            idle: Mutex::default(),
             holding_connections: AtomicUsize::new(0),
             extra_requests: AtomicUsize::new(0),
             extra_held_requests: AtomicUsize::new(0),
@@ -148,6 +174,7 @@ impl IdleConnections {
             streams: 0,
             had_request: false,
             rank: None,
+            is_evicted: false,
             idle_since: now,
             head_started: None,
             responses: BTreeMap::new(),
@@ -156,57 +183,134 @@ impl IdleConnections {
             progress_at: now,
             is_multiplexed: false,
         };
-        let (evicted, unsent_bytes, state) =
-            (Notify::new(), AtomicUsize::new(0), Mutex::new(state));
+        let number = self.0.next_number.fetch_add(1, Ordering::Relaxed);
         let slot = Arc::new(Slot {
             connections: self.clone(),
-            evicted,
-            unsent_bytes,
-            state,
+            number,
+            close_signal: CloseSignal::default(),
+            unsent_bytes: AtomicUsize::new(0),
+            state: Mutex::new(state),
         });
-        let rank = self.enqueue(&slot);
-        slot.state().rank = Some(rank);
+        self.open().insert(number, Arc::downgrade(&slot));
+        self.enqueue(&slot, &mut slot.state(), now);
         slot
     }
 
-    /// Asks the oldest idle connection to close, and returns whether there was one.
+    /// Asks the idle connection that was used least recently to close, and returns whether there
+    /// was one.
     pub(super) fn evict_oldest(&self) -> bool {
         let now = Instant::now();
-        let first: Vec<_> = self
-            .slots()
-            .iter()
-            .take(MAX_EVICTION_CANDIDATES)
-            .map(|(rank, slot)| (*rank, Weak::clone(slot)))
-            .collect();
-        for (rank, slot) in first {
-            let Some(slot) = slot.upgrade() else { continue };
+        let mut examined = 0;
+        // Each connection changes its place at most once for the requests since the last time.
+        let mut left = self.idle().len();
+        while examined < MAX_EVICTION_CANDIDATES && left > 0 {
+            left -= 1;
+            let first = self.idle().first_key_value().map(first_entry);
+            let Some((rank, slot)) = first else {
+                return false;
+            };
+            let Some(slot) = slot.upgrade() else {
+                self.idle().remove(&rank);
+                continue;
+            };
             let mut state = slot.state();
             // It has received a request since.
             if state.rank != Some(rank) {
                 continue;
             }
-            self.slots().remove(&rank);
+            self.idle().remove(&rank);
+            if state.idle_since > rank.0 {
+                let used = state.idle_since;
+                self.enqueue(&slot, &mut state, used);
+                continue;
+            }
+            // It moves to the end: its grace period has not passed yet, or it is about to close and
+            // keeps its deadline.
+            self.enqueue(&slot, &mut state, now);
+            if state.is_evicted {
+                continue;
+            }
             if state.is_evictable(now, &self.0.limits.deadlines) {
-                state.rank = None;
-                slot.evicted.notify_one();
+                state.is_evicted = true;
+                slot.close(CloseReason::Evicted);
                 return true;
             }
-            // Its grace period has not passed yet: it moves to the end.
-            state.rank = Some(self.enqueue(&slot));
+            examined += 1;
         }
         false
     }
 
-    fn enqueue(&self, slot: &Arc<Slot>) -> u64 {
-        let rank = self.0.next_rank.fetch_add(1, Ordering::Relaxed);
-        self.slots().insert(rank, Arc::downgrade(slot));
-        rank
+    /// Closes the connections that exceed the deadline of their current step, for as long as it
+    /// runs.
+    pub(super) async fn enforce_deadlines(&self) {
+        let Deadlines {
+            first_request,
+            head,
+            progress,
+            idle,
+            ..
+        } = self.0.limits.deadlines;
+        let shortest = first_request.min(head).min(progress).min(idle);
+        loop {
+            let next = Instant::now() + SWEEP_INTERVAL.min(shortest);
+            let deadline = self.close_overdue().await;
+            sleep_until(deadline.map_or(next, |deadline| deadline.min(next))).await;
+        }
     }
 
-    // Lock order: the state of a slot first, then this.
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Slot>>> {
-        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Closes the connections that are overdue, and returns the next deadline of the others.
+    async fn close_overdue(&self) -> Option<Instant> {
+        let (mut start, mut next) = (Bound::Unbounded, None);
+        loop {
+            let batch: Vec<_> = self
+                .idle()
+                .range((start, Bound::Unbounded))
+                .take(SWEEP_BATCH)
+                .map(first_entry)
+                .collect();
+            let Some((last, _)) = batch.last() else {
+                return next;
+            };
+            start = Bound::Excluded(*last);
+            let now = Instant::now();
+            for slot in batch.iter().filter_map(|(_, slot)| slot.upgrade()) {
+                let deadline = slot.state().deadline(&self.0.limits.deadlines);
+                match deadline {
+                    Some(deadline) if deadline <= now => slot.close(CloseReason::Overdue),
+                    Some(deadline) => next = Some(next.unwrap_or(deadline).min(deadline)),
+                    None => {}
+                }
+            }
+            yield_now().await;
+        }
     }
+
+    /// Asks every connection to close after its current response.
+    pub(super) fn close_all(&self) {
+        let open: Vec<_> = self.open().values().cloned().collect();
+        for slot in open.iter().filter_map(Weak::upgrade) {
+            slot.close(CloseReason::Shutdown);
+        }
+    }
+
+    // Lock order: the state of a slot first, then the connections.
+    fn enqueue(&self, slot: &Arc<Slot>, state: &mut SlotState, used: Instant) {
+        let rank = (used, self.0.next_rank.fetch_add(1, Ordering::Relaxed));
+        state.rank = Some(rank);
+        self.idle().insert(rank, Arc::downgrade(slot));
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Slot>>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, BTreeMap<Rank, Weak<Slot>>> {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn first_entry((rank, slot): (&Rank, &Weak<Slot>)) -> (Rank, Weak<Slot>) {
+    (*rank, Weak::clone(slot))
 }
 
 impl SlotState {
@@ -234,13 +338,18 @@ impl SlotState {
             // Over HTTP/2 each response has its own deadline.
             return first;
         }
+        if self.active_requests > 0 {
+            return None;
+        }
         let head = self.head_started.map(|since| since + deadlines.head);
         let response = self
             .responses
             .values()
             .min()
             .map(|since| *since + deadlines.progress);
-        [first, head, response].into_iter().flatten().min()
+        let idle = (self.had_request && head.is_none() && response.is_none())
+            .then(|| self.idle_since + deadlines.idle);
+        [first, head, response, idle].into_iter().flatten().min()
     }
 }
 
@@ -254,6 +363,40 @@ impl Slot {
         self.dequeue(&mut state);
         drop(state);
         ActiveRequest(Arc::clone(self))
+    }
+
+    /// Records a request that is answered at once.
+    pub(super) fn record_request(&self) {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.had_request = true;
+        state.head_started = None;
+        state.idle_since = now;
+    }
+
+    /// Whether the connection was asked to close to admit another one.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.state().is_evicted
+    }
+
+    /// Whether the connection has sent a complete request.
+    pub(super) fn had_request(&self) -> bool {
+        self.state().had_request
+    }
+
+    /// Asks the connection to close.
+    pub(super) fn close(&self, reason: CloseReason) {
+        self.close_signal.send(reason);
+    }
+
+    /// Why the connection has to close, once there is a reason.
+    pub(super) fn poll_close(&self, context: &Context<'_>) -> Poll<CloseReason> {
+        self.close_signal.poll(context)
+    }
+
+    /// Ready once the connection has exceeded a deadline.
+    pub(super) fn poll_overdue(&self, context: &Context<'_>) -> Poll<()> {
+        self.close_signal.poll_overdue(context)
     }
 
     /// Counts a stream until the guard is dropped; `None` beyond the limit. The first stream of a
@@ -349,30 +492,6 @@ impl Slot {
         self.connections.evict_oldest()
     }
 
-    /// Completes when the connection is evicted.
-    pub(super) async fn evicted(&self) {
-        self.evicted.notified().await;
-    }
-
-    /// Completes when the connection exceeds the deadline of its current step.
-    pub(super) async fn overdue(&self) {
-        let deadlines = &self.lru().limits.deadlines;
-        let interval = deadlines
-            .first_request
-            .min(deadlines.head)
-            .min(deadlines.progress);
-        loop {
-            let now = Instant::now();
-            // A step that begins after this check has its deadline after the next one.
-            let next = now + interval;
-            let deadline = self.state().deadline(deadlines).unwrap_or(next);
-            if deadline <= now {
-                return;
-            }
-            sleep_until(deadline.min(next)).await;
-        }
-    }
-
     /// The grace period of an evicted connection: long enough for an idle client to notice, and
     /// zero for a client that has not sent a request or does not read its response.
     pub(super) fn close_grace(&self) -> Duration {
@@ -404,7 +523,7 @@ impl Slot {
 
     fn dequeue(&self, state: &mut SlotState) {
         if let Some(rank) = state.rank.take() {
-            self.connections.slots().remove(&rank);
+            self.connections.idle().remove(&rank);
         }
     }
 
@@ -417,8 +536,9 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let rank = self.state().rank.take();
         if let Some(rank) = rank {
-            self.connections.slots().remove(&rank);
+            self.connections.idle().remove(&rank);
         }
+        self.connections.open().remove(&self.number);
     }
 }
 
@@ -427,8 +547,9 @@ impl Drop for ActiveRequest {
         let mut state = self.0.state();
         state.active_requests -= 1;
         if state.active_requests == 0 {
-            state.idle_since = Instant::now();
-            state.rank = Some(self.0.connections.enqueue(&self.0));
+            let now = Instant::now();
+            state.idle_since = now;
+            self.0.connections.enqueue(&self.0, &mut state, now);
         }
     }
 }
@@ -467,6 +588,8 @@ fn try_increment(counter: &AtomicUsize, limit: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use bytes::Bytes;
     use futures_util::FutureExt as _;
     use tokio::time::advance;
@@ -480,7 +603,8 @@ mod tests {
     }
 
     fn is_evicted(slot: &Slot) -> bool {
-        slot.evicted().now_or_never().is_some()
+        let reason = poll_fn(|context| slot.poll_close(context)).now_or_never();
+        reason == Some(CloseReason::Evicted)
     }
 
     #[tokio::test(start_paused = true)]
@@ -499,7 +623,7 @@ mod tests {
         assert!(!idle.evict_oldest());
         assert_eq!(
             [&one, &two, &three].map(|slot| is_evicted(slot)),
-            [true, false, false]
+            [true, false, true]
         );
     }
 
@@ -559,7 +683,7 @@ mod tests {
         drop(idle.register());
         let slot = idle.register();
         drop([slot.begin_request(), slot.begin_request()]);
-        assert_eq!(idle.slots().len(), 1);
+        assert_eq!((idle.idle().len(), idle.open().len()), (1, 1));
         let chunk = slot
             .begin_response()
             .wrap_read(Bytes::from_static(&[0; 100]));
@@ -583,7 +707,7 @@ mod tests {
         assert_eq!(counts(&idle.0), [0; 4]);
         assert!(slot.state().responses.is_empty());
         drop(slot);
-        assert!(idle.slots().is_empty());
+        assert!(idle.idle().is_empty() && idle.open().is_empty());
     }
 
     /// The limit does not depend on address or credential, which a whole fleet may share.
@@ -618,12 +742,20 @@ mod tests {
         assert!(two.begin_stream().is_some());
     }
 
+    /// Enforces the deadlines until `slot` is overdue.
+    async fn overdue(idle: &IdleConnections, slot: &Slot) {
+        tokio::select! {
+            () = idle.enforce_deadlines() => {}
+            () = poll_fn(|context| slot.poll_overdue(context)) => {}
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn every_step_of_a_connection_has_its_deadline() {
         let idle = idle(9);
         let deadlines = Deadlines::default();
         let began = Instant::now();
-        idle.register().overdue().await;
+        overdue(&idle, &idle.register()).await;
         assert_eq!(began.elapsed(), deadlines.first_request);
 
         // An incomplete request after an idle time.
@@ -634,7 +766,7 @@ mod tests {
         slot.record_read();
         advance(MS).await;
         slot.record_read();
-        slot.overdue().await;
+        overdue(&idle, &slot).await;
         assert_eq!(began.elapsed(), deadlines.head);
 
         // A response that stalls after some progress.
@@ -644,22 +776,64 @@ mod tests {
         advance(deadlines.progress / 2).await;
         slot.record_write(PROGRESS_BYTES);
         let began = Instant::now();
-        slot.overdue().await;
+        overdue(&idle, &slot).await;
         assert_eq!(began.elapsed(), deadlines.progress);
         drop(response);
 
-        // Neither an idle connection nor one that waits for a response has a deadline here.
-        assert!(
-            tokio::time::timeout(Duration::from_secs(3600), slot.overdue())
-                .await
-                .is_err()
-        );
+        // An idle connection, after a request of either kind.
+        for at_once in [false, true] {
+            let slot = idle.register();
+            drop(slot.begin_request());
+            advance(deadlines.idle / 2).await;
+            let began = Instant::now();
+            if at_once {
+                slot.record_request();
+            } else {
+                drop(slot.begin_request());
+            }
+            overdue(&idle, &slot).await;
+            assert_eq!(began.elapsed(), deadlines.idle);
+        }
+
+        // A connection that waits for a response has no deadline here.
+        let slot = idle.register();
         let _active = slot.begin_request();
         slot.record_read();
+        let hour = Duration::from_secs(3600);
         assert!(
-            tokio::time::timeout(Duration::from_secs(3600), slot.overdue())
+            tokio::time::timeout(hour, overdue(&idle, &slot))
                 .await
                 .is_err()
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_used_more_recently_is_evicted_later() {
+        let idle = idle(100);
+        let slots: Vec<_> = (0..70).map(|_| idle.register()).collect();
+        for slot in &slots {
+            drop(slot.begin_request());
+            advance(MS).await;
+        }
+        // More of them than are examined at a time.
+        for slot in &slots[..69] {
+            advance(MS).await;
+            slot.record_request();
+        }
+        assert!(idle.evict_oldest() && is_evicted(&slots[69]));
+        assert!(idle.evict_oldest() && is_evicted(&slots[0]));
+        assert!(!is_evicted(&slots[1]));
+    }
+
+    #[tokio::test]
+    async fn all_connections_are_asked_to_close_also_those_with_a_held_request() {
+        let idle = idle(9);
+        let [one, two] = [idle.register(), idle.register()];
+        let _active = two.begin_request();
+        idle.close_all();
+        for slot in [one, two] {
+            let reason = poll_fn(|context| slot.poll_close(context)).now_or_never();
+            assert_eq!(reason, Some(CloseReason::Shutdown));
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpSocket},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -120,8 +120,6 @@ pub(super) struct Connections {
     open: watch::Sender<usize>,
     idle: IdleConnections,
     deadlines: Deadlines,
-    /// True once all connections have to close.
-    closing: watch::Sender<bool>,
     drain: DrainSignal,
     /// The connections; dropping the set closes them.
     tasks: Mutex<JoinSet<()>>,
@@ -135,7 +133,7 @@ impl Connections {
         drain: DrainSignal,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        let (open, closing) = (watch::channel(0).0, watch::channel(false).0);
+        let open = watch::channel(0).0;
         let idle = IdleConnections::new(Limits::new(
             max_connections,
             http2::MAX_CONCURRENT_STREAMS as usize,
@@ -147,14 +145,25 @@ impl Connections {
             open,
             idle,
             deadlines,
-            closing,
             drain,
             tasks: Mutex::default(),
         }
     }
 
-    /// Accepts connections until the future is dropped.
+    /// Accepts connections and enforces their deadlines, until the future is dropped.
     pub(super) async fn accept<V: Service>(
+        &self,
+        listener: TcpListener,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        service: Arc<V>,
+    ) {
+        tokio::join!(
+            self.accept_connections(listener, tls, service),
+            self.idle.enforce_deadlines()
+        );
+    }
+
+    async fn accept_connections<V: Service>(
         &self,
         listener: TcpListener,
         tls: Option<Arc<rustls::ServerConfig>>,
@@ -178,9 +187,10 @@ impl Connections {
             // Other connections are evicted only when one waits to be served.
             let permit = self.permit().await;
             let counted = (
-                permit,
                 self.gauge.as_ref().map(InFlight::enter),
                 OpenConnection::enter(&self.open),
+                // Released last, so that the gauge never exceeds `max_connections`.
+                permit,
             );
             let (tls, service) = (tls.clone(), Arc::clone(&service));
             let context = self.context(peer.ip());
@@ -203,8 +213,6 @@ impl Connections {
             peer,
             deadlines: self.deadlines,
             drain: self.drain.clone(),
-            closing: self.closing.subscribe(),
-            close_requested: Arc::new(Notify::new()),
         }
     }
 
@@ -241,7 +249,7 @@ impl Connections {
 
     /// Closes every connection after its current response, or after [`CLOSE_GRACE`].
     pub(super) async fn close(self) {
-        self.closing.send_replace(true);
+        self.idle.close_all();
         let _ = timeout(CLOSE_GRACE, self.wait_until_empty()).await;
     }
 }

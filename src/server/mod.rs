@@ -25,11 +25,15 @@
 //! | `drain` | how far the shutdown has come |
 
 mod admin;
+#[cfg(any(test, fuzzing))]
+mod both_paths;
 mod bundle_api;
 mod clients;
+mod close_signal;
 mod connection;
 mod date;
 mod drain;
+mod fast_path;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod holdout_tracker;
@@ -43,6 +47,7 @@ mod local_request;
 mod long_poll;
 mod metrics;
 mod options;
+mod plain_request;
 mod prefer;
 mod prefixed_stream;
 mod refresh_api;

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// The client connection preface of HTTP/2 (RFC 9113 §3.4).
@@ -20,22 +20,25 @@ pub(super) struct PrefixedStream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> PrefixedStream<S> {
+    pub(super) fn new(prefix: Bytes, stream: S) -> Self {
+        Self { prefix, stream }
+    }
+
     /// Reads as many bytes as it takes to detect HTTP/2 by its preface. The stream returns them
     /// again.
     ///
     /// # Errors
     /// When reading fails.
-    pub(super) async fn detect(mut stream: S) -> io::Result<(bool, Self)> {
-        let mut read = [0; PREFACE.len()];
-        let mut length = 0;
-        while length < PREFACE.len() && read[..length] == PREFACE[..length] {
-            match stream.read(&mut read[length..]).await? {
-                0 => break,
-                more => length += more,
+    pub(super) async fn detect_http2(&mut self) -> io::Result<bool> {
+        let mut read = BytesMut::from(&*self.prefix);
+        while read.len() < PREFACE.len() && PREFACE.starts_with(&read) {
+            let mut rest = (&mut self.stream).take((PREFACE.len() - read.len()) as u64);
+            if rest.read_buf(&mut read).await? == 0 {
+                break;
             }
         }
-        let prefix = Bytes::copy_from_slice(&read[..length]);
-        Ok((prefix == PREFACE, Self { prefix, stream }))
+        self.prefix = read.freeze();
+        Ok(self.prefix.starts_with(PREFACE))
     }
 }
 
@@ -113,7 +116,8 @@ mod tests {
                     sleep(Duration::from_millis(1)).await;
                 }
             });
-            let (found, mut stream) = PrefixedStream::detect(near).await.unwrap();
+            let mut stream = PrefixedStream::new(Bytes::new(), near);
+            let found = stream.detect_http2().await.unwrap();
             let mut read = Vec::new();
             stream.read_to_end(&mut read).await.unwrap();
             assert_eq!((found, read), (is_http2, sent.to_vec()));

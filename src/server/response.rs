@@ -3,16 +3,12 @@
 use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
-    header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderValue, WWW_AUTHENTICATE},
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE},
 };
 use serde_json::json;
 
 use super::{connection::CONNECTION_CLOSE, request_body::BodyError, response_body::ResponseBody};
 use crate::publish::Snapshot;
-
-/// The content type by which OPA recognises a bundle service with long polling.
-const BUNDLE_CONTENT_TYPE: HeaderValue =
-    HeaderValue::from_static("application/vnd.openpolicyagent.bundles");
 
 /// 200 with the bundle.
 pub(super) fn bundle(
@@ -20,16 +16,9 @@ pub(super) fn bundle(
     content_type: Option<HeaderValue>,
 ) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::of(snapshot.content().bytes()));
-    insert_bundle_headers(&mut response, snapshot);
-    let headers = response.headers_mut();
+    insert(&mut response, snapshot.headers().bundle());
     if let Some(content_type) = content_type {
-        headers.insert(CONTENT_TYPE, content_type);
-    }
-    if let Some(revision) = &snapshot.headers().revision {
-        headers.insert("bundlegate-revision", revision.clone());
-    }
-    if let Some(signer) = &snapshot.headers().signer {
-        headers.insert("bundlegate-signer", signer.clone());
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
     }
     response
 }
@@ -38,7 +27,7 @@ pub(super) fn bundle(
 pub(super) fn not_modified(snapshot: &Snapshot) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
-    insert_bundle_headers(&mut response, snapshot);
+    insert(&mut response, snapshot.headers().not_modified());
     response
 }
 
@@ -154,9 +143,8 @@ pub(super) fn text(
     response
 }
 
-fn insert_bundle_headers(response: &mut Response<ResponseBody>, snapshot: &Snapshot) {
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, BUNDLE_CONTENT_TYPE);
-    headers.insert(ETAG, snapshot.headers().etag.clone());
-    headers.insert("bundlegate-manifest", snapshot.headers().manifest.clone());
+fn insert(response: &mut Response<ResponseBody>, headers: &[(HeaderName, HeaderValue)]) {
+    for (name, value) in headers {
+        response.headers_mut().insert(name, value.clone());
+    }
 }

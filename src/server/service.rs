@@ -4,7 +4,9 @@ use std::{pin::Pin, sync::Arc};
 
 use hyper::{Request, Response};
 
-use super::{connection::Peer, request_body::RequestBody, response_body::ResponseBody};
+use super::{
+    bundle_api::BundleApi, connection::Peer, request_body::RequestBody, response_body::ResponseBody,
+};
 
 /// An answer that is ready, or the future of one. A request that is answered at once needs no
 /// allocation and no task.
@@ -21,6 +23,11 @@ pub(super) trait Service: Send + Sync + 'static {
         request: Request<RequestBody>,
         peer: &Peer,
     ) -> Answer<Response<ResponseBody>>;
+
+    /// The bundle API, whose plain requests take the fast path.
+    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
+        None
+    }
 }
 
 /// A closure that answers each request.

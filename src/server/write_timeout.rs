@@ -37,6 +37,11 @@ impl<S> WriteTimeout<S> {
         }
     }
 
+    /// The stream below.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
     fn record_write(
         &mut self,
         context: &mut Context<'_>,

@@ -1,61 +1,14 @@
 //! The table cell by cell, and what holds for any sequence of outcomes.
 
-use std::{fs, sync::LazyLock};
+use std::sync::LazyLock;
 
 use proptest::{collection::vec, prelude::*};
-use serde_json::json;
 
 use super::{FailureClass::*, OnMissing::*, *};
-use crate::publish::VerificationRecord;
-use crate::{
-    bundle,
-    oci::{Descriptor, Manifest, ManifestPath, Reference, media_type},
-    verify::{Evidence, TrustPolicy, Verified},
-};
+use crate::publish::snapshot;
 
 /// Two versions of a bundle, made as the pipeline makes them.
 static VERSIONS: LazyLock<[Arc<Snapshot>; 2]> = LazyLock::new(|| [snapshot(1), snapshot(2)]);
-
-pub(crate) fn snapshot(version: u8) -> Arc<Snapshot> {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(
-        folder.path().join("data.json"),
-        json!({ "version": version }).to_string(),
-    )
-    .unwrap();
-    let limits = bundle::Limits {
-        bundle: 1 << 20,
-        unpacked: 1 << 20,
-        files: 10,
-        bundle_manifest: 1 << 20,
-    };
-    let bundle = bundle::pack(folder.path(), &limits).unwrap().bundle;
-    let layer = Descriptor::of(
-        media_type::LAYER_TAR_GZIP,
-        bundle.blob().in_memory().unwrap(),
-    );
-    let document = json!({
-        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST,
-        "config": Descriptor::of(media_type::EMPTY, b"{}"), "layers": [layer],
-    });
-    let manifest = Manifest::parse(document.to_string().into(), None, 1 << 20).unwrap();
-    let pinned = format!("r.example/a@{}", manifest.digest())
-        .parse::<Reference>()
-        .unwrap()
-        .pinned()
-        .unwrap();
-    let policy = TrustPolicy::unsigned("test".into());
-    let path = ManifestPath::new(manifest.digest().clone(), manifest.clone());
-    let verified = Verified::verify(&policy, &pinned, manifest, &Evidence::default()).unwrap();
-    let record = VerificationRecord {
-        path: Arc::new(path),
-        evidence: Vec::new(),
-        policy_revision: policy.revision().clone(),
-        root_revisions: Vec::new(),
-        verdict: None,
-    };
-    Arc::new(Snapshot::new(verified, record, bundle).unwrap())
-}
 
 fn failed(class: FailureClass) -> Outcome {
     let message = format!("because it is {}", class.label());

@@ -1,0 +1,209 @@
+//! The fast path and hyper, side by side, for the test and the fuzz target that compare them.
+
+#![allow(clippy::unwrap_used, reason = "a failed setup must abort the test")]
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::{Request, Response};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf, duplex, split},
+    runtime::Runtime,
+    sync::watch,
+    time::sleep,
+};
+
+use super::{
+    Catalog, Clients, Deadlines, Entry, LiveWebhooks, LongPoll, ServerMetrics, TrustedProxies,
+    bundle_api::BundleApi,
+    connection::{ConnectionContext, Peer, serve_stream},
+    drain::{DrainSignal, Phase},
+    holdout_tracker::HoldoutTracker,
+    idle_connections::{IdleConnections, Limits},
+    request_body::RequestBody,
+    response_body::ResponseBody,
+    service::{Answer, Service},
+    webhook_api::WebhookApi,
+    write_timeout::WriteTimeout,
+};
+use crate::{
+    metrics::{BundleScope, Metrics},
+    publish::{Publisher, serving},
+};
+
+/// Pause between two parts of a request, and after the last one.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The bundle that is served.
+pub(super) const BUNDLE: &str = "authz/main";
+
+/// A bundle API, which either path can answer for.
+pub(super) struct BothPaths {
+    runtime: Runtime,
+    api: Arc<BundleApi>,
+    etag: String,
+    _publisher: Publisher,
+    _phase: watch::Sender<Phase>,
+}
+
+/// What a client gets for the bytes that it sends.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Conversation {
+    /// The responses: the lines of the head in alphabetical order and without the date, and the
+    /// body. The last one is what follows.
+    pub(super) responses: Vec<(String, Vec<u8>)>,
+    /// Whether the server closes the connection before the client does.
+    pub(super) closed: bool,
+}
+
+/// Answers as the bundle API does, without the fast path.
+struct WithoutFastPath(Arc<BundleApi>);
+
+impl Service for WithoutFastPath {
+    fn answer(
+        self: &Arc<Self>,
+        request: Request<RequestBody>,
+        peer: &Peer,
+    ) -> Answer<Response<ResponseBody>> {
+        self.0.answer(request, peer)
+    }
+}
+
+impl BothPaths {
+    /// A gateway that serves [`BUNDLE`] to everybody, and `secret` to nobody.
+    pub(super) fn new() -> Self {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        let (publisher, handle) = serving(BUNDLE, 1);
+        let metrics = ServerMetrics::new(&Metrics::new()).unwrap();
+        let catalog = Catalog::default();
+        let requests = metrics.bundle(&BundleScope::new(BUNDLE.into()));
+        let reference = "r.example/a:live".parse().unwrap();
+        let etag = handle
+            .served_at(crate::telemetry::now)
+            .unwrap()
+            .etag()
+            .to_owned();
+        catalog.insert(Arc::new(Entry::new(
+            handle,
+            reference,
+            None,
+            Arc::new(requests),
+        )));
+        let mut clients = Clients::default();
+        clients.allow(&["authz/*".to_owned()], None).unwrap();
+        clients
+            .allow(&["**".to_owned()], Some(&[b"token"]))
+            .unwrap();
+        let (phase, phase_receiver) = watch::channel(Phase::Open);
+        let api = Arc::new(BundleApi {
+            webhooks: WebhookApi::new(LiveWebhooks::default(), catalog.clone(), metrics.clone()),
+            catalog,
+            clients: clients.into(),
+            trusted_proxies: TrustedProxies::default(),
+            metrics,
+            long_poll: LongPoll {
+                max_wait: Duration::from_secs(300),
+                first_wait: Duration::from_secs(5),
+            },
+            drain: DrainSignal::new(phase_receiver, Duration::ZERO),
+            holdouts: HoldoutTracker::default(),
+        });
+        Self {
+            runtime,
+            api,
+            etag,
+            _publisher: publisher,
+            _phase: phase,
+        }
+    }
+
+    /// The entity tag of the bundle, in quotes.
+    pub(super) fn etag(&self) -> &str {
+        &self.etag
+    }
+
+    /// Sends the parts to the fast path.
+    pub(super) fn on_fast_path(&self, parts: &[&[u8]]) -> Conversation {
+        self.runtime
+            .block_on(self.talk(Arc::clone(&self.api), parts))
+    }
+
+    /// Sends the parts to hyper.
+    pub(super) fn on_hyper(&self, parts: &[&[u8]]) -> Conversation {
+        let service = Arc::new(WithoutFastPath(Arc::clone(&self.api)));
+        self.runtime.block_on(self.talk(service, parts))
+    }
+
+    async fn talk<V: Service>(&self, service: Arc<V>, parts: &[&[u8]]) -> Conversation {
+        let (client, server) = duplex(1 << 16);
+        let deadlines = Deadlines::default();
+        let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
+        let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
+        let context = ConnectionContext {
+            peer: Peer {
+                address: [127, 0, 0, 1].into(),
+                slot,
+                is_over_limit: false,
+            },
+            deadlines,
+            drain: self.api.drain.clone(),
+        };
+        let (reader, writer) = split(client);
+        let serving = serve_stream(server, service, context);
+        let ((), (bytes, closed)) = tokio::join!(serving, converse(reader, writer, parts));
+        Conversation {
+            responses: responses(&bytes),
+            closed,
+        }
+    }
+}
+
+/// Sends the parts, and ends the stream some time after the last one. Returns what was received,
+/// and whether the server has closed the connection before that.
+async fn converse(
+    mut reader: ReadHalf<DuplexStream>,
+    mut writer: WriteHalf<DuplexStream>,
+    parts: &[&[u8]],
+) -> (Vec<u8>, bool) {
+    let mut received = Vec::new();
+    let sending = async {
+        for part in parts {
+            let _ = writer.write_all(part).await;
+            sleep(PAUSE).await;
+        }
+    };
+    let closed = tokio::select! {
+        biased;
+        _ = reader.read_to_end(&mut received) => true,
+        () = sending => false,
+    };
+    let _ = writer.shutdown().await;
+    if !closed {
+        let _ = reader.read_to_end(&mut received).await;
+    }
+    (received, closed)
+}
+
+/// Splits what was received into responses, in a form that can be compared.
+fn responses(mut received: &[u8]) -> Vec<(String, Vec<u8>)> {
+    const END: &[u8] = b"\r\n\r\n";
+    let mut responses = Vec::new();
+    while let Some(end) = received.windows(END.len()).position(|bytes| bytes == END) {
+        let head = String::from_utf8_lossy(&received[..end]).into_owned();
+        received = &received[end + END.len()..];
+        let mut lines: Vec<_> = head
+            .lines()
+            .filter(|line| !line.starts_with("date: "))
+            .collect();
+        lines.sort_unstable();
+        let length = lines
+            .iter()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+        // A response to HEAD has a length and no body.
+        let has_body = !received.starts_with(b"HTTP/1.1 ");
+        let length = length.filter(|_| has_body).unwrap_or(0).min(received.len());
+        responses.push((lines.join("\n"), received[..length].to_vec()));
+        received = &received[length..];
+    }
+    responses.push((String::new(), received.to_vec()));
+    responses
+}
