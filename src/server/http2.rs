@@ -223,11 +223,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn begin(
-        context: &Arc<StreamContext>,
-        method: Method,
-        responder: SendResponse<Bytes>,
-    ) -> Self {
+    fn begin(context: &Arc<StreamContext>, method: Method, responder: SendResponse<Bytes>) -> Self {
         let active = context.slot.begin_request();
         let stream = context.slot.begin_stream();
         Self {

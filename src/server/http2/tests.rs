@@ -221,8 +221,7 @@ async fn an_evicted_connection_closes_whatever_its_client_does() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_pongs_is_closed() {
-    let (mut stream, _slot, serving) =
-        connected(ResponseBody::Memory(Bytes::from_static(b"x")));
+    let (mut stream, _slot, serving) = connected(ResponseBody::Memory(Bytes::from_static(b"x")));
     // The client sends a preface and one request, and nothing else.
     let request = [
         &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..],
@@ -327,7 +326,10 @@ async fn requests_in_segments_of_any_size_are_all_answered_at_once() {
             let (slot, _serving) = serve_in(Phase::Open, server, body);
             handshake(&mut client).await;
             let began = Instant::now();
-            let requests = (0..300).map(|n| get(2 * n + 1)).collect::<Vec<_>>().concat();
+            let requests = (0..300)
+                .map(|n| get(2 * n + 1))
+                .collect::<Vec<_>>()
+                .concat();
             let (mut reading, mut writing) = tokio::io::split(client);
             let reader = tokio::spawn(async move {
                 let (mut heads, mut frame_head) = (0, [0; 9]);
