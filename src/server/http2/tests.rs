@@ -1,6 +1,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr},
+    pin::Pin,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -265,8 +266,9 @@ impl AsyncWrite for CountedWrites {
     }
 }
 
-const SETTINGS: u8 = 4;
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 
 /// The HEADERS frame of `GET /`.
 fn get(stream: u32) -> Vec<u8> {
@@ -360,17 +362,18 @@ async fn requests_in_segments_of_any_size_are_all_answered_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_queued_body_counts_as_unsent_until_the_socket_has_accepted_it() {
-    let (client_end, server) = duplex(1000);
+    let (mut client, server) = duplex(1000);
     let body = ResponseBody::Memory(vec![7; 20_000].into());
     let (slot, _serving) = serve_in(Phase::Open, server, body);
-    let (mut send, connection) = client::handshake(client_end).await.unwrap();
-    let reading = tokio::spawn(connection);
-    let response = ask(&mut send, "/").await;
-    assert_eq!(response.await.unwrap().status(), StatusCode::OK);
-    // The client has stopped reading.
-    reading.abort();
+    handshake(&mut client).await;
+    client.write_all(&get(1)).await.unwrap();
     sleep(Duration::from_secs(1)).await;
     assert!(!slot.is_idle());
+    for kind in [HEADERS, DATA, DATA] {
+        assert_eq!(frame(&mut client).await, (kind, 1));
+    }
+    sleep(Duration::from_millis(1)).await;
+    assert!(slot.is_idle());
 }
 
 #[tokio::test(start_paused = true)]
