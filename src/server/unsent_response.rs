@@ -87,9 +87,14 @@ impl UnsentResponse {
         }
     }
 
+    /// Whether all chunks are sent.
+    pub(super) fn is_sent(&self) -> bool {
+        self.0.chunks.load(Ordering::Acquire) == 0
+    }
+
     /// Completes when all chunks are sent. Cancel-safe.
     pub(super) async fn wait_until_sent(&self) {
-        while self.0.chunks.load(Ordering::Acquire) > 0 {
+        while !self.is_sent() {
             self.0.sent.notified().await;
         }
     }
