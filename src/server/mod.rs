@@ -12,6 +12,7 @@
 //! | `write_timeout`, `unsent_response`, `response_body` | sending within time and memory limits |
 //! | `bundle_api` | routing, authorization and responses for bundles |
 //! | `long_poll` | when a request is answered at once and when it is held |
+//! | `pacer` | when bodies are sent: bandwidth and spread |
 //! | `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
@@ -41,6 +42,7 @@ mod local_request;
 mod long_poll;
 mod metrics;
 mod options;
+mod pacer;
 mod prefer;
 mod prefixed_stream;
 mod refresh_api;
