@@ -5,8 +5,13 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Entry, bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot,
-    if_none_match::IfNoneMatch, prefer,
+    Entry,
+    bundle_api::BundleApi,
+    holdout_tracker::ClientId,
+    idle_connections::Slot,
+    if_none_match::IfNoneMatch,
+    pacer::{Admission, Body},
+    prefer,
 };
 use crate::{
     metrics::InFlight,
@@ -66,6 +71,7 @@ impl BundleApi {
         // Whether the registry, or a change seen by this request, confirms the served version.
         let mut confirmed = false;
         let mut hold = None;
+        let mut admission = Admission::default();
         loop {
             // The state is marked as seen before it is compared: a later change wakes this task.
             let seen = view.seen();
@@ -85,10 +91,14 @@ impl BundleApi {
                 tracked.get_or_insert_with(track);
             }
             let Selection { state, is_fallback } = request.select(&seen);
-            if let Some(reply) = immediate_reply(&state, request, confirmed) {
-                return reply;
-            }
-            let needs_confirmation = !confirmed && differs(&state, request);
+            let reply = immediate_reply(&state, request, confirmed);
+            let body = request.body_of(reply.as_ref(), hold.is_some(), deadline);
+            let is_admitted = admission.admits(&self.pacer, body) || draining;
+            let delayed = match reply {
+                Some(reply) if is_admitted => return reply,
+                delayed => delayed,
+            };
+            let needs_confirmation = delayed.is_none() && !confirmed && differs(&state, request);
             if draining && !needs_confirmation {
                 return deadline_reply(&seen, request, entry.handle());
             }
@@ -97,21 +107,25 @@ impl BundleApi {
                 hold = request.slot.begin_hold();
             }
             if hold.is_none() {
-                return BundleReply::Unavailable;
+                // There is no reason to refuse a body only because it is early.
+                return delayed.unwrap_or(BundleReply::Unavailable);
             }
             let handle = entry.handle();
+            // A body that waits is sent even if the client names its tag: a rollback.
+            let at_deadline = || delayed.unwrap_or_else(|| deadline_reply(&seen, request, handle));
             tokio::select! {
                 changed = view.changed() => match changed {
                     Ok(()) => confirmed = true,
                     // The watcher has ended because another one replaces it.
                     Err(_) if entry.is_outdated() => {}
-                    Err(_) => return deadline_reply(&seen, request, handle),
+                    Err(_) => return at_deadline(),
                 },
                 () = entry.outdated() => {}
                 () = handle.confirm(), if needs_confirmation && !is_fallback => confirmed = true,
                 () = sleep_until(began + FALLBACK_DELAY), if needs_confirmation && is_fallback => confirmed = true,
-                () = sleep_until(deadline) => return deadline_reply(&seen, request, handle),
-                () = &mut released => return deadline_reply(&seen, request, handle),
+                () = admission.granted() => {}
+                () = sleep_until(deadline) => return at_deadline(),
+                () = &mut released => return at_deadline(),
             }
             if entry.is_outdated() {
                 let Some(current) = self.catalog.get(entry.name()) else {
@@ -135,6 +149,24 @@ impl BundleApi {
 }
 
 impl BundleRequest {
+    /// The body that is to be sent for a reply; `None` if there is none.
+    fn body_of(
+        &self,
+        reply: Option<&BundleReply>,
+        was_held: bool,
+        deadline: Instant,
+    ) -> Option<Body> {
+        match reply? {
+            BundleReply::Bundle(snapshot) if !self.is_head => Some(Body {
+                bytes: snapshot.content().bytes().size(),
+                is_update: !self.if_none_match.is_empty(),
+                was_held,
+                deadline,
+            }),
+            _ => None,
+        }
+    }
+
     fn select(&self, seen: &Seen) -> Selection {
         seen.select(crate::telemetry::now(), |fallback| {
             if self.if_none_match.is_empty() {
@@ -226,6 +258,7 @@ mod tests {
             drain::{DrainSignal, Phase},
             holdout_tracker::HoldoutTracker,
             idle_connections::{IdleConnections, Limits},
+            pacer::Pacer,
             webhook_api::WebhookApi,
         },
     };
@@ -255,7 +288,10 @@ mod tests {
             long_poll: LongPoll {
                 max_wait: Duration::from_secs(300),
                 first_wait: Duration::from_secs(5),
+                bandwidth: None,
+                spread: Duration::ZERO,
             },
+            pacer: Pacer::new(None, Duration::ZERO, server_metrics.paced_requests.clone()),
             drain: DrainSignal::new(phase, Duration::ZERO),
             holdouts: HoldoutTracker::default(),
             webhooks: WebhookApi::new(
