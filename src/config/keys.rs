@@ -100,7 +100,6 @@ const RESERVED: &[&str] = &[
     "clients.[].basic_file",
     "clients.[].mtls",
     "clients.[].jwt",
-    "long_poll.spread",
 ];
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::values::{Address, Period, Size};
+use super::values::{Address, Period, Size, Spread};
 
 pub(super) use trust::{
     Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, Policy, PolicyRules,
@@ -83,6 +83,8 @@ pub(super) struct Client {
 pub(super) struct LongPoll {
     pub(super) max_wait: Option<Period>,
     pub(super) first_wait: Option<Period>,
+    pub(super) spread: Option<Spread>,
+    pub(super) bandwidth: Option<Size>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU64,
     sync::Arc,
     time::Duration,
 };
@@ -13,7 +14,12 @@ use rustls::{
     pki_types::{PrivateKeyDer, pem::PemObject as _},
 };
 
-use super::{files::Base, problem::Problem, raw, values::Period};
+use super::{
+    files::Base,
+    problem::Problem,
+    raw,
+    values::{Period, Size},
+};
 use crate::server::TrustedProxies;
 
 /// `server`.
@@ -51,6 +57,11 @@ pub struct LongPoll {
     pub max_wait: Duration,
     /// The wait for a request that requests none, while there is nothing to serve yet.
     pub first_wait: Duration,
+    /// The time over which held requests are answered after a change; `None` (`auto`) is as long as
+    /// `bandwidth` requires.
+    pub spread: Option<Duration>,
+    /// The bytes of bundles that are sent per second; `None` is unlimited.
+    pub bandwidth: Option<NonZeroU64>,
 }
 
 // Written by hand, because rustls' `Debug` depends on the key's provider.
@@ -116,10 +127,41 @@ pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
             "an OPA without long polling times out after 10s",
         )
     });
+    let max_wait = max_wait.map_err(|problem| problem.at("max_wait"))?;
+    let spread = spread(raw, max_wait).map_err(|problem| problem.at("spread"))?;
     Ok(LongPoll {
-        max_wait: max_wait.map_err(|problem| problem.at("max_wait"))?,
+        max_wait,
         first_wait: first_wait.map_err(|problem| problem.at("first_wait"))?,
+        spread,
+        bandwidth: bandwidth(raw, spread).map_err(|problem| problem.at("bandwidth"))?,
     })
+}
+
+fn spread(raw: &raw::LongPoll, max_wait: Duration) -> Result<Option<Duration>, Problem> {
+    let why = "the longest hold, `long_poll.max_wait`";
+    let limited = |spread| Period(spread).at_most(max_wait, why);
+    raw.spread
+        .and_then(|spread| spread.0)
+        .map(limited)
+        .transpose()
+}
+
+/// Reads the bytes per second, which contradict a `spread` of no time.
+fn bandwidth(raw: &raw::LongPoll, spread: Option<Duration>) -> Result<Option<NonZeroU64>, Problem> {
+    let Some(bandwidth) = raw.bandwidth.map(Size::bytes) else {
+        return Ok(None);
+    };
+    if bandwidth < MIN_BANDWIDTH {
+        return Err(Problem::new(format!(
+            "{bandwidth} bytes a second are below the minimum of 64KiB; write a larger size, such as 10MiB"
+        )));
+    }
+    if spread.is_some_and(|spread| spread.is_zero()) {
+        return Err(Problem::new(
+            "`long_poll.spread: 0s` sends everything at once; remove one of the two",
+        ));
+    }
+    Ok(NonZeroU64::new(bandwidth))
 }
 
 fn trusted_proxies(raw: &Option<Vec<String>>) -> Result<TrustedProxies, Problem> {
@@ -184,3 +226,5 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 const MAX_WAIT: Duration = Duration::from_secs(300);
 const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// The least bandwidth, in bytes per second.
+const MIN_BANDWIDTH: u64 = 64 << 10;

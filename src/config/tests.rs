@@ -168,7 +168,9 @@ fn absent_keys_have_the_documented_defaults() {
         config.long_poll,
         LongPoll {
             max_wait: secs(300),
-            first_wait: secs(5)
+            first_wait: secs(5),
+            spread: None,
+            bandwidth: None,
         }
     );
     assert_eq!(

@@ -16,6 +16,10 @@ use super::{keys, problem::Problem};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Period(pub(super) Duration);
 
+/// `auto`, which is `None`, or a duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spread(pub(super) Option<Duration>);
+
 /// A time such as `2027-01-01T00:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PointInTime(pub(super) Timestamp);
@@ -96,6 +100,20 @@ impl std::str::FromStr for Period {
                 "{text:?} is above the maximum of {MAX_HOURS}h; write a shorter time"
             )),
         }
+    }
+}
+
+impl std::str::FromStr for Spread {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self(None));
+        }
+        let period = text.parse::<Period>();
+        period
+            .map(|period| Self(Some(period.0)))
+            .map_err(|error| format!("{error}, or auto"))
     }
 }
 
@@ -314,6 +332,15 @@ impl<T: std::str::FromStr<Err = String>> Visitor<'_> for FromText<T> {
 impl<'de> Deserialize<'de> for Period {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(FromText("a duration such as 30s", std::marker::PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Spread {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FromText(
+            "`auto` or a duration such as 30s",
+            std::marker::PhantomData,
+        ))
     }
 }
 

@@ -24,6 +24,9 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         long_poll: server::LongPoll {
             max_wait: long_poll.max_wait,
             first_wait: long_poll.first_wait,
+            bandwidth: long_poll.bandwidth,
+            // `auto` follows from the bandwidth.
+            spread: long_poll.spread.unwrap_or_default(),
         },
         clients: clients(&config.clients)?.into(),
         webhooks: config.webhooks.clone().into(),

@@ -13,16 +13,14 @@ use tokio::{
 };
 
 use super::{
-    Catalog, Clients, Deadlines, Entry, LiveWebhooks, LongPoll, ServerMetrics, TrustedProxies,
+    Catalog, Clients, Deadlines, Entry, ServerMetrics,
     bundle_api::BundleApi,
     connection::{ConnectionContext, Peer, serve_stream},
-    drain::{DrainSignal, Phase},
-    holdout_tracker::HoldoutTracker,
+    drain::Phase,
     idle_connections::{IdleConnections, Limits},
     request_body::RequestBody,
     response_body::ResponseBody,
     service::{Answer, Service},
-    webhook_api::WebhookApi,
     write_timeout::WriteTimeout,
 };
 use crate::{
@@ -94,19 +92,8 @@ impl BothPaths {
             .allow(&["**".to_owned()], Some(&[b"token"]))
             .unwrap();
         let (phase, phase_receiver) = watch::channel(Phase::Open);
-        let api = Arc::new(BundleApi {
-            webhooks: WebhookApi::new(LiveWebhooks::default(), catalog.clone(), metrics.clone()),
-            catalog,
-            clients: clients.into(),
-            trusted_proxies: TrustedProxies::default(),
-            metrics,
-            long_poll: LongPoll {
-                max_wait: Duration::from_secs(300),
-                first_wait: Duration::from_secs(5),
-            },
-            drain: DrainSignal::new(phase_receiver, Duration::ZERO),
-            holdouts: HoldoutTracker::default(),
-        });
+        let api = BundleApi::fixture(catalog, clients.into(), metrics, phase_receiver);
+        let api = Arc::new(api);
         Self {
             runtime,
             api,

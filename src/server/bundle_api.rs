@@ -20,6 +20,7 @@ use super::{
     if_none_match::IfNoneMatch,
     long_poll::BundleRequest,
     metrics::ServerMetrics,
+    pacer::Pacer,
     prefer,
     reply::Reply,
     request_body::RequestBody,
@@ -47,6 +48,7 @@ pub(super) struct BundleApi {
     pub(super) trusted_proxies: TrustedProxies,
     pub(super) metrics: ServerMetrics,
     pub(super) long_poll: LongPoll,
+    pub(super) pacer: Pacer,
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
     pub(super) webhooks: WebhookApi,
@@ -153,7 +155,9 @@ impl BundleApi {
         let reply = if if_none_match.is_current(snapshot.etag()) {
             wait.is_none().then_some(Reply::NotModified(snapshot))?
         } else {
-            if_none_match.is_empty().then(|| {
+            // Where bodies are paced, one that is not admitted yet has to wait.
+            let is_sent = if_none_match.is_empty() && self.pacer.is_unlimited();
+            is_sent.then(|| {
                 let predates_long_polling = predates_long_polling(head.user_agent);
                 Reply::bundle(snapshot, wait, predates_long_polling)
             })?
@@ -279,6 +283,37 @@ impl BundleApi {
         match self.denial(request.client.credential, entry.name()) {
             Some(denial) => Some(denial.into()),
             None => Some(reply),
+        }
+    }
+}
+
+#[cfg(any(test, fuzzing))]
+impl BundleApi {
+    /// An API without webhooks, trusted proxies and limits of bandwidth.
+    pub(super) fn fixture(
+        catalog: Catalog,
+        clients: LiveClients,
+        metrics: ServerMetrics,
+        phase: tokio::sync::watch::Receiver<super::drain::Phase>,
+    ) -> Self {
+        use std::time::Duration;
+
+        let webhooks = super::LiveWebhooks::default();
+        Self {
+            webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone()),
+            pacer: Pacer::new(None, Duration::ZERO, metrics.paced_requests.clone()),
+            catalog,
+            clients,
+            trusted_proxies: TrustedProxies::default(),
+            metrics,
+            long_poll: LongPoll {
+                max_wait: Duration::from_secs(300),
+                first_wait: Duration::from_secs(5),
+                bandwidth: None,
+                spread: Duration::ZERO,
+            },
+            drain: DrainSignal::new(phase, Duration::ZERO),
+            holdouts: HoldoutTracker::default(),
         }
     }
 }

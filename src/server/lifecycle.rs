@@ -16,6 +16,7 @@ use super::{
     holdout_tracker::HoldoutTracker,
     listener::{Connections, bind, warn_if_backlog_is_small},
     metrics::ServerMetrics,
+    pacer::Pacer,
     webhook_api::WebhookApi,
 };
 
@@ -109,12 +110,18 @@ impl Server {
             drain_signal.clone(),
             webhooks.clone(),
         );
+        let pacer = Pacer::new(
+            long_poll.bandwidth,
+            long_poll.spread,
+            metrics.paced_requests.clone(),
+        );
         let bundle_api = Arc::new(BundleApi {
             catalog,
             clients,
             trusted_proxies,
             metrics,
             long_poll,
+            pacer,
             drain: drain_signal,
             holdouts,
             webhooks,

@@ -5,8 +5,16 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Entry, bundle_api::BundleApi, holdout_tracker::ClientId, idle_connections::Slot,
-    if_none_match::OwnedIfNoneMatch, prefer, reply::Reply, request_head::ReadMethod, response,
+    Entry,
+    bundle_api::BundleApi,
+    holdout_tracker::ClientId,
+    idle_connections::Slot,
+    if_none_match::OwnedIfNoneMatch,
+    pacer::{Admission, Body},
+    prefer,
+    reply::Reply,
+    request_head::ReadMethod,
+    response,
 };
 use crate::{
     metrics::InFlight,
@@ -52,7 +60,7 @@ impl BundleApi {
         let mut tracked = None;
         // Whether the registry, or a change seen by this request, confirms the served version.
         let mut confirmed = false;
-        let mut hold = None;
+        let (mut hold, mut admission) = (None, Admission::default());
         loop {
             // The state is marked as seen before it is compared: a later change wakes this task.
             let seen = view.seen();
@@ -72,10 +80,14 @@ impl BundleApi {
                 tracked.get_or_insert_with(track);
             }
             let Selection { state, is_fallback } = request.select(&seen);
-            if let Some(reply) = immediate_reply(&state, request, entry, confirmed) {
-                return Some(reply);
-            }
-            let needs_confirmation = !confirmed && differs(&state, request);
+            let reply = immediate_reply(&state, request, entry, confirmed);
+            let body = request.body_of(reply.as_ref(), hold.is_some(), deadline);
+            let is_admitted = admission.admits(&self.pacer, body) || draining;
+            let delayed = match reply {
+                Some(reply) if is_admitted => return Some(reply),
+                delayed => delayed,
+            };
+            let needs_confirmation = delayed.is_none() && !confirmed && differs(&state, request);
             if draining && !needs_confirmation {
                 return Some(deadline_reply(&seen, request, entry.handle()));
             }
@@ -84,21 +96,25 @@ impl BundleApi {
                 hold = request.slot.begin_hold();
             }
             if hold.is_none() {
-                return Some(response::unavailable(Some(entry.name())).into());
+                // There is no reason to refuse a body only because it is early.
+                return delayed.or_else(|| Some(response::unavailable(Some(entry.name())).into()));
             }
             let handle = entry.handle();
+            // A body that waits is sent even if the client names its tag: a rollback.
+            let at_deadline = || delayed.unwrap_or_else(|| deadline_reply(&seen, request, handle));
             tokio::select! {
                 changed = view.changed() => match changed {
                     Ok(()) => confirmed = true,
                     // The watcher has ended because another one replaces it.
                     Err(_) if entry.is_outdated() => {}
-                    Err(_) => return Some(deadline_reply(&seen, request, handle)),
+                    Err(_) => return Some(at_deadline()),
                 },
                 () = entry.outdated() => {}
                 () = handle.confirm(), if needs_confirmation && !is_fallback => confirmed = true,
                 () = sleep_until(began + FALLBACK_DELAY), if needs_confirmation && is_fallback => confirmed = true,
-                () = sleep_until(deadline) => return Some(deadline_reply(&seen, request, handle)),
-                () = &mut released => return Some(deadline_reply(&seen, request, handle)),
+                () = admission.granted() => {}
+                () = sleep_until(deadline) => return Some(at_deadline()),
+                () = &mut released => return Some(at_deadline()),
             }
             if entry.is_outdated() {
                 let current = self.catalog.get(entry.name())?;
@@ -123,6 +139,19 @@ impl BundleRequest {
     /// 200 with this version.
     fn bundle(&self, snapshot: &Arc<Snapshot>) -> Reply {
         Reply::bundle(Arc::clone(snapshot), self.wait, self.predates_long_polling)
+    }
+
+    /// The body that is to be sent with a reply; `None` if there is none.
+    fn body_of(&self, reply: Option<&Reply>, was_held: bool, deadline: Instant) -> Option<Body> {
+        match reply? {
+            Reply::Bundle { snapshot, .. } if self.method == ReadMethod::Get => Some(Body {
+                bytes: snapshot.content().bytes().size(),
+                is_update: !self.if_none_match.get().is_empty(),
+                was_held,
+                deadline,
+            }),
+            _ => None,
+        }
     }
 
     fn select(&self, seen: &Seen) -> Selection {
@@ -216,14 +245,12 @@ mod tests {
         metrics::{BundleScope, Metrics},
         publish::pending,
         server::{
-            Catalog, Deadlines, LiveClients, LiveWebhooks, LongPoll, ServerMetrics, TrustedProxies,
+            Catalog, Deadlines, LiveClients, ServerMetrics,
             clients::Credential,
-            drain::{DrainSignal, Phase},
-            holdout_tracker::HoldoutTracker,
+            drain::Phase,
             idle_connections::{IdleConnections, Limits},
             if_none_match::IfNoneMatch,
             request_head::HeaderLines,
-            webhook_api::WebhookApi,
         },
     };
 
@@ -244,23 +271,8 @@ mod tests {
         let ((scope, mut entry), catalog) = (add(), Catalog::default());
         catalog.insert(Arc::clone(&entry));
         let (_phase, phase) = watch::channel(Phase::Open);
-        let api = BundleApi {
-            catalog: catalog.clone(),
-            clients: LiveClients::default(),
-            trusted_proxies: TrustedProxies::default(),
-            metrics: server_metrics.clone(),
-            long_poll: LongPoll {
-                max_wait: Duration::from_secs(300),
-                first_wait: Duration::from_secs(5),
-            },
-            drain: DrainSignal::new(phase, Duration::ZERO),
-            holdouts: HoldoutTracker::default(),
-            webhooks: WebhookApi::new(
-                LiveWebhooks::default(),
-                catalog.clone(),
-                server_metrics.clone(),
-            ),
-        };
+        let clients = LiveClients::default();
+        let api = BundleApi::fixture(catalog.clone(), clients, server_metrics.clone(), phase);
         let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
         let request = BundleRequest {
             began: Instant::now(),

@@ -23,6 +23,8 @@ pub struct ServerMetrics {
     pub(super) registry: Metrics,
     /// Open client connections.
     pub(super) connections: IntGauge,
+    /// Requests that wait until their body may be sent.
+    pub(super) paced_requests: IntGauge,
     pub(super) status: StatusGauges,
     responses: IntCounterVec,
     sent_bytes: IntCounterVec,
@@ -61,6 +63,10 @@ impl ServerMetrics {
         Ok(Self {
             registry: metrics.clone(),
             connections: metrics.gauge("bundlegate_connections", "Open client connections.")?,
+            paced_requests: metrics.gauge(
+                "bundlegate_paced_requests",
+                "Requests whose response waits for `long_poll.bandwidth` or `long_poll.spread`.",
+            )?,
             status: StatusGauges::new(metrics)?,
             responses: metrics.counters(
                 "bundlegate_http_requests_total",

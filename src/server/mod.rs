@@ -13,6 +13,7 @@
 //! | `service` | the answer to a request: at once, or later |
 //! | `bundle_api` | routing, authorization and replies for bundles |
 //! | `long_poll` | when a request is answered at once and when it is held |
+//! | `pacer` | when bodies are sent: bandwidth and spread |
 //! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `response` | every status line, header and error body |
@@ -47,6 +48,7 @@ mod local_request;
 mod long_poll;
 mod metrics;
 mod options;
+mod pacer;
 mod plain_request;
 mod prefer;
 mod prefixed_stream;

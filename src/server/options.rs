@@ -1,6 +1,6 @@
 //! Options of the server.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
 
 use super::{LiveClients, LiveWebhooks, TrustedProxies};
 
@@ -86,4 +86,10 @@ pub struct LongPoll {
     pub max_wait: Duration,
     /// The hold of a request without `Prefer: wait` while its bundle is pending.
     pub first_wait: Duration,
+    /// Bytes of bodies that are sent per second, over all connections, with a burst of 100 ms and at
+    /// least one body; `None` is unlimited. A response waits for it as long as the request may be
+    /// held, and is then sent all the same.
+    pub bandwidth: Option<NonZeroU64>,
+    /// The responses to requests that were held are spread over this time.
+    pub spread: Duration,
 }

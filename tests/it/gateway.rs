@@ -1,7 +1,7 @@
 //! The gateway as `serve` composes it, within the process of the test, in front of a registry that
 //! fails on demand; and what its tests have in common.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, num::NonZeroU64, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
@@ -65,6 +65,9 @@ pub(crate) struct Setup {
     /// The resource, `idle` and `max` of a pattern whose only capture, `{tag}`, is the tag.
     pub(crate) pattern: Option<(&'static str, &'static str, usize)>,
     pub(crate) webhooks: Vec<Webhook>,
+    /// In bytes per second; 0 is unlimited.
+    pub(crate) bandwidth: u64,
+    pub(crate) spread: Duration,
 }
 
 impl Default for Setup {
@@ -105,6 +108,8 @@ impl Default for Setup {
             mirrors: Vec::new(),
             pattern: None,
             webhooks: Vec::new(),
+            bandwidth: 0,
+            spread: Duration::ZERO,
         }
     }
 }
@@ -266,6 +271,8 @@ impl TestGateway<InProcess> {
             long_poll: LongPoll {
                 max_wait: Duration::from_secs(300),
                 first_wait: setup.rules.first_wait,
+                bandwidth: NonZeroU64::new(setup.bandwidth),
+                spread: setup.spread,
             },
             clients: clients.clone(),
             webhooks: setup.webhooks.into(),

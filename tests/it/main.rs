@@ -38,6 +38,7 @@ mod max_connections;
 mod mirrors;
 mod on_withdraw;
 mod opa_check;
+mod pacing;
 mod patterns;
 mod policy_change;
 mod protocols;

@@ -86,7 +86,6 @@ fn keys_of_later_versions_are_known_as_such() {
         );
     }
     later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
-    later("long_poll.spread", "long_poll: { spread: auto }");
 }
 
 #[test]
@@ -275,6 +274,28 @@ fn server_errors_name_the_key_and_a_fix() {
         (
             "long_poll: { max_wait: 0s }",
             "long_poll.max_wait: 0s is below the minimum of 1s; write a longer time, such as 5m",
+        ),
+        (
+            "long_poll: { spread: soon }",
+            "long_poll.spread: \"soon\" is not a duration; write a whole number with its unit, such as 250ms, \
+             30s, 5m or 24h, or auto",
+        ),
+        (
+            "long_poll: { max_wait: 1m, spread: 2m }",
+            "long_poll.spread: 2m is above the maximum of 1m (the longest hold, `long_poll.max_wait`); write 1m or less",
+        ),
+        (
+            "long_poll: { bandwidth: 10MB }",
+            "long_poll.bandwidth: \"10MB\": units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB",
+        ),
+        (
+            "long_poll: { bandwidth: 1KiB }",
+            "long_poll.bandwidth: 1024 bytes a second are below the minimum of 64KiB; write a larger size, \
+             such as 10MiB",
+        ),
+        (
+            "long_poll: { spread: 0s, bandwidth: 10MiB }",
+            "long_poll.bandwidth: `long_poll.spread: 0s` sends everything at once; remove one of the two",
         ),
     ]);
 }
