@@ -7,7 +7,9 @@
 //! | `options` | addresses, limits and deadlines |
 //! | `listener` | accepting connections, at most `max_connections` |
 //! | `connection` | one connection: TLS, protocol detection, and how it is closed |
-//! | `http1`, `http2` | the two protocols |
+//! | `fast_path`, `plain_request` | the requests of OPA over HTTP/1.1, which need no hyper |
+//! | `http1`, `http2` | all other requests of the two protocols |
+//! | `close_signal` | tells a connection to close |
 //! | `idle_connections` | which connections are evicted, held requests, deadlines of each step |
 //! | `write_timeout`, `unsent_response`, `response_body` | sending within time and memory limits |
 //! | `service` | the answer to a request: at once, or later |

@@ -143,3 +143,62 @@ fn visible(value: Option<&[u8]>) -> Option<Option<&str>> {
         .flatten()
         .map(Some)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What OPA 1.22 sends, with and without a token.
+    #[test]
+    fn the_requests_of_opa_are_plain() {
+        let polling = "GET /bundles/authz/main HTTP/1.1\r\nHost: gate:8443\r\n\
+                       User-Agent: Open Policy Agent/1.22.2 (linux, amd64)\r\n\
+                       If-None-Match: \"a\"\r\nPrefer: modes=snapshot,delta;wait=60\r\n\
+                       Accept-Encoding: gzip\r\n";
+        for more in [
+            "",
+            "Authorization: Bearer token\r\n",
+            "Connection: close\r\n",
+        ] {
+            let bytes = format!("{polling}{more}\r\nGET /");
+            let request = parse(bytes.as_bytes()).unwrap();
+            assert_eq!(request.length, bytes.len() - "GET /".len());
+            assert_eq!(request.closes, more.starts_with("Connection"));
+            let RequestHead {
+                path,
+                authorization,
+                user_agent,
+                if_none_match,
+                prefer,
+                ..
+            } = request.head;
+            assert_eq!(path, "/bundles/authz/main");
+            assert_eq!(authorization.is_some(), more.starts_with("Authorization"));
+            assert!(user_agent.is_some_and(|agent| agent.starts_with(b"Open Policy Agent/")));
+            assert!(if_none_match.iter().eq(["\"a\""]));
+            assert!(prefer.iter().eq(["modes=snapshot,delta;wait=60"]));
+        }
+    }
+
+    #[test]
+    fn what_may_mean_something_else_is_not_plain() {
+        for text in [
+            "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nPrefer: a\r\nPrefer: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: x\r\nPrefer: \u{e4}\r\n\r\n",
+            "GET http://x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET /# HTTP/1.1\r\nHost: x\r\n\r\n",
+            "GET /\u{e4} HTTP/1.1\r\nHost: x\r\n\r\n",
+        ] {
+            assert!(parse(text.as_bytes()).is_none(), "{text}");
+        }
+    }
+}
