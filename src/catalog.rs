@@ -331,10 +331,15 @@ impl<M> Entry<M> {
     pub async fn outdated(&self) {
         // The channel can't be closed, because `self` holds its sender.
         let _ = self
-            .outdated
-            .subscribe()
+            .subscribe_outdated()
             .wait_for(|outdated| *outdated)
             .await;
+    }
+
+    /// A receiver that changes when [`Self::is_outdated`] becomes true. It does not change for an
+    /// entry that is outdated already.
+    pub fn subscribe_outdated(&self) -> watch::Receiver<bool> {
+        self.outdated.subscribe()
     }
 }
 

@@ -173,6 +173,14 @@ impl View {
     /// # Errors
     /// When the bundle's watcher is gone.
     pub async fn changed(&mut self) -> Result<(), RecvError> {
+        if self.fallback.is_some() {
+            // Boxed, because few bundles have a fallback, and each waiting request keeps this.
+            return Box::pin(self.either_changed()).await;
+        }
+        self.own.changed().await
+    }
+
+    async fn either_changed(&mut self) -> Result<(), RecvError> {
         loop {
             let Some(fallback) = &mut self.fallback else {
                 return self.own.changed().await;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Catalog, Entry,
+    bundle_api::BundleApi,
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::HoldoutTracker,
@@ -136,6 +137,10 @@ impl Service for AdminApi {
     ) -> Answer<Response<ResponseBody>> {
         let (api, peer) = (Arc::clone(self), peer.clone());
         Answer::later(async move { api.handle(request, peer).await })
+    }
+
+    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
+        None
     }
 }
 

@@ -63,6 +63,10 @@ impl Service for WithoutFastPath {
     ) -> Answer<Response<ResponseBody>> {
         self.0.answer(request, peer)
     }
+
+    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
+        None
+    }
 }
 
 impl BothPaths {
@@ -101,6 +105,11 @@ impl BothPaths {
             _publisher: publisher,
             _phase: phase,
         }
+    }
+
+    /// Whether a request may take the fast path at all.
+    pub(super) fn has_fast_path(&self) -> bool {
+        self.api.bundle_api().is_some()
     }
 
     /// The entity tag of the bundle, in quotes.

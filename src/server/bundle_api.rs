@@ -89,6 +89,10 @@ impl Service for BundleApi {
             ),
         }
     }
+
+    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
+        Some(self)
+    }
 }
 
 impl BundleApi {
@@ -111,7 +115,7 @@ impl BundleApi {
         Answer::later(async move {
             let (reply, entry) = match entry {
                 Ok(entry) => api.serve_or_demand(entry, &request).await,
-                Err(name) => api.serve_on_demand(&name, &request).await,
+                Err(name) => Box::pin(api.serve_on_demand(&name, &request)).await,
             };
             api.count(reply, entry.as_deref(), request.method)
         })
@@ -224,7 +228,8 @@ impl BundleApi {
     ) -> (Reply, Option<Arc<Entry>>) {
         match self.serve(&mut entry, request).await {
             Some(reply) => (reply, Some(entry)),
-            None => self.serve_on_demand(entry.name(), request).await,
+            // Boxed, because it is rare, and each waiting request keeps this.
+            None => Box::pin(self.serve_on_demand(entry.name(), request)).await,
         }
     }
 

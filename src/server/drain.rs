@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::{sync::watch, time::sleep};
+use tokio::sync::watch;
 
 /// A phase of the shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,16 +33,22 @@ impl DrainSignal {
         *self.phase.borrow() != Phase::Open
     }
 
-    /// Completes at a random time of the release phase, so that the clients of a fleet do not
-    /// reconnect all at once.
-    pub(super) async fn released(mut self) {
-        if self
-            .phase
-            .wait_for(|phase| *phase == Phase::Release)
-            .await
-            .is_ok()
-        {
-            sleep(self.over.mul_f64(fastrand::f64())).await;
+    /// Completes when the phase changes. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        if self.phase.changed().await.is_err() {
+            // The server is gone, and with it this connection.
+            std::future::pending().await
         }
+    }
+
+    /// Whether held requests are released.
+    pub(super) fn is_released(&self) -> bool {
+        *self.phase.borrow() == Phase::Release
+    }
+
+    /// A random time of the release phase, so that the clients of a fleet do not reconnect all at
+    /// once.
+    pub(super) fn release_delay(&self) -> Duration {
+        self.over.mul_f64(fastrand::f64())
     }
 }

@@ -1,14 +1,23 @@
 //! When a bundle request is answered: at once, when the bundle changes, or at its deadline.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::pending,
+    ops::ControlFlow,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use super::{
-    Entry,
+    Entry, RequestMetrics,
     bundle_api::BundleApi,
-    holdout_tracker::ClientId,
-    idle_connections::Slot,
+    holdout_tracker::{ClientId, WaitGuard},
+    idle_connections::{HeldRequest, Slot},
     if_none_match::OwnedIfNoneMatch,
     pacer::{Admission, Body},
     prefer,
@@ -17,8 +26,9 @@ use super::{
     response,
 };
 use crate::{
+    catalog::InUse,
     metrics::InFlight,
-    publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, Withdrawal},
+    publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, View, Withdrawal},
 };
 
 /// Delay before a client that runs another version gets the fallback. Withdrawing is a decision of
@@ -39,6 +49,23 @@ pub(super) struct BundleRequest {
     pub(super) slot: Arc<Slot>,
 }
 
+/// A request that is being answered: what it waits for, and what it counts as meanwhile. It is kept
+/// small, because a fleet has a long poll for each OPA.
+struct Wait {
+    view: View,
+    outdated: watch::Receiver<bool>,
+    _guards: (Option<InFlight>, Option<InUse<RequestMetrics>>),
+    /// What [`HoldoutTracker`](super::holdout_tracker::HoldoutTracker) has recorded, if it was asked.
+    tracked: Option<Option<Box<WaitGuard>>>,
+    /// Whether the registry, or a change seen by this request, confirms the served version.
+    is_confirmed: bool,
+    hold: Option<HeldRequest>,
+    admission: Admission,
+}
+
+/// What a request that is not answered yet needs besides a change of its bundle.
+type Confirmation<'a> = Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>;
+
 impl BundleApi {
     /// Replies at once, when the bundle changes, or at the deadline. If the bundle is reconfigured
     /// while the request is held, the request continues with the new `entry`. `None` if it is
@@ -48,82 +75,142 @@ impl BundleApi {
         entry: &mut Arc<Entry>,
         request: &BundleRequest,
     ) -> Option<Reply> {
+        let mut drain = self.drain.clone();
         // During the drain a request is held only for a check that confirms the version.
-        let draining = self.drain.is_draining();
+        let draining = drain.is_draining();
         let held = self.hold_of(request).filter(|_| !draining);
-        let began = request.began;
-        let deadline = began + held.unwrap_or(self.long_poll.first_wait);
-        let mut _waiting = (count_waiter(entry, held), entry.begin_use());
-        let released = self.drain.clone().released();
-        tokio::pin!(released);
-        let mut view = entry.handle().view();
-        let mut tracked = None;
-        // Whether the registry, or a change seen by this request, confirms the served version.
-        let mut confirmed = false;
-        let (mut hold, mut admission) = (None, Admission::default());
+        let hold = held.unwrap_or(self.long_poll.first_wait);
+        let mut deadline = pin!(sleep_until(request.began + hold));
+        let mut is_released = false;
+        let mut wait = Wait::new(entry, held);
         loop {
-            // The state is marked as seen before it is compared: a later change wakes this task.
-            let seen = view.seen();
-            if let State::Withdrawn(Withdrawal {
-                version: Some(lost),
-                ..
-            }) = seen.own()
-            {
-                let track = || {
-                    self.holdouts.record(
-                        entry.name(),
-                        lost,
-                        request.if_none_match.get(),
-                        &request.client,
-                    )
+            if entry.is_outdated() {
+                *entry = self.catalog.get(entry.name())?;
+                wait.continue_with(entry, held);
+            }
+            let until = deadline.deadline();
+            let (entry, mut confirmation) =
+                match self.examine(entry, request, &mut wait, until, draining) {
+                    ControlFlow::Break(reply) => return Some(reply),
+                    ControlFlow::Continue(confirmation) => (&*entry, confirmation),
                 };
-                tracked.get_or_insert_with(track);
-            }
-            let Selection { state, is_fallback } = request.select(&seen);
-            let reply = immediate_reply(&state, request, entry, confirmed);
-            let body = request.body_of(reply.as_ref(), hold.is_some(), deadline);
-            let is_admitted = admission.admits(&self.pacer, body) || draining;
-            let delayed = match reply {
-                Some(reply) if is_admitted => return Some(reply),
-                delayed => delayed,
-            };
-            let needs_confirmation = delayed.is_none() && !confirmed && differs(&state, request);
-            if draining && !needs_confirmation {
-                return Some(deadline_reply(&seen, request, entry.handle()));
-            }
-            // A request that is answered at once does not count against the limit of held requests.
-            if hold.is_none() {
-                hold = request.slot.begin_hold();
-            }
-            if hold.is_none() {
-                // There is no reason to refuse a body only because it is early.
-                return delayed.or_else(|| Some(response::unavailable(Some(entry.name())).into()));
-            }
-            let handle = entry.handle();
-            // A body that waits is sent even if the client names its tag: a rollback.
-            let at_deadline = || delayed.unwrap_or_else(|| deadline_reply(&seen, request, handle));
             tokio::select! {
-                changed = view.changed() => match changed {
-                    Ok(()) => confirmed = true,
+                changed = wait.view.changed() => match changed {
+                    Ok(()) => wait.is_confirmed = true,
                     // The watcher has ended because another one replaces it.
                     Err(_) if entry.is_outdated() => {}
-                    Err(_) => return Some(at_deadline()),
+                    Err(_) => return Some(wait.last_reply(entry, request)),
                 },
-                () = entry.outdated() => {}
-                () = handle.confirm(), if needs_confirmation && !is_fallback => confirmed = true,
-                () = sleep_until(began + FALLBACK_DELAY), if needs_confirmation && is_fallback => confirmed = true,
-                () = admission.granted() => {}
-                () = sleep_until(deadline) => return Some(at_deadline()),
-                () = &mut released => return Some(at_deadline()),
-            }
-            if entry.is_outdated() {
-                let current = self.catalog.get(entry.name())?;
-                view = current.handle().view();
-                // A bundle that was removed and added again has other series.
-                _waiting = (count_waiter(&current, held), current.begin_use());
-                *entry = current;
+                _ = wait.outdated.changed() => {}
+                () = confirmed(&mut confirmation) => wait.is_confirmed = true,
+                () = wait.admission.granted() => {}
+                () = &mut deadline => return Some(wait.last_reply(entry, request)),
+                () = drain.changed() => if drain.is_released() && !is_released {
+                    is_released = true;
+                    let released = Instant::now() + drain.release_delay();
+                    deadline.as_mut().reset(released.min(until));
+                },
             }
         }
+    }
+
+    /// The reply, if there is one now, or what the request needs for one.
+    fn examine<'a>(
+        &self,
+        entry: &'a Entry,
+        request: &BundleRequest,
+        wait: &mut Wait,
+        deadline: Instant,
+        draining: bool,
+    ) -> ControlFlow<Reply, Confirmation<'a>> {
+        // The state is marked as seen before it is compared: a later change wakes this task.
+        let seen = wait.view.seen();
+        self.track_holdout(entry, request, &seen, wait);
+        let Selection { state, is_fallback } = request.select(&seen);
+        let reply = immediate_reply(&state, request, entry, wait.is_confirmed);
+        let body = request.body_of(reply.as_ref(), wait.hold.is_some(), deadline);
+        let is_admitted = wait.admission.admits(&self.pacer, body) || draining;
+        let delayed = match reply {
+            Some(reply) if is_admitted => return ControlFlow::Break(reply),
+            delayed => delayed,
+        };
+        let needs_confirmation =
+            delayed.is_none() && !wait.is_confirmed && differs(&state, request);
+        let handle = entry.handle();
+        if draining && !needs_confirmation {
+            return ControlFlow::Break(deadline_reply(&seen, request, handle));
+        }
+        // A request that is answered at once does not count against the limit of held requests.
+        if wait.hold.is_none() {
+            wait.hold = request.slot.begin_hold();
+        }
+        if wait.hold.is_none() {
+            // There is no reason to refuse a body only because it is early.
+            let refusal = || response::unavailable(Some(entry.name())).into();
+            return ControlFlow::Break(delayed.unwrap_or_else(refusal));
+        }
+        ControlFlow::Continue(match (needs_confirmation, is_fallback) {
+            (false, _) => None,
+            (true, false) => Some(Box::pin(handle.confirm())),
+            (true, true) => Some(Box::pin(sleep_until(request.began + FALLBACK_DELAY))),
+        })
+    }
+
+    /// Records a client that still runs a withdrawn version.
+    fn track_holdout(&self, entry: &Entry, request: &BundleRequest, seen: &Seen, wait: &mut Wait) {
+        if let State::Withdrawn(Withdrawal {
+            version: Some(lost),
+            ..
+        }) = seen.own()
+        {
+            wait.tracked.get_or_insert_with(|| {
+                let if_none_match = request.if_none_match.get();
+                let name = entry.name();
+                let recorded = self
+                    .holdouts
+                    .record(name, lost, if_none_match, &request.client);
+                recorded.map(Box::new)
+            });
+        }
+    }
+}
+
+impl Wait {
+    fn new(entry: &Arc<Entry>, held: Option<Duration>) -> Self {
+        Self {
+            view: entry.handle().view(),
+            outdated: entry.subscribe_outdated(),
+            _guards: (count_waiter(entry, held), entry.begin_use()),
+            tracked: None,
+            is_confirmed: false,
+            hold: None,
+            admission: Admission::default(),
+        }
+    }
+
+    /// Waits for another entry of the same name. A bundle that was removed and added again has
+    /// other series.
+    fn continue_with(&mut self, entry: &Arc<Entry>, held: Option<Duration>) {
+        self.view = entry.handle().view();
+        self.outdated = entry.subscribe_outdated();
+        self._guards = (count_waiter(entry, held), entry.begin_use());
+    }
+
+    /// The reply at the deadline. A body that waits for bandwidth is sent even if the client names
+    /// its tag: a rollback.
+    fn last_reply(&mut self, entry: &Entry, request: &BundleRequest) -> Reply {
+        let seen = self.view.seen();
+        let state = request.select(&seen).state;
+        immediate_reply(&state, request, entry, self.is_confirmed)
+            .unwrap_or_else(|| deadline_reply(&seen, request, entry.handle()))
+    }
+}
+
+/// Completes with the confirmation, if one is needed.
+async fn confirmed(confirmation: &mut Confirmation<'_>) {
+    match confirmation {
+        Some(confirmation) => confirmation.await,
+        None => pending().await,
     }
 }
 
@@ -238,7 +325,7 @@ fn pending_message(handle: &Handle) -> String {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use tokio::{sync::watch, task::yield_now};
+    use tokio::task::yield_now;
 
     use super::*;
     use crate::{

@@ -12,6 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 /// The client connection preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Bytes that are read at once. The parser then sees a request as it has arrived.
+const READ_BYTES: usize = 16 << 10;
+
 /// Returns `prefix`, then the rest of `stream`.
 #[derive(Debug)]
 pub(super) struct PrefixedStream<S> {
@@ -30,10 +33,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> PrefixedStream<S> {
     /// # Errors
     /// When reading fails.
     pub(super) async fn detect_http2(&mut self) -> io::Result<bool> {
-        let mut read = BytesMut::from(&*self.prefix);
+        if self.prefix.len() >= PREFACE.len() || !PREFACE.starts_with(&self.prefix) {
+            return Ok(self.prefix.starts_with(PREFACE));
+        }
+        let mut read = BytesMut::with_capacity(READ_BYTES);
+        read.extend_from_slice(&self.prefix);
         while read.len() < PREFACE.len() && PREFACE.starts_with(&read) {
-            let mut rest = (&mut self.stream).take((PREFACE.len() - read.len()) as u64);
-            if rest.read_buf(&mut read).await? == 0 {
+            if self.stream.read_buf(&mut read).await? == 0 {
                 break;
             }
         }

@@ -25,9 +25,7 @@ pub(super) trait Service: Send + Sync + 'static {
     ) -> Answer<Response<ResponseBody>>;
 
     /// The bundle API, whose plain requests take the fast path.
-    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
-        None
-    }
+    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>>;
 }
 
 /// A closure that answers each request.
@@ -42,6 +40,10 @@ where
         peer: &Peer,
     ) -> Answer<Response<ResponseBody>> {
         self(request, peer)
+    }
+
+    fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
+        None
     }
 }
 
