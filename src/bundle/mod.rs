@@ -6,6 +6,7 @@
 mod archive;
 mod artifact;
 mod assembled;
+mod block_stream;
 mod check;
 mod conftest;
 mod contents;
@@ -25,6 +26,7 @@ mod manifest;
 mod open;
 mod pack;
 mod package;
+mod parallel_gzip;
 mod paths;
 mod policy;
 mod rego;
