@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 
 /// The size of every block but the last.
-pub(super) const BLOCK_BYTES: usize = 256 << 10;
+pub(super) const BLOCK_BYTES: usize = 512 << 10;
 /// The number of blocks that a slow reader may have in front of it.
 const QUEUED_BLOCKS: usize = 2;
 

@@ -2,6 +2,9 @@
 //!
 //! Nothing here accesses the network, and only [`Folder`] reads files from disk. The format is that
 //! of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
+//!
+//! A folder is packed in one pass: while the tar stream is written, some threads compress it, and
+//! others read it as that of any bundle.
 
 mod archive;
 mod artifact;
