@@ -84,28 +84,32 @@ pub struct Incoming {
 struct EarlySync {
     /// The bytes since the last sync began.
     unsynced: u64,
-    running: Option<thread::JoinHandle<()>>,
+    running: Option<thread::JoinHandle<io::Result<()>>>,
 }
 
 impl EarlySync {
-    fn wrote(&mut self, bytes: usize, file: &fs::File) {
+    fn wrote(&mut self, bytes: usize, file: &fs::File) -> io::Result<()> {
         self.unsynced += bytes as u64;
-        let is_running = self
-            .running
-            .as_ref()
-            .is_some_and(|sync| !sync.is_finished());
-        if self.unsynced < EARLY_SYNC_BYTES || is_running {
-            return;
+        let is_running = |sync: &thread::JoinHandle<_>| !sync.is_finished();
+        if self.unsynced < EARLY_SYNC_BYTES || self.running.as_ref().is_some_and(is_running) {
+            return Ok(());
         }
+        self.finish()?;
         self.unsynced = 0;
-        // Failures don't matter here: the sync at the end reports them.
-        self.running = file.try_clone().ok().and_then(|file| {
-            let sync = move || drop(file.sync_data());
-            thread::Builder::new()
-                .name("sync".to_owned())
-                .spawn(sync)
-                .ok()
-        });
+        let file = file.try_clone()?;
+        let thread = thread::Builder::new().name("sync".to_owned());
+        // Without another thread, the sync at the end takes longer.
+        self.running = thread.spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// Waits for the last sync. Its error is reported here only: Linux reports a failed write once.
+    fn finish(&mut self) -> io::Result<()> {
+        let Some(sync) = self.running.take() else {
+            return Ok(());
+        };
+        sync.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -600,8 +604,8 @@ impl Incoming {
             WriteError::Io(source) => IncomingError::from(failed_to_write(&self.path, source)),
             WriteError::Mismatch(mismatch) => mismatch.into(),
         })?;
-        self.early.wrote(piece.len(), self.file.as_file());
-        Ok(())
+        let synced = self.early.wrote(piece.len(), self.file.as_file());
+        Ok(synced.map_err(|source| failed_to_write(&self.path, source))?)
     }
 
     /// Stores the blob under its digest, if it is complete and matches the descriptor. No index may
@@ -609,10 +613,12 @@ impl Incoming {
     ///
     /// # Errors
     /// When the bytes don't match, or the disk fails; the blob is then not stored.
-    pub fn finish(self) -> Result<(), IncomingError> {
+    pub fn finish(mut self) -> Result<(), IncomingError> {
+        let failed = |source| failed_to_write(&self.path, source);
+        self.early.finish().map_err(failed)?;
         self.writer.finish(Bytes::from)?;
         let persisted = self.file.persist(&self.path);
-        persisted.map_err(|error| failed_to_write(&self.path, error.error))?;
+        persisted.map_err(|error| failed(error.error))?;
         Ok(())
     }
 }
