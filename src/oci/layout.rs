@@ -667,6 +667,45 @@ mod tests {
     }
 
     #[test]
+    fn a_built_blob_is_moved_where_its_file_is_on_the_same_disk_and_copied_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let descriptor = Descriptor::of("", b"hello");
+        let in_memory = Blob::check(&descriptor, Bytes::from_static(b"hello")).unwrap();
+        let mut writer =
+            BlobWriter::in_file(descriptor, tempfile::tempfile_in(folder.path()).unwrap());
+        writer.write(b"hello").unwrap();
+        let in_file = writer.finish(Bytes::from).unwrap();
+        let path = layout.blob_path(in_file.digest());
+        for blob in [in_file, in_memory] {
+            fs::write(&path, "damaged").unwrap();
+            assert!(layout.link_blob_unsynced(&blob).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), b"hello");
+            assert!(!layout.link_blob_unsynced(&blob).unwrap());
+            let names = fs::read_dir(folder.path()).unwrap();
+            assert_eq!(names.count(), 4, "blobs, index, lock and marker");
+        }
+    }
+
+    #[test]
+    fn a_blob_that_arrives_in_pieces_is_synced_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let piece = vec![7; 1 << 20];
+        let whole = piece.repeat(20);
+        let descriptor = Descriptor::of("", &whole);
+        let mut incoming = layout.receive(&descriptor).unwrap();
+        let mut syncs = 0;
+        for piece in whole.chunks(piece.len()) {
+            incoming.write(piece).unwrap();
+            syncs += usize::from(incoming.early.unsynced == 0);
+        }
+        assert!(syncs > 0);
+        incoming.finish().unwrap();
+        assert!(layout.is_intact(&descriptor.digest, descriptor.size));
+    }
+
+    #[test]
     fn a_damaged_blob_is_replaced_when_it_is_stored_again() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
