@@ -137,6 +137,7 @@ impl Transfer<'_> {
         let mut state = CopyState::default();
         self.copy_manifest(&manifest, PutMode::ByDigest, &mut state, 0)
             .await?;
+        self.to.sync().await?;
         Ok((manifest, state.copied))
     }
 

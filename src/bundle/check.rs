@@ -1,14 +1,18 @@
 //! Finds errors that OPA reports when it compiles the Rego of a folder, as far as the built-in
 //! parser can: Rego that can't be parsed, and rules that conflict with data.
 
+use std::{collections::HashMap, io::Read};
+
 use globset::{Glob, GlobSet};
 
 use super::{
-    Bundle, BundleError, BundleManifest, Folder, PackError,
+    BundleError, BundleManifest, Folder, Limits, PackError,
+    archive::walk_stream,
     document::{Detail, Document},
-    paths::{data_path, is_data, mount},
+    paths::{is_data, mount},
     rego::{Module, RegoVersion, RulePath},
 };
+use crate::oci::Digest;
 
 /// The parser of Rego files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,53 +23,82 @@ pub enum Parse {
     No,
 }
 
-/// Parses the Rego of a bundle that was just packed from `folder`. Returns its modules in the order
-/// of the files' names.
-pub(super) fn check(
-    bundle: &Bundle,
-    folder: &Folder,
-    parse: Parse,
-) -> Result<Vec<Module>, PackError> {
-    let mut modules = Vec::new();
-    bundle.walk(|entry| -> Result<(), PackError> {
-        let name = entry.name().to_owned();
-        if name.ends_with(".rego") {
-            let place = folder.place(&name);
-            let content = entry.content()?;
-            let text =
-                std::str::from_utf8(&content).map_err(|_| PackError::NotText(place.clone()))?;
-            modules.push(match parse {
-                Parse::Strictly => {
-                    Module::parse(&name, &place, text, version_of(bundle.manifest(), &name))?
-                }
-                Parse::No => Module::scan_package(&name, text),
-            });
+/// The Rego files of a folder, parsed before the folder is packed.
+pub(super) struct RegoFiles {
+    /// The digest of each file that was read.
+    digests: HashMap<String, Digest>,
+    parsed: Result<Vec<Module>, PackError>,
+}
+
+impl RegoFiles {
+    /// Parses the files in the order of their names, up to the first error. A file that can't be
+    /// read is skipped: packing it fails, too.
+    pub(super) fn read(folder: &Folder, manifest: &BundleManifest, parse: Parse) -> Self {
+        let mut digests = HashMap::new();
+        let mut modules = Vec::new();
+        let names = folder.files.keys().filter(|name| name.ends_with(".rego"));
+        let mut error = None;
+        for name in names {
+            let Ok(content) = folder.content(name) else {
+                continue;
+            };
+            digests.insert(name.clone(), Digest::sha256(&content));
+            if error.is_some() {
+                continue;
+            }
+            match module(name, &folder.place(name), &content, manifest, parse) {
+                Ok(module) => modules.push(module),
+                Err(first) => error = Some(first),
+            }
         }
-        Ok(())
-    })?;
-    let rules: Vec<_> = modules
-        .iter()
-        .flat_map(|module| &module.rules)
-        .cloned()
-        .collect();
-    match conflicting_rule(bundle, &rules)? {
-        Some(RulePath { path, place }) => Err(PackError::RuleOverData {
-            place,
-            at: data_path(&path),
-        }),
-        None => Ok(modules),
+        Self {
+            digests,
+            parsed: error.map_or(Ok(modules), Err),
+        }
+    }
+
+    /// Whether a file that is packed with this digest is the one that was parsed.
+    pub(super) fn has(&self, name: &str, digest: &Digest) -> bool {
+        self.digests.get(name) == Some(digest)
+    }
+
+    /// The rules of all files; none if a file can't be parsed.
+    pub(super) fn rules(&self) -> Vec<RulePath> {
+        let modules = self.parsed.as_deref().unwrap_or_default();
+        let rules = modules.iter().flat_map(|module| &module.rules);
+        rules.cloned().collect()
+    }
+
+    /// The modules, or the error of the first file that can't be parsed.
+    pub(super) fn into_modules(self) -> Result<Vec<Module>, PackError> {
+        self.parsed
     }
 }
 
-/// The first rule that conflicts with data of the bundle, which OPA does not compile
+fn module(
+    name: &str,
+    place: &str,
+    content: &[u8],
+    manifest: &BundleManifest,
+    parse: Parse,
+) -> Result<Module, PackError> {
+    let text = std::str::from_utf8(content).map_err(|_| PackError::NotText(place.to_owned()))?;
+    Ok(match parse {
+        Parse::Strictly => Module::parse(name, place, text, version_of(manifest, name))?,
+        Parse::No => Module::scan_package(name, text),
+    })
+}
+
+/// The first rule that conflicts with data in a tar stream, which OPA does not compile
 /// (`CheckPathConflicts` in `v1/ast/conflicts.go`).
+///
+/// # Errors
+/// When the stream holds no bundle ([`super::load::load_stream`]), or has too many keys.
 pub(super) fn conflicting_rule(
-    bundle: &Bundle,
+    stream: impl Read,
+    limits: &Limits,
     rules: &[RulePath],
 ) -> Result<Option<RulePath>, BundleError> {
-    if rules.is_empty() {
-        return Ok(None);
-    }
     let mut paths: Vec<_> = rules.iter().map(|rule| rule.path.join("/")).collect();
     paths.sort_unstable();
     // Objects that contain no rule are pruned.
@@ -79,7 +112,7 @@ pub(super) fn conflicting_rule(
         !paths.get(next).is_some_and(|path| path.starts_with(&below))
     };
     let mut data = Document::empty();
-    bundle.walk(|entry| {
+    walk_stream(stream, limits, |entry| {
         if is_data(entry.name()) {
             let mount = mount(entry.name());
             let document = entry
@@ -88,7 +121,7 @@ pub(super) fn conflicting_rule(
                     prunes: &prunes,
                 })?
                 .mounted(&mount);
-            // Can't fail: opening the bundle found no collision.
+            // Of a bundle without collisions, this can't fail.
             let _ = data.merge(document);
         }
         Ok::<(), BundleError>(())

@@ -100,6 +100,13 @@ pub enum BundleError {
     },
 }
 
+impl BundleError {
+    /// Whether the tar stream itself can't be read.
+    pub(super) fn is_in_archive(&self) -> bool {
+        matches!(self, Self::UnpacksTooLarge { .. } | Self::Archive { .. })
+    }
+}
+
 /// A defect of an artifact that should hold a bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
@@ -140,6 +147,9 @@ pub enum PackError {
         "write the bundle to a temporary file: {0}; free disk space, or name another folder with TMPDIR"
     )]
     Temporary(io::Error),
+    /// A thread that checks the bundle can't be started.
+    #[error("start a thread: {0}; raise the limit of processes (ulimit -u)")]
+    Thread(io::Error),
     /// A path does not exist.
     #[error("{0}: no such file or folder")]
     Missing(PathBuf),

@@ -328,17 +328,14 @@ impl<R: BufRead> JsonReader<R> {
     fn plain_text(&mut self) -> Result<(), JsonError> {
         loop {
             let buffer = self.input.fill_buf()?;
-            let is_plain = |byte: &u8| (0x20..0x80).contains(byte) && !matches!(byte, b'"' | b'\\');
-            let length = buffer
-                .iter()
-                .position(|byte| !is_plain(byte))
-                .unwrap_or(buffer.len());
+            let length = length_of(buffer, is_plain);
             if length == 0 {
                 return Ok(());
             }
             if self.keeps_text {
+                // Plain text is ASCII, so nothing is replaced.
                 self.text
-                    .extend(buffer[..length].iter().copied().map(char::from));
+                    .push_str(&String::from_utf8_lossy(&buffer[..length]));
             }
             self.input.consume(length);
             self.column += length as u64;
@@ -451,14 +448,22 @@ impl<R: BufRead> JsonReader<R> {
     }
 
     fn skip_space(&mut self) -> Result<(), JsonError> {
-        while let Some(byte @ (b' ' | b'\t' | b'\r' | b'\n')) = self.peek()? {
-            self.bump();
-            if byte == b'\n' {
-                self.line += 1;
-                self.column = 1;
+        loop {
+            let buffer = self.input.fill_buf()?;
+            // Most tokens have no space, or one line break and indentation, before them.
+            let length = buffer.iter().take_while(|byte| is_space(**byte)).count();
+            if length == 0 {
+                return Ok(());
             }
+            for byte in &buffer[..length] {
+                self.column += 1;
+                if *byte == b'\n' {
+                    self.line += 1;
+                    self.column = 1;
+                }
+            }
+            self.input.consume(length);
         }
-        Ok(())
     }
 
     fn peek(&mut self) -> Result<Option<u8>, JsonError> {
@@ -487,6 +492,28 @@ impl<R: BufRead> JsonReader<R> {
             reason,
         }
     }
+}
+
+/// The number of bytes at the start of `bytes` that are `wanted`.
+fn length_of(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> usize {
+    const CHUNK: usize = 32;
+    // Without an early exit within a chunk, the compiler compares all its bytes at once.
+    let chunks = bytes.chunks_exact(CHUNK);
+    let whole = chunks
+        .take_while(|chunk| chunk.iter().fold(true, |all, byte| all & wanted(*byte)))
+        .count()
+        * CHUNK;
+    let rest = bytes[whole..].iter().take_while(|byte| wanted(**byte));
+    whole + rest.count()
+}
+
+/// Whether a byte of a string stands for itself.
+fn is_plain(byte: u8) -> bool {
+    (0x20..0x80).contains(&byte) & (byte != b'"') & (byte != b'\\')
+}
+
+fn is_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
 /// Whether a byte is allowed at `position` of the character that begins with `first` (RFC 3629 §4).

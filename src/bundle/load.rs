@@ -14,11 +14,11 @@
 //! rules that conflict with data are not found here; `opa_check` leaves them to a real OPA. OPA's
 //! own signatures and WebAssembly are left to the OPA that has the keys and the engine.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, io::Read};
 
 use super::{
     BundleError, BundleManifest, Limits,
-    archive::{Entry, walk},
+    archive::{Entry, walk, walk_stream},
     document::{Collision, Detail, Document},
     manifest::check_signatures,
     package::{Declaration, declaration},
@@ -37,38 +37,54 @@ const DECLARATION_BYTES: u64 = 1 << 20;
 /// # Errors
 /// When OPA would refuse the bundle, or a limit is exceeded.
 pub(super) fn load(blob: &Blob, limits: &Limits) -> Result<BundleManifest, BundleError> {
-    let mut listing = Listing {
-        limits,
-        manifest: None,
-        data: Vec::new(),
-        packages: Vec::new(),
-        wasm: HashSet::new(),
-        signatures: None,
-    };
+    let mut listing = Listing::new(limits);
     walk(blob, limits, |entry| listing.add(entry))?;
-    let Listing {
-        manifest,
-        data,
-        packages,
-        wasm,
-        ..
-    } = listing;
-    let (path, manifest) = manifest.unwrap_or_default();
-    for (file, package) in packages {
-        if !manifest.owns_segments(&package) {
-            let (package, roots) = (package.join("."), manifest.roots);
-            return Err(BundleError::PackageOutside {
-                path: file,
-                package,
-                roots,
-            });
-        }
-    }
-    check_wasm(&manifest, &wasm).map_err(|reason| BundleError::File { path, reason })?;
+    let (manifest, data) = listing.finish()?;
     if !data.is_empty() {
-        DataCheck::new(&manifest, &data).run(blob, limits)?;
+        let mut check = DataCheck::new(&manifest, &data);
+        walk(blob, limits, |entry| check.add_data(entry))?;
     }
     Ok(manifest)
+}
+
+/// What is known of a bundle before its tar stream is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Expected<'a> {
+    /// Its manifest; the revision does not matter.
+    pub(super) manifest: &'a BundleManifest,
+    /// The names of its data files.
+    pub(super) data: &'a [String],
+}
+
+/// As [`load`], in one pass over a tar stream that is being written.
+///
+/// # Errors
+/// The same as [`load`] of the tarball.
+pub(super) fn load_stream(
+    stream: impl Read,
+    limits: &Limits,
+    expected: Expected<'_>,
+) -> Result<BundleManifest, BundleError> {
+    let mut listing = Listing::new(limits);
+    let mut check = DataCheck::new(expected.manifest, expected.data);
+    // Reported last, as by a second pass.
+    let mut refused = None;
+    walk_stream(stream, limits, |entry| {
+        listing.add(entry)?;
+        if refused.is_some() {
+            return Ok(());
+        }
+        match check.add_data(entry) {
+            // The first pass would have found it.
+            Err(error) if error.is_in_archive() => Err(error),
+            checked => {
+                refused = checked.err();
+                Ok(())
+            }
+        }
+    })?;
+    let (manifest, _) = listing.finish()?;
+    refused.map_or(Ok(manifest), Err)
 }
 
 /// The files of a tarball.
@@ -84,7 +100,35 @@ struct Listing<'a> {
     signatures: Option<String>,
 }
 
-impl Listing<'_> {
+impl<'a> Listing<'a> {
+    fn new(limits: &'a Limits) -> Self {
+        Self {
+            limits,
+            manifest: None,
+            data: Vec::new(),
+            packages: Vec::new(),
+            wasm: HashSet::new(),
+            signatures: None,
+        }
+    }
+
+    /// Checks what takes the whole list. Returns the manifest and the names of the data files.
+    fn finish(self) -> Result<(BundleManifest, Vec<String>), BundleError> {
+        let (path, manifest) = self.manifest.unwrap_or_default();
+        for (file, package) in self.packages {
+            if !manifest.owns_segments(&package) {
+                let (package, roots) = (package.join("."), manifest.roots);
+                return Err(BundleError::PackageOutside {
+                    path: file,
+                    package,
+                    roots,
+                });
+            }
+        }
+        check_wasm(&manifest, &self.wasm).map_err(|reason| BundleError::File { path, reason })?;
+        Ok((manifest, self.data))
+    }
+
     fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
         let name = entry.name().to_owned();
         let refused = |reason: String| BundleError::File {
@@ -190,14 +234,13 @@ impl<'a> DataCheck<'a> {
         }
     }
 
-    fn run(mut self, blob: &Blob, limits: &Limits) -> Result<(), BundleError> {
-        walk(blob, limits, |entry| {
-            if is_data(entry.name()) {
-                self.add(entry)
-            } else {
-                Ok(())
-            }
-        })
+    /// Checks a file if it is data.
+    fn add_data(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {
+        if is_data(entry.name()) {
+            self.add(entry)
+        } else {
+            Ok(())
+        }
     }
 
     fn add(&mut self, entry: &mut Entry<'_>) -> Result<(), BundleError> {

@@ -2,10 +2,14 @@
 //!
 //! Nothing here accesses the network, and only [`Folder`] reads files from disk. The format is that
 //! of OPA's bundle reader (`v1/bundle/bundle.go`, `v1/bundle/file.go`).
+//!
+//! A folder is packed in one pass: while the tar stream is written, some threads compress it, and
+//! others read it as that of any bundle.
 
 mod archive;
 mod artifact;
 mod assembled;
+mod block_stream;
 mod check;
 mod conftest;
 mod contents;
@@ -25,6 +29,7 @@ mod manifest;
 mod open;
 mod pack;
 mod package;
+mod parallel_gzip;
 mod paths;
 mod policy;
 mod rego;

@@ -28,13 +28,7 @@ impl Bundle {
     /// # Errors
     /// When OPA would refuse the bundle, or a limit is exceeded.
     pub fn open(blob: Blob, limits: &Limits) -> Result<Self, BundleError> {
-        let size = blob.size();
-        if size > limits.bundle {
-            return Err(BundleError::TooLarge {
-                size,
-                limit: limits.bundle,
-            });
-        }
+        check_size(&blob, limits)?;
         let unreadable = |error: io::Error| BundleError::Archive {
             reason: error.to_string(),
         };
@@ -48,6 +42,25 @@ impl Bundle {
         Ok(Self {
             blob,
             manifest,
+            limits: *limits,
+            provenance: None,
+        })
+    }
+
+    /// A bundle that was just written. `loaded` is the result of reading its tar stream while it was
+    /// written ([`super::load::load_stream`]).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn written(
+        blob: Blob,
+        limits: &Limits,
+        loaded: Result<BundleManifest, BundleError>,
+    ) -> Result<Self, BundleError> {
+        check_size(&blob, limits)?;
+        Ok(Self {
+            blob,
+            manifest: loaded?,
             limits: *limits,
             provenance: None,
         })
@@ -89,6 +102,14 @@ impl Bundle {
     pub fn manifest(&self) -> &BundleManifest {
         &self.manifest
     }
+}
+
+fn check_size(blob: &Blob, limits: &Limits) -> Result<(), BundleError> {
+    let (size, limit) = (blob.size(), limits.bundle);
+    if size > limit {
+        return Err(BundleError::TooLarge { size, limit });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

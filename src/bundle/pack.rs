@@ -1,14 +1,20 @@
 //! Packs a folder into a bundle, reproducibly: the same content gives the same bytes.
 
-use std::{io, path::Path};
+use std::{io, path::Path, sync::mpsc::SyncSender, thread};
 
+use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::{
     Bundle, BundleError, BundleManifest, Folder, Limits, Module, PackError, Parse, RegoVersion,
-    check::check,
+    block_stream::{BlockWriter, block_reader},
+    check::{RegoFiles, conflicting_rule},
     folder::{Members, Origin, raw},
-    tarball::TarballWriter,
+    load::{Expected, load_stream},
+    parallel_gzip::ParallelGzip,
+    paths::{data_path, is_data},
+    rego::RulePath,
+    tarball::{LEVEL, TarballWriter},
 };
 use crate::oci::{Blob, Digest, Hasher, NewBlob, open_regular_within};
 
@@ -28,7 +34,7 @@ pub struct PackOptions {
     pub rego_version: Option<RegoVersion>,
 }
 
-/// A packed folder. The bundle was opened again, so it is known to load.
+/// A packed folder. Its tar stream was read as that of any bundle, so it is known to load.
 #[derive(Debug, Clone)]
 pub struct Packed {
     /// The bundle.
@@ -53,27 +59,84 @@ impl PackOptions {
 }
 
 impl Folder {
-    /// Packs the files, and opens the result as OPA would. Blocks. One file is in memory at a time.
+    /// Packs the files. Other threads compress the tar stream, and read it as OPA would, while it is
+    /// written. Blocks. One file is in memory at a time.
     ///
     /// # Errors
     /// When OPA would refuse the bundle, or a limit is exceeded.
     pub fn pack(&self, options: &PackOptions) -> Result<Packed, PackError> {
-        let (blob, files) = self.write(options)?;
-        let bundle = Bundle::open(blob, &options.limits).map_err(|error| self.with_paths(error))?;
-        let modules = check(&bundle, self, options.parse)?;
-        Ok(Packed {
-            bundle,
-            files,
-            modules,
-        })
+        let limits = &options.limits;
+        let members = self.manifest_for(options);
+        let manifest = parse_manifest(&members_text(&members))?;
+        let data: Vec<_> = self
+            .files
+            .keys()
+            .filter(|name| is_data(name))
+            .cloned()
+            .collect();
+        let rego = RegoFiles::read(self, &manifest, options.parse);
+        let rules = if data.is_empty() {
+            Vec::new()
+        } else {
+            rego.rules()
+        };
+        let expected = Expected {
+            manifest: &manifest,
+            data: &data,
+        };
+        let (written, loaded, conflict) = thread::scope(|scope| {
+            let (to_loader, stream) = block_reader();
+            let loading = spawn(scope, move || load_stream(stream, limits, expected))?;
+            let mut readers = vec![to_loader];
+            let comparing = if rules.is_empty() {
+                None
+            } else {
+                let (to_comparison, stream) = block_reader();
+                readers.push(to_comparison);
+                Some(spawn(scope, || conflicting_rule(stream, limits, &rules))?)
+            };
+            let written = self.write(members, limits.unpacked, &rego, readers);
+            let conflict = comparing.map_or(Ok(None), joined);
+            Ok::<_, PackError>((written, joined(loading), conflict))
+        })?;
+        let (blob, files) = written?;
+        let bundle = Bundle::written(blob, limits, loaded);
+        let bundle = bundle.map_err(|error| self.with_paths(error))?;
+        let modules = rego.into_modules()?;
+        match conflict? {
+            Some(RulePath { path, place }) => Err(PackError::RuleOverData {
+                place,
+                at: data_path(&path),
+            }),
+            None => Ok(Packed {
+                bundle,
+                files,
+                modules,
+            }),
+        }
     }
 
-    fn write(&self, options: &PackOptions) -> Result<(Blob, usize), PackError> {
-        let mut manifest = self.manifest_for(options);
-        let mut tarball = TarballWriter::create(NewBlob::create());
+    /// Writes the tarball, of files with at most `limit` bytes. Returns the number of its files,
+    /// too.
+    fn write(
+        &self,
+        mut manifest: Members,
+        limit: u64,
+        rego: &RegoFiles,
+        readers: Vec<SyncSender<Bytes>>,
+    ) -> Result<(Blob, usize), PackError> {
+        let compressor =
+            ParallelGzip::new(NewBlob::create(), LEVEL).map_err(PackError::Temporary)?;
+        let mut tarball = TarballWriter::new(BlockWriter::new(compressor, readers));
         let mut list = String::new();
         for (name, origin) in &self.files {
-            let digest = add(&mut tarball, name, origin, options.limits.unpacked)?;
+            let digest = add(&mut tarball, name, origin, limit)?;
+            if name.ends_with(".rego") && !rego.has(name, &digest) {
+                return Err(PackError::io(
+                    Path::new(&self.place(name)),
+                    content_changed(),
+                ));
+            }
             list.push_str(&format!("{digest} {name}\n"));
         }
         if manifest
@@ -86,17 +149,12 @@ impl Folder {
             manifest.extend(revision.map(|revision| ("revision".to_owned(), revision)));
         }
         let manifest = members_text(&manifest);
-        // Parsed here, because opening the bundle would report a file in a bundle instead.
-        let refused = |reason| PackError::File {
-            place: ".manifest".to_owned(),
-            reason,
-        };
-        BundleManifest::parse(manifest.as_bytes()).map_err(refused)?;
         let written = tarball.add(".manifest", manifest.len() as u64, manifest.as_bytes());
-        let blob = written
-            .and_then(|()| tarball.finish())
-            .map_err(PackError::Temporary)?;
-        Ok((blob, self.files.len() + 1))
+        let blob = written.and_then(|()| {
+            let (compressor, last) = tarball.end()?.finish();
+            compressor.finish(&last)?.finish()
+        });
+        Ok((blob.map_err(PackError::Temporary)?, self.files.len() + 1))
     }
 
     /// The `.manifest` to write, except for a derived revision. All defaults are explicit, as
@@ -210,9 +268,33 @@ pub fn pack(folder: &Path, limits: &Limits) -> Result<Packed, PackError> {
     Folder::read(folder, limits)?.pack(&PackOptions::new(*limits))
 }
 
+/// Parsed before anything is written, because the error of a bundle would name a file in it.
+fn parse_manifest(text: &str) -> Result<BundleManifest, PackError> {
+    BundleManifest::parse(text.as_bytes()).map_err(|reason| PackError::File {
+        place: ".manifest".to_owned(),
+        reason,
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<thread::ScopedJoinHandle<'scope, T>, PackError> {
+    thread::Builder::new()
+        .name("check bundle".to_owned())
+        .spawn_scoped(scope, work)
+        .map_err(PackError::Thread)
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
 /// Adds a file of at most `limit` bytes, and returns the digest of its content.
-fn add(
-    tarball: &mut TarballWriter,
+fn add<W: io::Write>(
+    tarball: &mut TarballWriter<W>,
     name: &str,
     origin: &Origin,
     limit: u64,
@@ -245,6 +327,10 @@ fn add(
     }
 }
 
+fn content_changed() -> io::Error {
+    io::Error::other("its content changed while it was read; try again")
+}
+
 /// Hashes the bytes that are read, and keeps the error of a failed read.
 struct Hashed<R> {
     inner: R,
@@ -270,6 +356,9 @@ impl<R: io::Read> io::Read for Hashed<R> {
 }
 
 #[cfg(test)]
+mod reopened;
+
+#[cfg(test)]
 mod tests {
     use std::fs;
 
@@ -293,7 +382,7 @@ mod tests {
         folder
     }
 
-    fn bytes(packed: &Packed) -> bytes::Bytes {
+    fn bytes(packed: &Packed) -> Bytes {
         packed.bundle.blob().read_at(0, 1 << 20).unwrap()
     }
 

@@ -1,7 +1,7 @@
 //! Writes tarballs reproducibly: the same content gives the same bytes.
 
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     sync::Arc,
 };
 
@@ -24,8 +24,8 @@ impl Output {
         }
     }
 
-    pub(super) fn tarball(&self) -> TarballWriter {
-        TarballWriter::at_level(self.blob(), self.level)
+    pub(super) fn tarball(&self) -> TarballWriter<GzEncoder<NewBlob>> {
+        TarballWriter::new(self.compress())
     }
 
     /// Compresses a tar stream, and leaves the stream itself as it is.
@@ -39,19 +39,16 @@ impl Output {
     }
 }
 
-/// Writes a gzip tarball.
-pub(super) struct TarballWriter {
-    builder: tar::Builder<GzEncoder<NewBlob>>,
+/// Writes a tarball.
+pub(super) struct TarballWriter<W: Write> {
+    builder: tar::Builder<W>,
 }
 
-impl TarballWriter {
-    pub(super) fn create(into: NewBlob) -> Self {
-        Self::at_level(into, LEVEL)
-    }
-
-    fn at_level(into: NewBlob, level: Compression) -> Self {
+impl<W: Write> TarballWriter<W> {
+    /// Writes the tar stream to `compressor`.
+    pub(super) fn new(compressor: W) -> Self {
         Self {
-            builder: tar::Builder::new(gzip_encoder(into, level)),
+            builder: tar::Builder::new(compressor),
         }
     }
 
@@ -69,8 +66,15 @@ impl TarballWriter {
         content.end()
     }
 
+    /// Ends the tar stream, and returns the compressor.
+    pub(super) fn end(self) -> io::Result<W> {
+        self.builder.into_inner()
+    }
+}
+
+impl TarballWriter<GzEncoder<NewBlob>> {
     pub(super) fn finish(self) -> io::Result<Blob> {
-        self.builder.into_inner()?.finish()?.finish()
+        self.end()?.finish()?.finish()
     }
 }
 
@@ -83,7 +87,11 @@ fn gzip_encoder(into: NewBlob, level: Compression) -> GzEncoder<NewBlob> {
         .write(into, level)
 }
 
-const LEVEL: Compression = Compression::new(6);
+/// The compression level of every bundle that is written. Another one changes the digests of
+/// builds. Measured on Rego and JSON: level 2 is 1.4 to 4 times as fast, but its output is 5 to
+/// 27 % longer, and a bundle is built once and downloaded by many; level 9 takes 1.7 to 3.3 times
+/// as long, and its output is between 4 % shorter and 7 % longer.
+pub(super) const LEVEL: Compression = Compression::new(6);
 
 /// Fails if a file is longer or shorter than its header states, which would corrupt the archive.
 struct ExactReader<R> {
@@ -125,10 +133,10 @@ mod tests {
     #[test]
     fn a_file_of_another_size_than_stated_is_refused() {
         for size in [0, 4, 6, 10_000] {
-            let mut tarball = TarballWriter::create(NewBlob::create());
+            let mut tarball = Output::to(NewBlob::system_space()).tarball();
             assert!(tarball.add("x", size, &b"hello"[..]).is_err(), "{size}");
         }
-        let mut tarball = TarballWriter::create(NewBlob::create());
+        let mut tarball = Output::to(NewBlob::system_space()).tarball();
         tarball.add("x", 5, &b"hello"[..]).unwrap();
         tarball.add("empty", 0, io::empty()).unwrap();
         assert!(tarball.finish().unwrap().size() > 0);

@@ -141,16 +141,22 @@ impl Images {
         image::tag_name_of(name).ok_or_else(|| ImagesError::InvalidName(name.clone()))
     }
 
-    /// Stores an artifact under a name.
+    /// Stores an artifact under a name. Its layer may be moved instead of copied, and must not be
+    /// read afterwards.
     ///
     /// # Errors
     /// When the disk fails; the name is then unchanged.
     pub fn put(&self, artifact: &Artifact, name: &Reference) -> Result<(), ImagesError> {
         Self::check_name(name)?;
         let lease = self.write_lease()?;
-        self.layout.store_blob(&artifact.layer)?;
-        self.layout.write_blob(NewManifest::CONFIG)?;
-        self.layout.write_blob(&artifact.manifest)?;
+        self.layout.link_blob_unsynced(&artifact.layer)?;
+        self.layout.write_blob_unsynced(NewManifest::CONFIG)?;
+        self.layout.write_blob_unsynced(&artifact.manifest)?;
+        self.layout.sync_blobs(&[
+            artifact.layer.digest().clone(),
+            Digest::sha256(NewManifest::CONFIG),
+            artifact.descriptor.digest.clone(),
+        ])?;
         self.set_name(&lease, artifact.descriptor.clone(), name)
     }
 

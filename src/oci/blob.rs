@@ -3,11 +3,13 @@
 use std::{
     fmt, fs,
     io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::FileExt,
+    os::{fd::AsRawFd as _, unix::fs::FileExt},
+    path::Path,
     sync::Arc,
 };
 
 use bytes::Bytes;
+use rustix::fs::{AtFlags, CWD, linkat};
 
 use super::{Descriptor, Digest, Hasher};
 
@@ -126,6 +128,19 @@ impl Blob {
             Content::Memory(bytes) => Some(bytes),
             Content::File { .. } => None,
         }
+    }
+
+    /// Gives the unlinked file of the blob a name.
+    ///
+    /// # Errors
+    /// When the blob is in memory, the name exists, or the file can't have it: on another disk, or
+    /// without `/proc`.
+    pub(super) fn link(&self, path: &Path) -> io::Result<()> {
+        let Content::File { file, .. } = &self.content else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
     }
 
     /// Reads all bytes from the start; any number of readers at a time.

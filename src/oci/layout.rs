@@ -5,6 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    thread,
 };
 
 use bytes::Bytes;
@@ -25,6 +26,8 @@ const TEMPORARY_PREFIX: &str = ".tmp-";
 /// `syncfs` also writes the data of other programs.
 const SYNCFS_MIN_BLOBS: usize = 64;
 const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+/// The number of bytes after which a file that is being written is synced.
+const EARLY_SYNC_BYTES: u64 = 8 << 20;
 /// The number of bytes of a blob that are read at a time.
 const READ_BYTES: usize = 1 << 16;
 /// The maximum size of an `index.json` that is read.
@@ -71,6 +74,43 @@ pub struct Incoming {
     writer: BlobWriter,
     file: NamedTempFile,
     path: PathBuf,
+    early: EarlySync,
+}
+
+/// Syncs a file that is being written from time to time on another thread, so that the disk works
+/// while bytes arrive, and little is left for the sync at the end. Measured on ext4: 100 MB that
+/// arrive within 0.3 s take 0.2 s to sync at the end, and 0.02 s with this.
+#[derive(Debug, Default)]
+struct EarlySync {
+    /// The bytes since the last sync began.
+    unsynced: u64,
+    running: Option<thread::JoinHandle<io::Result<()>>>,
+}
+
+impl EarlySync {
+    fn wrote(&mut self, bytes: usize, file: &fs::File) -> io::Result<()> {
+        self.unsynced += bytes as u64;
+        let is_running = |sync: &thread::JoinHandle<_>| !sync.is_finished();
+        if self.unsynced < EARLY_SYNC_BYTES || self.running.as_ref().is_some_and(is_running) {
+            return Ok(());
+        }
+        self.finish()?;
+        self.unsynced = 0;
+        let file = file.try_clone()?;
+        let thread = thread::Builder::new().name("sync".to_owned());
+        // Without another thread, the sync at the end takes longer.
+        self.running = thread.spawn(move || file.sync_data()).ok();
+        Ok(())
+    }
+
+    /// Waits for the last sync. Its error is reported here only: Linux reports a failed write once.
+    fn finish(&mut self) -> io::Result<()> {
+        let Some(sync) = self.running.take() else {
+            return Ok(());
+        };
+        sync.join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 /// An error in storing a blob.
@@ -134,11 +174,13 @@ impl Layout {
         if !index.exists() || !marker.exists() {
             // Another process may be creating it, and may have written an entry.
             let _lock = layout.lock()?;
+            // Their names are not synced: after a power cut, a missing file is written again.
             if !index.exists() {
-                layout.write_index(&LayoutIndex::default())?;
+                let text = index_text(&index, &LayoutIndex::default())?;
+                layout.write_file(&index, &text)?;
             }
             if !marker.exists() {
-                layout.replace(&marker, MARKER)?;
+                layout.write_file(&marker, MARKER)?;
             }
         }
         Self::open(layout.root)
@@ -200,7 +242,8 @@ impl Layout {
         if self.is_intact(blob.digest(), blob.size()) {
             return Ok(());
         }
-        self.replace_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))
+        self.write_file_with(&path, |file| io::copy(&mut blob.reader(), file).map(drop))?;
+        sync_folder_of(&path)
     }
 
     /// As [`Self::store_blob`], without a sync: many blobs are synced together by
@@ -219,6 +262,31 @@ impl Layout {
     /// When the disk fails.
     pub fn write_blob_unsynced(&self, bytes: &[u8]) -> Result<bool, LayoutError> {
         self.store_unsynced(&Digest::sha256(bytes), bytes.len() as u64, &mut &bytes[..])
+    }
+
+    /// As [`Self::store_blob_unsynced`], without a copy where the file of the blob can get its name
+    /// in the folder. It can be changed under that name, so the blob must not be served or verified
+    /// after this.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn link_blob_unsynced(&self, blob: &Blob) -> Result<bool, LayoutError> {
+        if self.is_intact(blob.digest(), blob.size()) {
+            return Ok(false);
+        }
+        let path = self.blob_path(blob.digest());
+        let failed = |source| failed_to_write(&path, source);
+        let linked = self
+            .prepare(&path)?
+            .make_in(&self.root, |path| blob.link(path));
+        match linked {
+            Ok(linked) => {
+                linked.persist(&path).map_err(|error| failed(error.error))?;
+                Ok(true)
+            }
+            // On another disk, for example.
+            Err(_) => self.store_blob_unsynced(blob),
+        }
     }
 
     fn store_unsynced(
@@ -308,6 +376,7 @@ impl Layout {
             writer: BlobWriter::in_file(descriptor.clone(), writer),
             file,
             path,
+            early: EarlySync::default(),
         })
     }
 
@@ -412,11 +481,7 @@ impl Layout {
     /// When the disk fails; the old index then remains.
     pub fn write_index(&self, index: &LayoutIndex) -> Result<(), LayoutError> {
         let path = self.root.join("index.json");
-        let text = serde_json::to_vec(index).map_err(|error| LayoutError::Malformed {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        self.replace(&path, &text)
+        self.replace(&path, &index_text(&path, index)?)
     }
 
     /// Replaces `index.json` by these bytes atomically, under the lock of the index.
@@ -460,46 +525,65 @@ impl Layout {
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
-        self.replace_with(path, |file| file.write_all(bytes))
+        self.write_file(path, bytes)?;
+        sync_folder_of(path)
     }
 
-    fn replace_with(
+    /// Replaces a file atomically. A power cut can undo it before [`sync_folder_of`] its path.
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), LayoutError> {
+        self.write_file_with(path, |file| file.write_all(bytes))
+    }
+
+    fn write_file_with(
         &self,
         path: &Path,
         write: impl FnOnce(&mut fs::File) -> io::Result<()>,
     ) -> Result<(), LayoutError> {
+        let failed = |source| failed_to_write(path, source);
         let mut file = self.temporary(path)?;
-        write(file.as_file_mut()).map_err(|source| failed_to_write(path, source))?;
-        persist(file, path)
+        write(file.as_file_mut())
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(failed)?;
+        file.persist(path).map_err(|error| failed(error.error))?;
+        Ok(())
     }
 
     /// A temporary file that is renamed to `path`: it is on the same disk, and
     /// [`Self::remove_leftovers`] removes it after a crash.
     fn temporary(&self, path: &Path) -> Result<NamedTempFile, LayoutError> {
-        let folder = path.parent().unwrap_or(&self.root);
         // The umask applies to this mode: a layout is passed on to other users, and the mode of the
         // folder restricts who may read it.
         let mode = fs::Permissions::from_mode(0o666);
-        fs::create_dir_all(folder)
-            .and_then(|()| {
-                tempfile::Builder::new()
-                    .prefix(TEMPORARY_PREFIX)
-                    .permissions(mode)
-                    .tempfile_in(&self.root)
-            })
-            .map_err(|source| failed_to_write(path, source))
+        let created = self
+            .prepare(path)?
+            .permissions(mode)
+            .tempfile_in(&self.root);
+        created.map_err(|source| failed_to_write(path, source))
+    }
+
+    /// Creates the folder of `path`. Returns the name of temporary files.
+    fn prepare(&self, path: &Path) -> Result<tempfile::Builder<'static, 'static>, LayoutError> {
+        fs::create_dir_all(path.parent().unwrap_or(&self.root))
+            .map_err(|source| failed_to_write(path, source))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(TEMPORARY_PREFIX);
+        Ok(builder)
     }
 }
 
-fn persist(file: NamedTempFile, path: &Path) -> Result<(), LayoutError> {
-    let failed = |source| failed_to_write(path, source);
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    // Without this sync a power cut can undo the rename.
+/// Makes the new name of a file survive a power cut.
+fn sync_folder_of(path: &Path) -> Result<(), LayoutError> {
     let folder = path.parent().unwrap_or_else(|| Path::new("."));
     fs::File::open(folder)
         .and_then(|folder| folder.sync_all())
-        .map_err(failed)
+        .map_err(|source| failed_to_write(path, source))
+}
+
+fn index_text(path: &Path, index: &LayoutIndex) -> Result<Vec<u8>, LayoutError> {
+    serde_json::to_vec(index).map_err(|error| LayoutError::Malformed {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 fn failed_to_write(path: &Path, source: io::Error) -> LayoutError {
@@ -517,18 +601,25 @@ impl Incoming {
     /// When the disk fails, or the size is exceeded.
     pub fn write(&mut self, piece: &[u8]) -> Result<(), IncomingError> {
         self.writer.write(piece).map_err(|error| match error {
-            WriteError::Io(source) => failed_to_write(&self.path, source).into(),
+            WriteError::Io(source) => IncomingError::from(failed_to_write(&self.path, source)),
             WriteError::Mismatch(mismatch) => mismatch.into(),
-        })
+        })?;
+        let synced = self.early.wrote(piece.len(), self.file.as_file());
+        Ok(synced.map_err(|source| failed_to_write(&self.path, source))?)
     }
 
-    /// Stores the blob under its digest, if it is complete and matches the descriptor.
+    /// Stores the blob under its digest, if it is complete and matches the descriptor. No index may
+    /// name it before [`Layout::sync_blobs`].
     ///
     /// # Errors
     /// When the bytes don't match, or the disk fails; the blob is then not stored.
-    pub fn finish(self) -> Result<(), IncomingError> {
+    pub fn finish(mut self) -> Result<(), IncomingError> {
+        let failed = |source| failed_to_write(&self.path, source);
+        self.early.finish().map_err(failed)?;
         self.writer.finish(Bytes::from)?;
-        Ok(persist(self.file, &self.path)?)
+        let persisted = self.file.persist(&self.path);
+        persisted.map_err(|error| failed(error.error))?;
+        Ok(())
     }
 }
 
@@ -573,6 +664,45 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_built_blob_is_moved_where_its_file_is_on_the_same_disk_and_copied_otherwise() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let descriptor = Descriptor::of("", b"hello");
+        let in_memory = Blob::check(&descriptor, Bytes::from_static(b"hello")).unwrap();
+        let mut writer =
+            BlobWriter::in_file(descriptor, tempfile::tempfile_in(folder.path()).unwrap());
+        writer.write(b"hello").unwrap();
+        let in_file = writer.finish(Bytes::from).unwrap();
+        let path = layout.blob_path(in_file.digest());
+        for blob in [in_file, in_memory] {
+            fs::write(&path, "damaged").unwrap();
+            assert!(layout.link_blob_unsynced(&blob).unwrap());
+            assert_eq!(fs::read(&path).unwrap(), b"hello");
+            assert!(!layout.link_blob_unsynced(&blob).unwrap());
+            let names = fs::read_dir(folder.path()).unwrap();
+            assert_eq!(names.count(), 4, "blobs, index, lock and marker");
+        }
+    }
+
+    #[test]
+    fn a_blob_that_arrives_in_pieces_is_synced_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::create(folder.path()).unwrap();
+        let piece = vec![7; 1 << 20];
+        let whole = piece.repeat(20);
+        let descriptor = Descriptor::of("", &whole);
+        let mut incoming = layout.receive(&descriptor).unwrap();
+        let mut syncs = 0;
+        for piece in whole.chunks(piece.len()) {
+            incoming.write(piece).unwrap();
+            syncs += usize::from(incoming.early.unsynced == 0);
+        }
+        assert!(syncs > 0);
+        incoming.finish().unwrap();
+        assert!(layout.is_intact(&descriptor.digest, descriptor.size));
     }
 
     #[test]
@@ -627,7 +757,7 @@ mod tests {
     fn concurrent_updates_of_the_index_are_all_kept() {
         let folder = tempfile::tempdir().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for writer in 0..8 {
                 let layout = &layout;
                 scope.spawn(move || {
@@ -647,7 +777,7 @@ mod tests {
     fn concurrent_creations_of_a_layout_result_in_one() {
         for _ in 0..8 {
             let folder = tempfile::tempdir().unwrap();
-            std::thread::scope(|scope| {
+            thread::scope(|scope| {
                 for name in 0..8 {
                     let root = folder.path();
                     scope.spawn(move || {

@@ -244,31 +244,9 @@ impl FromStr for Reference {
         if !(host.contains(['.', ':']) || host == "localhost") {
             return Err(ReferenceError::NoHost(text.to_owned()));
         }
-        let parsed =
-            oci_client::Reference::try_from(text).map_err(|error| ReferenceError::Malformed {
-                text: text.to_owned(),
-                reason: grammar_error(rest).unwrap_or_else(|| error.to_string()),
-            })?;
-        // oci-client accepts letters and digits of every script.
-        if let Some(tag) = parsed.tag().filter(|tag| !is_tag(tag)) {
-            let reason = tag_error(tag).unwrap_or_default();
-            return Err(ReferenceError::Malformed {
-                text: text.to_owned(),
-                reason,
-            });
-        }
-        let selector = match (parsed.digest(), parsed.tag()) {
-            (Some(digest), _) => {
-                Selector::Digest(digest.parse().map_err(|error| ReferenceError::Malformed {
-                    text: text.to_owned(),
-                    reason: format!("{error}"),
-                })?)
-            }
-            // oci-client adds `latest`; only a written tag counts.
-            (None, Some(tag)) if rest.ends_with(&format!(":{tag}")) => {
-                Selector::Tag(tag.to_owned())
-            }
-            (None, _) => return Err(ReferenceError::NoVersion(text.to_owned())),
+        let selector = match common_selector(host, rest) {
+            Some(selector) => selector,
+            None => selector_by_grammar(text, rest)?,
         };
         let path = rest.split(['@', ':']).next().unwrap_or(rest).to_owned();
         let repository = Repository::Registry {
@@ -317,6 +295,68 @@ impl FromStr for Repository {
             return Err(ReferenceError::Version(text.to_owned()));
         }
         Ok(repository)
+    }
+}
+
+/// The selector of a reference in its most common form; `None` for any other text. oci-client
+/// decides about it with a regular expression, which takes 30 ms and several MB to compile.
+fn common_selector(host: &str, rest: &str) -> Option<Selector> {
+    const MAX_PATH_BYTES: usize = 200;
+    let (named, digest) = match rest.split_once('@') {
+        Some((named, digest)) => (named, Some(digest.parse::<Digest>().ok()?)),
+        None => (rest, None),
+    };
+    let (path, tag) = match named.split_once(':') {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (named, None),
+    };
+    let (name, port) = host.split_once(':').unwrap_or((host, "1"));
+    let is_common = is_part(name, &['.', '-'], |byte| byte.is_ascii_alphanumeric())
+        && !port.is_empty()
+        && port.bytes().all(|byte| byte.is_ascii_digit())
+        && path.len() <= MAX_PATH_BYTES
+        && path.split('/').all(|part| {
+            is_part(part, &['.', '-', '_'], |byte| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit()
+            })
+        })
+        && tag.is_none_or(is_tag);
+    match (digest, tag) {
+        _ if !is_common => None,
+        (Some(digest), _) => Some(Selector::Digest(digest)),
+        (None, Some(tag)) => Some(Selector::Tag(tag.to_owned())),
+        (None, None) => None,
+    }
+}
+
+/// Whether a text consists of words with single separators between them.
+fn is_part(text: &str, separators: &[char], is_word: fn(u8) -> bool) -> bool {
+    text.split(separators)
+        .all(|word| !word.is_empty() && word.bytes().all(is_word))
+}
+
+/// The selector of a reference, by the grammar of the distribution specification.
+fn selector_by_grammar(text: &str, rest: &str) -> Result<Selector, ReferenceError> {
+    let malformed = |reason: String| ReferenceError::Malformed {
+        text: text.to_owned(),
+        reason,
+    };
+    let parsed = oci_client::Reference::try_from(text)
+        .map_err(|error| malformed(grammar_error(rest).unwrap_or_else(|| error.to_string())))?;
+    // oci-client accepts letters and digits of every script.
+    if let Some(tag) = parsed.tag().filter(|tag| !is_tag(tag)) {
+        return Err(malformed(tag_error(tag).unwrap_or_default()));
+    }
+    match (parsed.digest(), parsed.tag()) {
+        (Some(digest), _) => digest
+            .parse()
+            .map(Selector::Digest)
+            .map_err(|error| malformed(format!("{error}"))),
+        // oci-client adds `latest`; only a written tag counts.
+        (None, Some(tag)) if rest.ends_with(&format!(":{tag}")) => {
+            Ok(Selector::Tag(tag.to_owned()))
+        }
+        (None, _) => Err(ReferenceError::NoVersion(text.to_owned())),
     }
 }
 
@@ -444,6 +484,8 @@ impl fmt::Display for PinnedReference {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const HEX: &str = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
@@ -476,6 +518,23 @@ mod tests {
             parse("127.0.0.1:5000/a/b:x").repository().host(),
             "127.0.0.1:5000"
         );
+    }
+
+    proptest! {
+        #[test]
+        fn the_common_form_is_read_as_by_the_grammar(
+            host in "[a-zA-Z0-9.-]{1,6}(:[0-9]{0,3})?",
+            path in "[a-z0-9._/-]{1,8}",
+            tag in "(:[A-Za-z0-9_.-]{0,3})?",
+            digest in proptest::option::of(0..2u8),
+        ) {
+            let digest = digest.map(|length| format!("@sha256:{HEX}{}", &HEX[..usize::from(length)]));
+            let rest = format!("{path}{tag}{}", digest.unwrap_or_default());
+            if let Some(selector) = common_selector(&host, &rest) {
+                let by_grammar = selector_by_grammar(&format!("{host}/{rest}"), &rest);
+                prop_assert_eq!(by_grammar, Ok(selector));
+            }
+        }
     }
 
     #[test]

@@ -174,6 +174,18 @@ impl Destination {
         }
     }
 
+    /// Makes everything that was put survive a power cut. Only needed before something else than this
+    /// names it in the index of a layout. Has no effect on a registry.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn sync(&self) -> Result<(), RegistryError> {
+        match &self.backend {
+            Backend::Remote(_) => Ok(()),
+            Backend::Layout(writer) => writer.sync().await,
+        }
+    }
+
     /// Lists a manifest without a tag in the index of a layout, which is the only way to find it
     /// there. Has no effect on a registry.
     ///

@@ -77,6 +77,28 @@ async fn an_interrupted_pull_leaves_nothing_in_the_store() {
     assert_eq!((images(&author), lying(&author)), (json!([]), (0, 0)));
 }
 
+/// After a power cut, a blob that was not synced has its name and other bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_blob_in_the_store_is_pulled_again() {
+    let (registry, _) = serving(1000).await;
+    let author = Author::new();
+    let reference = registry.reference("v1").to_string();
+    let blobs = |author: &Author| -> Vec<_> {
+        let blobs = fs::read_dir(author.path("store/blobs/sha256")).unwrap();
+        blobs.map(|blob| blob.unwrap().path()).collect()
+    };
+    author.run(&["pull", "--plain-http", &reference]).ok();
+    assert_eq!(blobs(&author).len(), 3);
+    for blob in blobs(&author) {
+        fs::write(blob, "").unwrap();
+    }
+    author.run(&["pull", "--plain-http", &reference]).ok();
+    for blob in blobs(&author) {
+        let digest = Digest::sha256(&fs::read(&blob).unwrap());
+        assert!(blob.ends_with(digest.hex()), "{}", blob.display());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_breaks_leaves_the_name_where_it_was() {
     let (registry, first) = serving(1000).await;

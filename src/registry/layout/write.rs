@@ -1,6 +1,9 @@
 //! Writes to an OCI image layout folder as to a registry.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
@@ -27,6 +30,9 @@ pub(in crate::registry) struct LayoutWriter {
     limits: ReadLimits,
     /// The prefix of every tag.
     repository: Option<String>,
+    /// The blobs that were written and not synced. They are synced together, before the index
+    /// names one of them.
+    unsynced: Arc<Mutex<Vec<Digest>>>,
 }
 
 impl LayoutWriter {
@@ -35,6 +41,7 @@ impl LayoutWriter {
             root,
             limits,
             repository: None,
+            unsynced: Arc::default(),
         }
     }
 
@@ -49,16 +56,45 @@ impl LayoutWriter {
         &self,
         descriptor: &Descriptor,
     ) -> Result<bool, RegistryError> {
-        let (root, digest) = (self.root.clone(), descriptor.digest.clone());
+        let (root, digest, size) = (
+            self.root.clone(),
+            descriptor.digest.clone(),
+            descriptor.size,
+        );
+        // After a power cut, a blob that was not synced may have other bytes.
+        blocking(move || Ok(Layout::open(root).is_ok_and(|layout| layout.is_intact(&digest, size))))
+            .await
+    }
+
+    pub(in crate::registry) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
+        let (writer, blob) = (self.clone(), blob.clone());
         blocking(move || {
-            Ok(Layout::open(root).is_ok_and(|layout| layout.blob_path(&digest).exists()))
+            Layout::create(&writer.root)?.store_blob_unsynced(&blob)?;
+            writer.add_unsynced(blob.digest().clone());
+            Ok(())
         })
         .await
     }
 
-    pub(in crate::registry) async fn store(&self, blob: &Blob) -> Result<(), RegistryError> {
-        let (root, blob) = (self.root.clone(), blob.clone());
-        blocking(move || Ok(Layout::create(root)?.store_blob(&blob)?)).await
+    /// Syncs what was written.
+    pub(in crate::registry) async fn sync(&self) -> Result<(), RegistryError> {
+        let writer = self.clone();
+        blocking(move || writer.sync_blobs(&Layout::create(&writer.root)?)).await
+    }
+
+    fn add_unsynced(&self, digest: Digest) {
+        self.lock_unsynced().push(digest);
+    }
+
+    fn sync_blobs(&self, layout: &Layout) -> Result<(), RegistryError> {
+        let mut unsynced = self.lock_unsynced();
+        layout.sync_blobs(&unsynced)?;
+        unsynced.clear();
+        Ok(())
+    }
+
+    fn lock_unsynced(&self) -> MutexGuard<'_, Vec<Digest>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(in crate::registry) async fn receive(
@@ -76,7 +112,10 @@ impl LayoutWriter {
                 Err(error) => Err(error),
             };
             match finished {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.add_unsynced(stream.descriptor().digest.clone());
+                    return Ok(());
+                }
                 Err(IncomingError::Layout(error)) => return Err(error.into()),
                 Err(IncomingError::Mismatch(mismatch)) => stream.restart(&mismatch).await?,
             }
@@ -89,16 +128,14 @@ impl LayoutWriter {
         media_type: &str,
         tag: Option<&str>,
     ) -> Result<(), RegistryError> {
-        let (root, raw, entry) = (
-            self.root.clone(),
-            raw.clone(),
-            Descriptor::of(media_type, raw),
-        );
+        let (writer, raw, entry) = (self.clone(), raw.clone(), Descriptor::of(media_type, raw));
         let name = tag.map(|tag| self.name(tag));
         blocking(move || {
-            let layout = Layout::create(root)?;
-            layout.write_blob(&raw)?;
+            let layout = Layout::create(&writer.root)?;
+            layout.write_blob_unsynced(&raw)?;
+            writer.add_unsynced(entry.digest.clone());
             if let Some(name) = name {
+                writer.sync_blobs(&layout)?;
                 layout.update_index(|index| index.set(&name, entry))?;
             }
             Ok(())
@@ -110,9 +147,11 @@ impl LayoutWriter {
         &self,
         manifest: &Descriptor,
     ) -> Result<(), RegistryError> {
-        let (root, manifest) = (self.root.clone(), manifest.clone());
+        let (writer, manifest) = (self.clone(), manifest.clone());
         blocking(move || {
-            Ok(Layout::create(root)?.update_index(|index| {
+            let layout = Layout::create(&writer.root)?;
+            writer.sync_blobs(&layout)?;
+            Ok(layout.update_index(|index| {
                 if !index
                     .manifests
                     .iter()
@@ -132,15 +171,17 @@ impl LayoutWriter {
         subject: &Digest,
     ) -> Result<(), RegistryError> {
         let name = self.name(&referrers_tag(subject));
-        let (root, limit, raw, entry) = (
-            self.root.clone(),
+        let (writer, limit, raw, entry) = (
+            self.clone(),
             self.limits.manifest,
             referrer.raw().clone(),
             entry.clone(),
         );
         blocking(move || {
-            let layout = Layout::create(root)?;
-            layout.write_blob(&raw)?;
+            let layout = Layout::create(&writer.root)?;
+            layout.write_blob_unsynced(&raw)?;
+            writer.add_unsynced(entry.digest.clone());
+            writer.sync_blobs(&layout)?;
             layout.update_index(|index| add_referrer(&layout, index, &name, &entry, limit))?
         })
         .await
