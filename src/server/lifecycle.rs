@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::watch,
     time::{Instant, timeout},
 };
@@ -30,10 +31,12 @@ pub struct Server {
     options: Options,
     catalog: Catalog,
     metrics: ServerMetrics,
+    background: Handle,
 }
 
 impl Server {
-    /// Binds both addresses, and logs those that the system assigned.
+    /// Binds both addresses, and logs those that the system assigned. The runtime `background`
+    /// renders `/metrics` and `/status`.
     ///
     /// # Errors
     /// When an address can't be bound.
@@ -41,6 +44,7 @@ impl Server {
         options: Options,
         catalog: Catalog,
         metrics: ServerMetrics,
+        background: Handle,
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
         let admin = bind(options.admin, "admin")?;
@@ -51,6 +55,7 @@ impl Server {
             options,
             catalog,
             metrics,
+            background,
         })
     }
 
@@ -78,6 +83,7 @@ impl Server {
             options,
             catalog,
             metrics,
+            background,
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
         let Options {
@@ -108,6 +114,7 @@ impl Server {
             ready_at,
             drain_signal.clone(),
             webhooks.clone(),
+            &background,
         );
         let bundle_api = Arc::new(BundleApi {
             catalog,
