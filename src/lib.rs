@@ -227,6 +227,15 @@
 //! bodies are in unlinked files. A blob is only returned for the repository and credential that
 //! delivered it.
 //!
+//! # Threads
+//!
+//! `serve` and `dev` have two runtimes. One has the listeners, the connections and the reads of
+//! bodies. The other one has everything else: watchers, registry clients, verification, the store,
+//! reloads, and the rendering of `/metrics` and `/status`. Its threads, and the processes that they
+//! start, have a lower scheduling priority (nice), so that work in the background does not delay
+//! responses however much of it there is. They meet in published states, which either side reads
+//! without waiting for the other. Other subcommands, tests and embedders have one runtime.
+//!
 //! # Limits
 //!
 //! All external input has a limit, and the rejection of a larger input names the limit. Apart from

@@ -9,9 +9,10 @@ use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
-    block_on, build, completion, copy, dev, diagnostics, eprint, eprint_lines, eval,
-    generate_key_pair, images, init, inspect, login, one_line, path::path_value, print, pull, push,
-    refresh, repl, rm, save, serve, sign, tag, tags, usage, verify, verify_bundle, version,
+    block_on, block_on_with_server, build, completion, copy, dev, diagnostics, eprint,
+    eprint_lines, eval, generate_key_pair, images, init, inspect, login, one_line,
+    path::path_value, print, pull, push, refresh, repl, rm, save, serve, sign, tag, tags, usage,
+    verify, verify_bundle, version,
 };
 use crate::{config::Config, gateway, telemetry};
 
@@ -201,13 +202,13 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config } => {
             telemetry::init();
-            block_on(serve::run(&config))
+            block_on_with_server(|serving| serve::run(&config, serving))
         }
         Command::Refresh(options) => block_on(refresh::run(options)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);
-            block_on(dev::run(options))
+            block_on_with_server(|serving| dev::run(options, serving))
         }
         Command::Init(options) => init::run(&options),
         Command::Build(options) => block_on(build::run(options)),

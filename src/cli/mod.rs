@@ -20,6 +20,7 @@ mod opa;
 mod output;
 mod password;
 mod path;
+mod priority;
 mod progress;
 mod pull;
 mod push;
@@ -46,6 +47,6 @@ mod version;
 
 use command::Arguments;
 use output::{eprint, eprint_lines, one_line, print, print_json};
-use runtime::{block_on, interruptible};
+use runtime::{block_on, block_on_with_server, interruptible};
 
 pub use command::main;

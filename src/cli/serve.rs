@@ -2,12 +2,15 @@
 
 use std::path::Path;
 
+use tokio::runtime::Handle;
+
 use crate::{
     config::Config,
     gateway::{self, Gateway, StopSignals},
 };
 
-pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
+/// Serves until a signal ends it. `serving` is the runtime for the connections of clients.
+pub(super) async fn run(file: &Path, serving: Handle) -> anyhow::Result<()> {
     // The file is read again after every change, and a pipe can be read only once.
     if std::fs::metadata(file).is_ok_and(|metadata| !metadata.is_file()) {
         anyhow::bail!(
@@ -18,7 +21,7 @@ pub(super) async fn run(file: &Path) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let options = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
-    Gateway::start(config, options, Some(file))
+    Gateway::start_on(serving, config, options, Some(file))
         .await?
         .run(drain, exit)
         .await

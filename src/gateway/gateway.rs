@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::time::timeout;
+use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
 use super::{
     bundles::Bundles,
@@ -32,6 +32,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Gateway {
     server: Server,
+    /// The runtime that the server runs on.
+    serving: Handle,
     bundles: Bundles,
     store: Store,
     metrics: Metrics,
@@ -40,14 +42,28 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Opens the cache, starts the watchers and binds the listeners. `file` is the file that
-    /// `config` was read from; changes of it are applied while the gateway runs. Without it the
-    /// configuration never changes.
+    /// Starts a gateway as [`Self::start_on`] does, on one runtime for everything.
+    ///
+    /// # Errors
+    /// As [`Self::start_on`].
+    pub async fn start(
+        config: Config,
+        options: server::Options,
+        file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        Self::start_on(Handle::current(), config, options, file).await
+    }
+
+    /// Opens the cache, starts the watchers and binds the listeners. The runtime `serving` runs
+    /// the server; everything else runs on the current one. `file` is the file that `config` was
+    /// read from; changes of it are applied while the gateway runs. Without it the configuration
+    /// never changes.
     ///
     /// # Errors
     /// When the clock is unusable, an `opa` does not start, a registry's options make no client,
     /// or an address can't be bound.
-    pub async fn start(
+    pub async fn start_on(
+        serving: Handle,
         config: Config,
         options: server::Options,
         file: Option<&Path>,
@@ -101,10 +117,13 @@ impl Gateway {
             max_connections: open_files::room_for(options.max_connections),
             ..options
         };
-        let server = Server::bind(options, bundles.catalog().clone(), metrics.server).await?;
+        let catalog = bundles.catalog().clone();
+        let binding = Server::bind(options, catalog, metrics.server, Handle::current());
+        let server = serving.spawn(binding).await??;
         bundles.run();
         Ok(Self {
             server,
+            serving,
             bundles,
             store,
             metrics: metrics.registry,
@@ -165,27 +184,36 @@ impl Gateway {
     /// Serves until `drain` completes, then drains. Ends at once when `exit` completes.
     ///
     /// # Errors
-    /// When a watcher ends, or the configuration can't be read again, which are bugs.
+    /// When the server or a watcher ends, or the configuration can't be read again, which are
+    /// bugs.
     pub async fn run(
         self,
-        drain: impl Future<Output = ()>,
+        drain: impl Future<Output = ()> + Send + 'static,
         exit: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let Self {
             server,
+            serving,
             mut bundles,
             store,
             reload,
             ..
         } = self;
+        // Dropping the set ends the server.
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(server.run(drain), &serving);
         let ended = tokio::select! {
-            () = server.run(drain) => {
-                tracing::info!("drained");
-                Ok(())
-            }
+            Some(ended) = tasks.join_next() => match ended {
+                Ok(()) => {
+                    tracing::info!("drained");
+                    Ok(())
+                }
+                Err(error) => Err(anyhow::anyhow!("the server stopped: {error}; please report this")),
+            },
             () = exit => Ok(()),
             broken = follow(reload, &mut bundles) => Err(broken),
         };
+        tasks.shutdown().await;
         bundles.shutdown().await;
         store.close().await;
         ended

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
 use prometheus::IntGauge;
 use serde_json::{Map, Value, json};
-use tokio::time::Instant;
+use tokio::{runtime, time::Instant};
 
 use super::{
     Catalog, Entry,
@@ -61,6 +61,7 @@ impl AdminApi {
         ready_at: Instant,
         drain: DrainSignal,
         webhooks: WebhookApi,
+        background: &runtime::Handle,
     ) -> Self {
         let since = format!("{:.3}", crate::telemetry::now());
         let state = AdminState {
@@ -75,8 +76,8 @@ impl AdminApi {
         Self {
             state: Arc::new(state),
             webhooks,
-            status: Renderer::default(),
-            metrics: Renderer::default(),
+            status: Renderer::new(background.clone()),
+            metrics: Renderer::new(background.clone()),
         }
     }
 

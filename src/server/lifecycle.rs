@@ -4,6 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::watch,
     time::{Instant, timeout},
 };
@@ -31,10 +32,12 @@ pub struct Server {
     options: Options,
     catalog: Catalog,
     metrics: ServerMetrics,
+    background: Handle,
 }
 
 impl Server {
-    /// Binds both addresses, and logs those that the system assigned.
+    /// Binds both addresses, and logs those that the system assigned. The runtime `background`
+    /// renders `/metrics` and `/status`.
     ///
     /// # Errors
     /// When an address can't be bound.
@@ -42,6 +45,7 @@ impl Server {
         options: Options,
         catalog: Catalog,
         metrics: ServerMetrics,
+        background: Handle,
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
         let admin = bind(options.admin, "admin")?;
@@ -52,6 +56,7 @@ impl Server {
             options,
             catalog,
             metrics,
+            background,
         })
     }
 
@@ -79,6 +84,7 @@ impl Server {
             options,
             catalog,
             metrics,
+            background,
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
         let Options {
@@ -109,6 +115,7 @@ impl Server {
             ready_at,
             drain_signal.clone(),
             webhooks.clone(),
+            &background,
         );
         let pacer = Pacer::new(
             long_poll.bandwidth,

@@ -9,15 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::{runtime::Handle, sync::Mutex};
 
-/// Renders a document off the threads that serve bundles, on one thread at a time, and once for
-/// all requests that arrived before rendering began. Cheap to clone.
-#[derive(Debug, Clone, Default)]
+/// Renders a document on another runtime, on one thread at a time, and once for all requests that
+/// arrived before rendering began. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(super) struct Renderer(Arc<Inner>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    runtime: Handle,
     started: AtomicU64,
     last: Arc<Mutex<Rendered>>,
 }
@@ -29,6 +30,15 @@ struct Rendered {
 }
 
 impl Renderer {
+    /// A renderer on the blocking threads of `runtime`.
+    pub(super) fn new(runtime: Handle) -> Self {
+        Self(Arc::new(Inner {
+            runtime,
+            started: AtomicU64::new(0),
+            last: Arc::default(),
+        }))
+    }
+
     /// The document in a state not older than this call; `None` when rendering failed. Cancel-safe:
     /// rendering that has begun is finished, and no other begins meanwhile.
     pub(super) async fn render(
@@ -41,7 +51,7 @@ impl Renderer {
             return last.document.clone();
         }
         let inner = Arc::clone(&self.0);
-        let rendering = spawn_blocking(move || {
+        let rendering = self.0.runtime.spawn_blocking(move || {
             last.number = inner.started.fetch_add(1, Ordering::SeqCst) + 1;
             last.document = catch_unwind(AssertUnwindSafe(render)).ok().flatten();
             last.document.clone()
@@ -70,7 +80,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_during_a_rendering_share_the_next_one() {
-        let report = Renderer::default();
+        let report = Renderer::new(Handle::current());
         let (go, until) = channel();
         let mut first = Box::pin(report.render(blocked(until, "one")));
         // Until rendering has begun.
@@ -97,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_rendering_returns_none_and_the_next_request_renders_again() {
-        let report = Renderer::default();
+        let report = Renderer::new(Handle::current());
         assert_eq!(report.render(|| None).await, None);
         assert_eq!(
             report

@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use serde_json::json;
+use tokio::runtime::Handle;
 
 use self::{builder::Builder, state::State};
 use super::{eprint, opa::OpaChoice, path::path_value, print};
@@ -60,7 +61,9 @@ pub(super) struct Options {
     opa: OpaChoice,
 }
 
-pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+/// Builds and serves until a signal ends it. `serving` is the runtime for the connections of
+/// clients.
+pub(super) async fn run(options: Options, serving: Handle) -> anyhow::Result<()> {
     let given = options.path.as_deref().map(policy_folder).transpose()?;
     let state = State::open(options.state.as_deref(), given.as_deref())?;
     let policy = given.map_or_else(|| example_in(&state), Ok)?;
@@ -78,7 +81,7 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let (builder, package) = builder.first_build().await?;
     let server = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
-    let gateway = Gateway::start(config, server, None)
+    let gateway = Gateway::start_on(serving, config, server, None)
         .await
         .map_err(with_flag_name)?;
     gateway.first_snapshots(FIRST_SNAPSHOT).await?;
