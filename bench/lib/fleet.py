@@ -30,7 +30,8 @@ def cold(settings, report):
     count = settings.number("COLD_CLIENTS", 1000, 100)
     report.section(f"{count} clients at a cold gateway", [
         "bundle", "process start to first answer ms", "to last answer ms", "requests of the layer", "requests in all",
-        "oras pull ms", "bundlegate verify ms", "cosign verify ms", "first × (oras + verify)", "last × (oras + verify)"],
+        "oras pull ms", "bundlegate verify ms", "cosign verify ms", "first × (oras + verify)",
+        "last × (oras + verify)"],
         "`long_poll.spread: 0s`. Gateway and commands run on the server core, the registry and the clients on the "
         "other. The ratios are to `oras pull` and `bundlegate verify`.")
     registry = servers.Registry(settings.work)
@@ -63,8 +64,9 @@ def cold_size(settings, report, registry, signer, count, size):
     middle = lambda name: median(found[name] for found in rounds)
     ratio = lambda name: median(found[name] / (found["oras"] + found["verify"]) for found in rounds)
     times = [f"{1000 * middle(name):.0f}" for name in ("first", "last", "oras", "verify", "cosign")]
-    report.row(f"{size} B", *times[:2], max(found["layer"] for found in rounds), max(found["all"] for found in rounds),
-               *times[2:], f"{ratio('first'):.2f}", f"{ratio('last'):.2f}")
+    most = lambda name: max(found[name] for found in rounds)
+    report.row(f"{size} B", *times[:2], most("layer"), most("all"), *times[2:], f"{ratio('first'):.2f}",
+               f"{ratio('last'):.2f}")
 
 
 def cold_round(settings, registry, repository, count, layer, name):
@@ -95,7 +97,8 @@ def enforced(settings, report):
     """The time from a signed push until a real OPA answers by it."""
     rounds = settings.number("PUSHES", 10, 2)
     report.section("Push → enforced by a real OPA", ["the gateway learns of it by", "median ms", "slowest ms"],
-                   f"From the moment that the signed artifact is in the registry; {rounds} pushes, OPA in a long poll.")
+                   f"From the moment at which the signed artifact is in the registry; {rounds} pushes, one OPA in a "
+                   f"long poll.")
     registry, signer = servers.Registry(settings.work), artifacts.Signer(settings.work)
     for label, poll, notify in [("poll: 1s", "1s", False), ("POST /refresh/NAME after the push", "1h", True)]:
         push = lambda number: artifacts.write_repository(

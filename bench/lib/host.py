@@ -90,13 +90,5 @@ def debian_version(package):
     return found if re.match(r"[\d:.]+[-+.~\w]*$", found) else "absent"
 
 
-def core_count():
-    return os.cpu_count()
-
-
 def memory_gib():
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def kernel():
-    return os.uname().release

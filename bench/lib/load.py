@@ -38,11 +38,13 @@ def wrk(address, scheme, path, headers, seconds, connections, answer_bytes=0):
 
 
 def h2load(address, path, headers, seconds, connections=16, streams=8):
+    expected = "3xx" if headers else "2xx"
     flags = [part for header in headers for part in ("-H", header)]
     text = run([host.program("h2load"), "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}",
                 "--warm-up-time=0", *flags, url_of(address, "https", path)])
-    good, bad = (int(re.search(rf"(\d+) {word}", text).group(1)) for word in ("succeeded", "failed"))
-    if bad or not good:
+    words = ("succeeded", "failed", expected)
+    good, bad, status = (int(re.search(rf"(\d+) {word}", text).group(1)) for word in words)
+    if bad or not good or status < good:
         host.die(f"{bad} requests failed at {url_of(address, 'https', path)}: {text}")
     return Load(good, seconds)
 

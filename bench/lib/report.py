@@ -1,5 +1,5 @@
 """Tables of results: printed row by row, and written to a Markdown file after each section."""
-import statistics, time
+import os, statistics, time
 
 from lib import host
 
@@ -21,12 +21,12 @@ class Report:
             "# Results of bench/run", "",
             f"- {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, commit {host.commit()}, "
             f"{host.output(program, 'version').splitlines()[0]}",
-            f"- {host.cpu_model()}, {host.core_count()} cores, {host.memory_gib():.0f} GiB, Linux {host.kernel()}; servers on core "
-            f"{host.SERVER_CORE}, clients and registry on core {host.CLIENT_CORE}; at most "
-            f"{host.raise_open_files()} open files for a process",
+            f"- {host.cpu_model()}, {os.cpu_count()} cores, {host.memory_gib():.0f} GiB, Linux {os.uname().release}",
+            f"- servers on core {host.SERVER_CORE}, clients and registry on core {host.CLIENT_CORE}; at most "
+            f"{host.raise_open_files()} open files for a process; load average {os.getloadavg()[0]:.1f} at the start",
             "- " + ", ".join(f"{name} {version}" for name, version in host.peer_versions().items()), "",
-            "Medians of interleaved rounds. \"× nginx\" is the throughput as a multiple of that of nginx in the same "
-            "round; \"CPU × nginx\" is nginx's CPU time for one answer, divided by bundlegate's: above 1, "
+            "Medians of interleaved rounds. \"× nginx\" is the throughput as a multiple of that of nginx in the "
+            "same round; \"CPU × nginx\" is nginx's CPU time for one answer, divided by bundlegate's: above 1, "
             "bundlegate is cheaper. Only the ratios are comparable between runs.", ""]
         print("\n".join(self.head), flush=True)
 

@@ -42,7 +42,7 @@ class Target:
         self.case = case
         status, headers, body = servers.request(address, self.path, scheme=scheme)
         if status != 200 or body != origin.layers[self.name]:
-            host.die(f"{server.name} answers {self.path} with {status} and {len(body)} bytes, which are not the bundle")
+            host.die(f"{server.name} answers {self.path} with {status} and {len(body)} bytes, not with the bundle")
         if case == "304":
             tag = headers["ETag"]
             self.headers = [f"If-None-Match: {tag}"]
@@ -93,8 +93,9 @@ def ratios(results, name, other):
 
 def row(report, label, results, others=()):
     ours, theirs = results["bundlegate"], results["nginx"]
-    cells = [f"{median(rate for rate, _ in side):.0f}" if index == 0 else f"{1e6 * median(cpu for _, cpu in side):.1f}"
-             for side in (ours, theirs) for index in (0, 1)]
+    cells = []
+    for side in (ours, theirs):
+        cells += [f"{median(rate for rate, _ in side):.0f}", f"{1e6 * median(cpu for _, cpu in side):.1f}"]
     cells += [f"{ratio:.2f}" for ratio in ratios(results, "bundlegate", "nginx")]
     for other in others:
         cells += ["{:.2f} / {:.2f}".format(*ratios(results, other, "nginx"))]
@@ -105,7 +106,8 @@ def http(settings, report, origin):
     """304 and 200 of each size over HTTP/1.1."""
     others = ["nginx+ofc", "lighttpd"]
     report.section("HTTP/1.1, cleartext, kept connections", COLUMNS + [f"{name}: × / CPU ×" for name in others],
-                   "64 connections (32 for 2 MB, 8 for 20 MB). From 200 KB on, answers are counted by received bytes.")
+                   "64 connections (32 for 2 MB, 8 for 20 MB). From 200 KB on, answers are counted by the bytes "
+                   "received.")
     gateway, lighttpd = origin.gateway("http"), origin.lighttpd()
     for case in settings.words("SIZES", "304 " + " ".join(SIZES)):
         places = {"bundlegate": (gateway, gateway.data), "nginx": (origin.nginx, origin.nginx.plain),
@@ -146,8 +148,9 @@ def connections(settings, report, origin):
     """A connection for each 304."""
     report.section("A connection for each 304", COLUMNS,
                    "The TLS client is slower than the servers, so only the CPU ratios count there.")
-    for label, scheme, generate in [("cleartext", "http", Target.reconnecting), ("TLS, full handshake", "https", Target.tls_full),
-                                    ("TLS, resumed", "https", Target.tls_resumed)]:
+    cases = [("cleartext", "http", Target.reconnecting), ("TLS, full handshake", "https", Target.tls_full),
+             ("TLS, resumed", "https", Target.tls_resumed)]
+    for label, scheme, generate in cases:
         gateway = origin.gateway(scheme)
         row(report, label, measure(both(origin, gateway, scheme, "304"), generate, settings))
         gateway.stop()

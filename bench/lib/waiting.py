@@ -119,12 +119,11 @@ class FanOut:
 
     def __init__(self, servers_, clients):
         waiters, bystander = sum(servers_.counts), servers_.bystander()
-        before = total_cpu(servers_)
         clients.start(do="collect", timeout=60)
         time.sleep(0.3)
         if bystander:
             bystander.latencies()
-        began = time.monotonic()
+        before, began = total_cpu(servers_), time.monotonic()
         servers_.publish()
         found = crowd.merged(clients.answers())
         self.slowest = 1000 * bystander.latencies()[-1] if bystander else None
@@ -182,7 +181,8 @@ def waiters(settings, report):
     for scheme in settings.words("SCHEMES", "http https"):
         for count in map(int, settings.words("WAITERS", "10000 50000", "1000")):
             gateways = Gateways(settings, f"waiters-{scheme}-{count}", count, scheme, spread="0s")
-            name = "bundlegate" if len(gateways.processes) == 1 else f"bundlegate, {len(gateways.processes)} processes"
+            processes = len(gateways.processes)
+            name = "bundlegate" if processes == 1 else f"bundlegate, {processes} processes"
             report.row(f"{name}, {scheme}", count, *population(gateways, settings))
             gateways.stop()
         count = settings.number("NCHAN_WAITERS", 10_000, 1000)
@@ -191,8 +191,8 @@ def waiters(settings, report):
             report.row(f"nginx nchan, {scheme}", count, *population(channel, settings))
             channel.stop()
     report.line("")
-    report.line(f"A process may open {host.raise_open_files()} files here, so more than {capacity()} waiters need several "
-                f"processes, all on the server core.")
+    report.line(f"A process may open {host.raise_open_files()} files here, so more than {capacity()} waiters need "
+                f"several processes, all on the server core.")
 
 
 def storm(settings, report, origin):
@@ -204,8 +204,9 @@ def storm(settings, report, origin):
     gateway = servers.Gateway(settings.program, settings.work, "storm", config)
     gateway.await_bundle("2KB")
     rounds = {"bundlegate": [], "nginx": []}
+    places = [("bundlegate", gateway, gateway.data), ("nginx", origin.nginx, origin.nginx.plain)]
     for _ in range(settings.rounds):
-        for name, server, address in [("bundlegate", gateway, gateway.data), ("nginx", origin.nginx, origin.nginx.plain)]:
+        for name, server, address in places:
             rounds[name].append(storm_round(server, address, count))
     for name, found in rounds.items():
         report.row(name, f"{median(took for took, _ in found):.2f}", f"{max(took for took, _ in found):.2f}",
