@@ -215,7 +215,6 @@ def script(settings, report, name, title, **variables):
     environment = {**os.environ, "BUNDLEGATE": settings.program, **variables}
     done = subprocess.run(host.on_core(host.ALL_CORES, f"{host.ROOT}/bench/{name}"), env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    print(done.stdout, flush=True)
+    report.quote(title, done.stdout)
     if done.returncode != 0:
         host.die(f"bench/{name} failed")
-    report.quote(title, done.stdout)

@@ -45,8 +45,9 @@ class Report:
         self.save()
 
     def quote(self, title, text):
-        """A section with the output of another script."""
+        """A section with the output of another program."""
         self.sections.append(["", f"## {title}", "", "```", *text.rstrip().splitlines(), "```"])
+        print("\n".join(self.sections[-1]), flush=True)
         self.save()
 
     def save(self):
