@@ -126,6 +126,11 @@ class Server:
                 self.process.wait()
 
 
+def interrupt(*_):
+    """A signal handler, so that what runs is stopped on SIGTERM as on SIGINT."""
+    raise KeyboardInterrupt
+
+
 def stop_all():
     for server in list(running):
         server.stop()
