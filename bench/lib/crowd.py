@@ -75,10 +75,10 @@ class Crowd:
 
 def merged(answers):
     """The sum of what several processes collected."""
-    result = {"times": sorted(time for one in answers for time in one["times"]), "statuses": {}, "by_second": {},
+    result = {"times": sorted(time for one in answers for time in one["times"]), "statuses": {}, "by_tenth": {},
               "bytes": sum(one["bytes"] for one in answers), "missing": sum(one["missing"] for one in answers)}
     for one in answers:
-        for name in ("statuses", "by_second"):
+        for name in ("statuses", "by_tenth"):
             for key, value in one[name].items():
                 result[name][int(key)] = result[name].get(int(key), 0) + value
     return result

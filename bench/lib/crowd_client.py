@@ -8,8 +8,9 @@ Then, in any order:
   {"do": "collect", "timeout": s}     waits until each has a complete answer
   {"do": "send", "headers": [...]}    sends the next request on each
   {"do": "leave"}                     closes all
-Times are those of CLOCK_MONOTONIC, which all processes of a machine share. Connections come from
-127.1.x.y, each address for 10 000 of them, because an address has about 28 000 ports.
+Times are those of CLOCK_MONOTONIC, which all processes of a machine share; bytes are counted by tenths of
+its seconds. Connections come from 127.1.x.y, each address for 10 000 of them, because an address has about
+28 000 ports.
 """
 import gc, json, select, socket, ssl, sys, time
 
@@ -135,7 +136,8 @@ class Crowd:
                 raise EOFError(f"the server closed a connection after {len(client.head)} bytes")
             now = time.monotonic()
             if bytes_at is not None:
-                bytes_at[int(now)] = bytes_at.get(int(now), 0) + size
+                tenth = int(now * 10)
+                bytes_at[tenth] = bytes_at.get(tenth, 0) + size
             if client.take(BUFFER[:size]):
                 client.done = now
                 answered.append(client)
@@ -155,7 +157,7 @@ class Crowd:
         for client in answered:
             statuses[client.status] = statuses.get(client.status, 0) + 1
         return {"times": times, "statuses": statuses, "bytes": sum(client.body for client in answered),
-                "by_second": bytes_at, "missing": len(self.clients) - len(answered)}
+                "by_tenth": bytes_at, "missing": len(self.clients) - len(answered)}
 
     def send(self, headers):
         self.request = self.render(headers)

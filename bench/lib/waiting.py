@@ -233,7 +233,7 @@ def bandwidth(settings, report):
     count = min(settings.number("BANDWIDTH_WAITERS", 10_000, 1000), capacity())
     limit = settings.text("BANDWIDTH", "10MiB")
     report.section(f"A new version of {BODY // 1000} KB to {count} waiters, `long_poll.bandwidth: {limit}`",
-                   ["second", "MiB received"])
+                   ["second after the publication", "MiB received"])
     gateways = Gateways(settings, "bandwidth", count, "http", bandwidth=limit)
     if gateways.processes[0].left_out:
         report.line(f"not measured: {gateways.processes[0].left_out}")
@@ -247,11 +247,20 @@ def bandwidth(settings, report):
         gateways.publish()
         found = crowd.merged(clients.answers())
         check_answers(found, count, len(gateways.layer))
-        first = min(found["by_second"])
-        for second in sorted(found["by_second"]):
-            report.row(second - first, f"{found['by_second'][second] / 2**20:.2f}")
+        received = by_second(found["by_tenth"], began)
+        for second in range(max(received) + 1):
+            report.row(second, f"{received.get(second, 0) / 2**20:.2f}")
         report.line("")
         report.line(f"The last answer was complete {found['times'][-1] - began:.1f} s after the publication; "
                     f"{found['bytes'] / 2**20:.0f} MiB in all.")
         clients.end()
     gateways.stop()
+
+
+def by_second(by_tenth, began):
+    """Bytes by the second since `began`."""
+    received = {}
+    for tenth, size in by_tenth.items():
+        second = max(0, math.floor(tenth / 10 - began))
+        received[second] = received.get(second, 0) + size
+    return received
