@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed setup must abort the test")]
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use hyper::{Request, Response};
 use tokio::{
@@ -28,8 +28,12 @@ use crate::{
     publish::{Publisher, serving},
 };
 
-/// Pause between two parts of a request, and after the last one.
+/// Pause between two parts of a request.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Time from the last part until the client ends the stream: longer than the requests of one
+/// conversation are held. hyper answers a request or not if the client has ended the stream
+/// meanwhile, as its buffers happen to be.
+const END_AFTER: Duration = Duration::from_secs(100_000);
 /// The bundle that is served.
 pub(super) const BUNDLE: &str = "authz/main";
 
@@ -43,13 +47,22 @@ pub(super) struct BothPaths {
 }
 
 /// What a client gets for the bytes that it sends.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(super) struct Conversation {
     /// The responses: the lines of the head in alphabetical order and without the date, and the
     /// body. The last one is what follows.
     pub(super) responses: Vec<(String, Vec<u8>)>,
     /// Whether the server closes the connection before the client does.
     pub(super) closed: bool,
+}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (head, body) in &self.responses {
+            writeln!(formatter, "{head}\n({} bytes)", body.len())?;
+        }
+        write!(formatter, "closed by the server: {}", self.closed)
+    }
 }
 
 /// Answers as the bundle API does, without the fast path.
@@ -166,6 +179,7 @@ async fn converse(
             let _ = writer.write_all(part).await;
             sleep(PAUSE).await;
         }
+        sleep(END_AFTER).await;
     };
     let closed = tokio::select! {
         biased;

@@ -36,8 +36,6 @@ use crate::publish::http1_head;
 
 /// Bytes that are read at once. A longer head is read in parts, and so by hyper.
 const READ_BYTES: usize = 16 << 10;
-/// Pipelined bytes that are kept while a request is held. Further ones stay in the socket.
-const MAX_PIPELINED_BYTES: usize = 16 << 10;
 
 thread_local! {
     static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
@@ -186,17 +184,19 @@ impl<S: Transport> FastPath<'_, S> {
         Poll::Ready(Step::Close)
     }
 
-    /// Reads what the client sends while its request is held. Ready once the client has left.
+    /// Reads what the client sends while its request is held. Ready once the client has left; not
+    /// noticed, as by hyper, after it has sent a further request.
     fn poll_pipelined(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !self.pipelined.is_empty() {
+            return Poll::Pending;
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
-            while self.pipelined.len() < MAX_PIPELINED_BYTES {
-                let mut read = ReadBuf::new(buffer);
-                let reading = ready!(Pin::new(&mut *self.stream).poll_read(context, &mut read));
-                if reading.is_err() || read.filled().is_empty() {
-                    return Poll::Ready(());
-                }
-                self.pipelined.extend_from_slice(read.filled());
+            let mut read = ReadBuf::new(buffer);
+            let reading = ready!(Pin::new(&mut *self.stream).poll_read(context, &mut read));
+            if reading.is_err() || read.filled().is_empty() {
+                return Poll::Ready(());
             }
+            self.pipelined.extend_from_slice(read.filled());
             Poll::Pending
         })
     }
