@@ -82,6 +82,14 @@ impl Bundle {
         walk(&self.blob, &self.limits, visit)
     }
 
+    /// Writes the tarball to an unlinked file as well ([`Blob::keep_copy`]).
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn keep_copy(&mut self, space: &dyn BlobSpace) -> io::Result<()> {
+        self.blob.keep_copy(space)
+    }
+
     /// The tarball as it is served.
     pub fn blob(&self) -> &Blob {
         &self.blob

@@ -18,6 +18,8 @@ use super::{Descriptor, Digest, Hasher};
 pub struct Blob {
     digest: Digest,
     content: Content,
+    /// The same bytes in an unlinked file, beside those in memory.
+    copy: Option<Arc<fs::File>>,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +108,7 @@ impl Blob {
         Ok(Self {
             digest: descriptor.digest.clone(),
             content: Content::Memory(bytes),
+            copy: None,
         })
     }
 
@@ -141,6 +144,25 @@ impl Blob {
         };
         let open = format!("/proc/self/fd/{}", file.as_raw_fd());
         Ok(linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    /// Writes the bytes to an unlinked file as well, so that the kernel can send them without
+    /// copying. Does nothing for a blob that is in a file. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn keep_copy(&mut self, space: &dyn BlobSpace) -> io::Result<()> {
+        if let Content::Memory(bytes) = &self.content {
+            let mut file = space.file()?;
+            file.write_all(bytes)?;
+            self.copy = Some(Arc::new(file));
+        }
+        Ok(())
+    }
+
+    /// The file that [`Self::keep_copy`] has written.
+    pub fn copy(&self) -> Option<&Arc<fs::File>> {
+        self.copy.as_ref()
     }
 
     /// Reads all bytes from the start; any number of readers at a time.
@@ -247,6 +269,7 @@ impl BlobWriter {
         Ok(Blob {
             digest: self.descriptor.digest,
             content,
+            copy: None,
         })
     }
 }
@@ -299,6 +322,7 @@ impl NewBlob {
         Ok(Blob {
             digest: self.hasher.finish(),
             content,
+            copy: None,
         })
     }
 }

@@ -9,6 +9,7 @@
 
 use std::{
     cell::RefCell,
+    fs::File,
     future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -19,7 +20,11 @@ use std::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::{Method, header::CONNECTION};
-use tokio::io::{AsyncWriteExt as _, ReadBuf};
+use rustix::net::SendFlags;
+use tokio::{
+    io::{AsyncWriteExt as _, Interest, ReadBuf},
+    net::TcpStream,
+};
 
 use super::{
     bundle_api::BundleApi,
@@ -32,7 +37,7 @@ use super::{
     response_body::{Http1Body, ResponseBody},
     service::Answer,
 };
-use crate::publish::http1_head;
+use crate::{oci::Blob, publish::http1_head};
 
 /// Bytes that are read at once. A longer head is read in parts, and so by hyper.
 const READ_BYTES: usize = 16 << 10;
@@ -114,6 +119,22 @@ struct Unsent {
     chunk: Bytes,
     /// A body in a file.
     file: Option<Http1Body>,
+    /// A body that the kernel sends from a file.
+    copy: Option<FileCopy>,
+}
+
+/// The body of a response.
+enum Body {
+    Copy(FileCopy),
+    Other(ResponseBody),
+}
+
+/// The bytes in memory, and the rest of their copy in a file, which the kernel can send.
+struct FileCopy {
+    bytes: Bytes,
+    file: Arc<File>,
+    offset: u64,
+    left: usize,
 }
 
 impl<S: Transport> FastPath<'_, S> {
@@ -209,7 +230,11 @@ impl<S: Transport> FastPath<'_, S> {
         WRITE_BUFFER.with_borrow_mut(|head| {
             head.clear();
             let (body, closes) = write_head(head, reply, closes);
-            match self.begin_send(context, head, body) {
+            let sent = match body {
+                Body::Copy(copy) if self.stream.tcp().is_some() => self.begin_send_copy(head, copy),
+                body => self.begin_send(context, head, body.into()),
+            };
+            match sent {
                 Ok(None) => Step::Sent { closes },
                 Ok(Some(response)) => Step::Unsent { response, closes },
                 Err(_) => Step::Close,
@@ -249,13 +274,44 @@ impl<S: Transport> FastPath<'_, S> {
             head: Bytes::copy_from_slice(head),
             chunk: unsent.wrap_shared(bytes),
             file: file.map(|file| Http1Body::new(file, Some(unsent))),
+            copy: None,
+        })))
+    }
+
+    /// Sends the head, and has the kernel send the body from a file.
+    fn begin_send_copy(
+        &mut self,
+        head: &[u8],
+        mut copy: FileCopy,
+    ) -> io::Result<Option<Box<Unsent>>> {
+        let (Some(tcp), slot) = (self.stream.tcp(), self.slot()) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        // The head leaves in one packet with the start of the body.
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        let sent = tcp.try_io(Interest::WRITABLE, || {
+            Ok(rustix::net::send(tcp, head, flags)?)
+        });
+        let head = &head[or_zero(sent)?..];
+        if head.is_empty() {
+            copy.send(tcp, slot)?;
+        }
+        if head.is_empty() && copy.left == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Unsent {
+            head: Bytes::copy_from_slice(head),
+            // It counts as unsent until this is dropped.
+            chunk: slot.begin_response().wrap_shared(Bytes::new()),
+            file: None,
+            copy: Some(copy),
         })))
     }
 
     /// Sends the rest of a response.
     async fn send(&mut self, response: Unsent) -> io::Result<()> {
         let slot = Arc::clone(self.slot());
-        let mut sending = pin!(send(self.stream, response));
+        let mut sending = pin!(send(self.stream, &slot, response));
         poll_fn(|context| {
             let is_cut_off = match slot.poll_close(context) {
                 Poll::Ready(CloseReason::Overdue) => true,
@@ -285,18 +341,18 @@ impl<S: Transport> FastPath<'_, S> {
 }
 
 /// Writes the head of a response. Returns its body, and whether the connection closes after it.
-fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (ResponseBody, bool) {
+fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool) {
     let body = match &reply {
         Reply::NotModified(snapshot) => {
             head.extend_from_slice(snapshot.headers().http1_not_modified());
-            ResponseBody::empty()
+            Body::Other(ResponseBody::empty())
         }
         Reply::Bundle {
             snapshot,
             promises_long_polling: true,
         } => {
             head.extend_from_slice(snapshot.headers().http1_bundle());
-            ResponseBody::of(snapshot.content().bytes())
+            Body::of(snapshot.content().bytes())
         }
         Reply::Bundle { .. } | Reply::Other(_) => return write_any_head(head, reply, closes),
     };
@@ -310,7 +366,7 @@ fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (ResponseBody, 
 }
 
 /// Writes the head of a response that is not prepared.
-fn write_any_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (ResponseBody, bool) {
+fn write_any_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool) {
     let mut response = reply.into_response();
     if closes {
         response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
@@ -319,14 +375,63 @@ fn write_any_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (ResponseBo
     let closes = response.headers().contains_key(CONNECTION);
     head.extend_from_slice(&http1_head(response.status(), response.headers()));
     head.extend_from_slice(b"\r\n");
-    (response.into_body(), closes)
+    (Body::Other(response.into_body()), closes)
 }
 
-async fn send<S: Transport>(stream: &mut S, response: Unsent) -> io::Result<()> {
+impl Body {
+    fn of(blob: &Blob) -> Self {
+        match (blob.in_memory(), blob.copy()) {
+            (Some(bytes), Some(file)) => Self::Copy(FileCopy {
+                bytes: bytes.clone(),
+                file: Arc::clone(file),
+                offset: 0,
+                left: bytes.len(),
+            }),
+            _ => Self::Other(ResponseBody::of(blob)),
+        }
+    }
+}
+
+impl From<Body> for ResponseBody {
+    fn from(body: Body) -> Self {
+        match body {
+            Body::Copy(copy) => Self::Memory(copy.bytes),
+            Body::Other(body) => body,
+        }
+    }
+}
+
+impl FileCopy {
+    /// Sends as much as the socket takes.
+    fn send(&mut self, tcp: &TcpStream, slot: &Slot) -> io::Result<()> {
+        let (file, offset, left) = (&self.file, &mut self.offset, self.left);
+        let sent = tcp.try_io(Interest::WRITABLE, || {
+            Ok(rustix::fs::sendfile(tcp, file, Some(offset), left)?)
+        });
+        if matches!(sent, Ok(0)) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let sent = or_zero(sent)?;
+        slot.record_write(sent);
+        self.left -= sent;
+        Ok(())
+    }
+}
+
+/// Nothing was sent if the socket was full.
+fn or_zero(sent: io::Result<usize>) -> io::Result<usize> {
+    match sent {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        sent => sent,
+    }
+}
+
+async fn send<S: Transport>(stream: &mut S, slot: &Slot, response: Unsent) -> io::Result<()> {
     let Unsent {
         mut head,
         mut chunk,
         file,
+        copy,
     } = response;
     while head.has_remaining() || chunk.has_remaining() {
         let pieces = [IoSlice::new(&head), IoSlice::new(&chunk)];
@@ -337,6 +442,12 @@ async fn send<S: Transport>(stream: &mut S, response: Unsent) -> io::Result<()> 
         let of_head = written.min(head.len());
         head.advance(of_head);
         chunk.advance(written - of_head);
+    }
+    if let Some((mut copy, tcp)) = copy.zip(stream.tcp()) {
+        while copy.left > 0 {
+            tcp.writable().await?;
+            copy.send(tcp, slot)?;
+        }
     }
     drop(chunk);
     if let Some(mut file) = file {

@@ -22,6 +22,9 @@ use crate::{
 /// The deepest nesting of image indexes, which is OPA's (`maxIndexDepth` in
 /// `v1/download/oci_download.go`).
 const MAX_INDEXES: usize = 4;
+/// Bundles of this size and above are also kept in an unlinked file. Below it, sending from memory
+/// is as fast.
+const MIN_COPIED_BYTES: u64 = 64 << 10;
 /// The number of layers of one artifact that are fetched at a time.
 const CONCURRENT_LAYERS: usize = 4;
 /// The metric label of a failure of the disk.
@@ -131,6 +134,7 @@ impl Pipeline {
         layers: Vec<Blob>,
     ) -> Result<Arc<Snapshot>, Failure> {
         let (limits, space) = (self.limits, self.store.space());
+        let copies = Arc::clone(&space);
         let digest = record.path.digest().clone();
         let image = record.path.last().digest().clone();
         let attempt = self.attempt_at(Step::Open, &image);
@@ -151,9 +155,14 @@ impl Pipeline {
                 };
                 (Step::Open, reason, error.to_string())
             })?;
-            let bundle = assembled
+            let mut bundle = assembled
                 .open(&limits)
                 .map_err(|error| (Step::Open, not_a_bundle(&layers), error.to_string()))?;
+            if bundle.blob().size() >= MIN_COPIED_BYTES
+                && let Err(error) = bundle.keep_copy(&*copies)
+            {
+                tracing::debug!(%error, "a large bundle is sent from memory");
+            }
             Snapshot::new(verified, record, bundle)
                 .map_err(|error| (Step::Publish, "unpublishable", error.to_string()))
         };

@@ -32,6 +32,15 @@ const HEADERS: &[&str] = &[
     "Bearer s3cret",
     "/authz/ma%69n",
 ];
+// The first byte chooses where the rest is split.
+const REQUESTS: &[&str] = &[
+    "\0GET /bundles/authz/main HTTP/1.1\r\nHost: x\r\nIf-None-Match: @\r\n\r\n",
+    "\0GET /authz/main?x HTTP/1.1\r\nHost: x\r\nConnection: close\r\nPrefer: wait=1\r\n\r\n",
+    "\0GET /bundles/none HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer token\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "\0GET /bundles/authz/main HTTP/1.1\r\nHost: x\r\nIf-None-Match: W/@, \"y\"\r\nUser-Agent: Open Policy Agent/0.38.1\r\n\r\nHEAD / HTTP/1.1\r\n\r\n",
+    "\0POST /bundles/authz/main HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n1",
+    "\0PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+];
 const RESPONSES: &[&str] = &[
     r#"{"token":"t","access_token":"a","expires_in":300}"#,
     r#"{"errors":[{"code":"DENIED","message":"no","detail":[{}]}]}"#,
@@ -94,6 +103,7 @@ fn main() -> io::Result<()> {
         ("answers", RESPONSES),
         ("reference", REFERENCES),
         ("versions", VERSIONS),
+        ("fast_path", REQUESTS),
         ("bundle_manifest", BUNDLE_MANIFESTS),
         ("rego", REGO),
         ("layer_plan", LAYER_PLANS),
