@@ -299,7 +299,8 @@ impl FromStr for Repository {
 }
 
 /// The selector of a reference in its most common form; `None` for any other text. oci-client
-/// decides about it with a regular expression, which takes 30 ms and several MB to compile.
+/// decides about that with a regular expression, whose compilation was measured to take 0.08 s and
+/// 19 MB.
 fn common_selector(host: &str, rest: &str) -> Option<Selector> {
     const MAX_PATH_BYTES: usize = 200;
     let (named, digest) = match rest.split_once('@') {
