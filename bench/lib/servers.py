@@ -88,7 +88,7 @@ class Server:
     def tail(self):
         return open(self.log, errors="replace").read()[-2000:]
 
-    def await_line(self, pattern, seconds=120):
+    def await_line(self, pattern, seconds=300):
         """The match of a pattern in the log."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -100,7 +100,7 @@ class Server:
             time.sleep(0.01)
         host.die(f"{self.name} did not start: {self.tail()}")
 
-    def await_status(self, address, path, scheme="http", status=200, seconds=120):
+    def await_status(self, address, path, scheme="http", status=200, seconds=300):
         """Waits until a request is answered with this status."""
         end, last = time.monotonic() + seconds, None
         while time.monotonic() < end and self.process.poll() is None:
