@@ -7,7 +7,7 @@ use super::{
     archive::{Entry, walk},
     load::load,
 };
-use crate::oci::Blob;
+use crate::oci::{Blob, BlobSpace};
 
 /// Bytes that OPA loads as a bundle.
 #[derive(Debug, Clone)]
