@@ -227,6 +227,15 @@
 //! bodies are in unlinked files. A blob is only returned for the repository and credential that
 //! delivered it.
 //!
+//! # Serving
+//!
+//! [`server`] decides about a request from borrowed headers: at once, or later in a boxed future.
+//! The decision does not depend on the protocol. Over HTTP/1.1 the requests that OPA sends take a
+//! fast path, which reads and writes through buffers of the thread and keeps nothing for a client
+//! that waits; the first other request hands the connection to hyper for good. A test and a fuzz
+//! target compare the responses of both. Over HTTP/2 the requests that have arrived are answered
+//! together. The deadlines of all connections are enforced by one task.
+//!
 //! # Threads
 //!
 //! `serve` and `dev` have two runtimes. One has the listeners, the connections and the reads of

@@ -153,11 +153,10 @@ impl BothPaths {
                 slot,
                 is_over_limit: false,
             },
-            deadlines,
             drain: self.api.drain.clone(),
         };
         let (reader, writer) = split(client);
-        let serving = serve_stream(server, service, context);
+        let serving = serve_stream(server, service, Box::new(context));
         let ((), (bytes, closed)) = tokio::join!(serving, converse(reader, writer, parts));
         Conversation {
             responses: responses(&bytes),

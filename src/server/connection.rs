@@ -15,7 +15,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    Deadlines, close_signal::CloseReason, date, drain::DrainSignal, fast_path, http1, http2,
+    close_signal::CloseReason, date, drain::DrainSignal, fast_path, http1, http2,
     idle_connections::Slot, prefixed_stream::PrefixedStream, response_body::ResponseBody,
     service::Service, write_timeout::WriteTimeout,
 };
@@ -48,11 +48,11 @@ pub(super) struct Peer {
     pub(super) is_over_limit: bool,
 }
 
-/// Everything that decides when a connection is closed.
+/// The client of a connection, and what decides when the connection is closed. It is boxed while the
+/// connection is on the fast path: the futures that hand it on would each keep a copy.
 #[derive(Debug)]
 pub(super) struct ConnectionContext {
     pub(super) peer: Peer,
-    pub(super) deadlines: Deadlines,
     pub(super) drain: DrainSignal,
 }
 
@@ -62,10 +62,10 @@ pub(super) async fn serve_connection<V: Service>(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     service: Arc<V>,
-    context: ConnectionContext,
+    context: Box<ConnectionContext>,
 ) {
     let slot = Arc::clone(&context.peer.slot);
-    let stream = WriteTimeout::new(stream, context.deadlines.progress, slot);
+    let stream = WriteTimeout::new(stream, slot.deadlines().progress, slot);
     match tls {
         None => serve_stream(stream, service, context).await,
         Some(tls) => {
@@ -82,7 +82,7 @@ async fn tls_handshake(
     tls: TlsAcceptor,
     context: &ConnectionContext,
 ) -> Option<Box<TlsStream<WriteTimeout<TcpStream>>>> {
-    let handshake = timeout(context.deadlines.handshake, tls.accept(stream));
+    let handshake = timeout(context.peer.slot.deadlines().handshake, tls.accept(stream));
     match context.until_close(Box::pin(handshake)).await? {
         Ok(Ok(stream)) => Some(Box::new(stream)),
         Ok(Err(error)) => {
@@ -98,7 +98,7 @@ async fn tls_handshake(
 pub(super) async fn serve_stream<S: Transport, V: Service>(
     mut stream: S,
     service: Arc<V>,
-    context: ConnectionContext,
+    context: Box<ConnectionContext>,
 ) {
     let read = match service.bundle_api() {
         Some(api) => fast_path::serve(&mut stream, api, &context).await,
@@ -106,7 +106,7 @@ pub(super) async fn serve_stream<S: Transport, V: Service>(
     };
     if let Some(read) = read {
         // Boxed, because it needs more memory than the fast path.
-        Box::pin(serve_any_request(stream, read, service, context)).await;
+        Box::pin(serve_any_request(stream, read, service, *context)).await;
     }
 }
 
@@ -163,7 +163,7 @@ impl ConnectionContext {
         let grace = match closed.await {
             None | Some(CloseReason::Overdue) => return,
             Some(CloseReason::Evicted) => self.peer.slot.close_grace(),
-            Some(CloseReason::Shutdown) => self.deadlines.close_grace,
+            Some(CloseReason::Shutdown) => self.peer.slot.deadlines().close_grace,
         };
         shut_down(connection.as_mut());
         let mut forced_close = Box::pin(self.force_close(grace));
@@ -187,7 +187,7 @@ impl ConnectionContext {
         let mut pause = grace;
         loop {
             sleep(pause).await;
-            pause = self.deadlines.close_grace;
+            pause = slot.deadlines().close_grace;
             let may_close = if slot.is_evicted() {
                 slot.is_evictable()
             } else {

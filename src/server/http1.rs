@@ -96,11 +96,7 @@ mod tests {
             is_over_limit: false,
         };
         let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
-        let context = ConnectionContext {
-            peer,
-            deadlines,
-            drain,
-        };
+        let context = ConnectionContext { peer, drain };
         let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
         let service = Arc::new(move |_: Request<RequestBody>, _: &Peer| {
             Answer::Now(Response::new(body.clone()))

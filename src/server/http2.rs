@@ -69,7 +69,7 @@ pub(super) async fn serve<S: Transport, V: Service>(
     let stream_context = Arc::new(StreamContext {
         slot: Arc::clone(&peer.slot),
         drain: context.drain.clone(),
-        progress_timeout: context.deadlines.progress,
+        progress_timeout: peer.slot.deadlines().progress,
     });
     let shutdown = Notify::new();
     let connection = pin!(async {

@@ -365,6 +365,11 @@ impl Slot {
         ActiveRequest(Arc::clone(self))
     }
 
+    /// The time limits of each step.
+    pub(super) fn deadlines(&self) -> &Deadlines {
+        &self.lru().limits.deadlines
+    }
+
     /// Records a request that is answered at once.
     pub(super) fn record_request(&self) {
         let now = Instant::now();

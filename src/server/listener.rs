@@ -119,7 +119,6 @@ pub(super) struct Connections {
     gauge: Option<IntGauge>,
     open: watch::Sender<usize>,
     idle: IdleConnections,
-    deadlines: Deadlines,
     drain: DrainSignal,
     /// The connections; dropping the set closes them.
     tasks: Mutex<JoinSet<()>>,
@@ -144,7 +143,6 @@ impl Connections {
             gauge,
             open,
             idle,
-            deadlines,
             drain,
             tasks: Mutex::default(),
         }
@@ -202,18 +200,17 @@ impl Connections {
         }
     }
 
-    fn context(&self, address: IpAddr) -> ConnectionContext {
+    fn context(&self, address: IpAddr) -> Box<ConnectionContext> {
         // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
         let peer = Peer {
             address: address.to_canonical(),
             slot: self.idle.register(),
             is_over_limit: false,
         };
-        ConnectionContext {
+        Box::new(ConnectionContext {
             peer,
-            deadlines: self.deadlines,
             drain: self.drain.clone(),
-        }
+        })
     }
 
     fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {

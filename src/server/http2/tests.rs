@@ -54,11 +54,7 @@ where
         is_over_limit: false,
     };
     let drain = DrainSignal::new(watch::channel(phase).1, Duration::ZERO);
-    let context = ConnectionContext {
-        peer,
-        deadlines,
-        drain,
-    };
+    let context = ConnectionContext { peer, drain };
     let stream = WriteTimeout::new(stream, deadlines.progress, Arc::clone(&slot));
     let service = Arc::new(move |request: Request<RequestBody>, peer: &Peer| {
         let mut response = Response::new(body.clone());
