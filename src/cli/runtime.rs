@@ -96,8 +96,8 @@ mod tests {
 
     use super::*;
 
-    fn nice() -> i32 {
-        getpriority_process(None).unwrap()
+    fn nice() -> Option<i32> {
+        getpriority_process(None).ok()
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
             let own = nice();
             let (serving, background) = server_runtimes().unwrap();
             let lower = nice();
-            assert!(lower > own || own == 19, "{lower}");
+            assert!(lower > own || own == Some(19), "{lower:?}");
             let of_background = background.block_on(async {
                 let worker = tokio::spawn(async { nice() }).await.unwrap();
                 [worker, spawn_blocking(nice).await.unwrap()]

@@ -21,7 +21,7 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// 200. The content type does not promise long polling to an OPA that would take it for a
+    /// The reply with status 200. The content type does not promise long polling to an OPA that would take it for a
     /// reason to poll without pause.
     pub(super) fn bundle(
         snapshot: Arc<Snapshot>,

@@ -210,6 +210,7 @@ fn values_of_the_wrong_kind_are_named() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a flat table")]
 fn server_errors_name_the_key_and_a_fix() {
     const EXAMPLES: &str =
         "write an address such as \":8443\" (all addresses) or \"127.0.0.1:8443\"";
