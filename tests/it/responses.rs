@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use bundlegate::server::Clients;
 use reqwest::{Method, StatusCode};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
 
 use crate::{
     faulty::FaultyRegistry,
@@ -327,4 +331,38 @@ async fn a_long_revision_is_cut_in_headers_status_and_metrics() {
     assert!(status.to_string().len() < 10_000);
     let metrics = gate.admin_response("/metrics").await.text().await.unwrap();
     assert!(metrics.contains(shown) && metrics.lines().all(|line| line.len() < 1000));
+}
+
+/// The kernel sends a large bundle from a file, and as much at a time as the client reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_bundle_arrives_whole_however_fast_it_is_read() {
+    let registry = FaultyRegistry::start().await;
+    let noise: String = (0..600_000).map(|_| fastrand::alphanumeric()).collect();
+    let large = bundle(&noise);
+    assert!(large.len() > 300_000);
+    registry.put_artifact("live", &large);
+    let gate = TestGateway::before(&registry, HOUR).await;
+    let whole = gate.asking("", 0).send().await.unwrap();
+    assert_eq!(whole.bytes().await.unwrap(), large);
+
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(gate.data).await.unwrap();
+    let request = format!("GET /bundles/{} HTTP/1.1\r\nHost: x\r\n\r\n", gate.name());
+    client
+        .write_all(request.repeat(2).as_bytes())
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        let mut received = Vec::new();
+        while !received.ends_with(b"\r\n\r\n") {
+            received.push(client.read_u8().await.unwrap());
+        }
+        let mut body = vec![0; large.len()];
+        for chunk in body.chunks_mut(10_000) {
+            client.read_exact(chunk).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(body, large);
+    }
 }
