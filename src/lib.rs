@@ -255,6 +255,7 @@
 //! | tarball of a bundle; its uncompressed size; its files | 64 MiB; 512 MiB; 20 000 | `limits.bundle`, `.unpacked`, `.files` |
 //! | all layers of an artifact together; their uncompressed size; their files, folders and links | as those of a bundle | `limits.bundle`, `.unpacked`, `.files` |
 //! | layers of an artifact that make its bundle | 1 024 | – |
+//! | copies of large bundles on disk, for `sendfile` | 1 GiB, 256 files | – |
 //! | window of a zstd layer | 32 MiB | – |
 //! | image indexes on the way to an image | 4 | – |
 //! | `.manifest` in a bundle, whose metadata is not kept | 1 MiB | `limits.bundle_manifest` |

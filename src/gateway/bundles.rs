@@ -14,7 +14,7 @@ use super::{
     metrics::BundleFamilies,
     on_demand::OnDemand,
     plan::{self, Change},
-    watched::{Number, Watched, WatcherFactory, takes_place},
+    watched::{Number, Watched, WatcherFactory, may_replace},
 };
 use crate::{
     config::{BundleConfig, Config},
@@ -489,13 +489,13 @@ fn end_removed(mut bundle: Bundle) {
 }
 
 /// Completes when a successor has to replace the watcher whose versions clients get
-/// ([`takes_place`]).
+/// ([`may_replace`]).
 async fn until_due(shown: Handle, successor: Handle) {
     let (mut shown, mut successor) = (shown.subscribe(), successor.subscribe());
     loop {
         let is_due = {
             let (shown, successor) = (shown.borrow_and_update(), successor.borrow_and_update());
-            takes_place(&shown, &successor)
+            may_replace(&shown, &successor)
         };
         if is_due {
             return;

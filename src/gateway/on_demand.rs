@@ -15,7 +15,7 @@ use tokio::{
 use super::{
     metrics::{BundleFamilies, BundleMetrics},
     plan,
-    watched::{Watched, WatcherFactory, takes_place},
+    watched::{Watched, WatcherFactory, may_replace},
 };
 use crate::{
     catalog::{Demanded, Pattern, Refusal},
@@ -324,9 +324,9 @@ impl Running {
             // The change was undone.
             added.set_successor(None);
         }
-        let shown = added.watched.handle.subscribe();
+        let published = added.watched.handle.subscribe();
         let is_due = |successor: &mut Watched| {
-            takes_place(&shown.borrow(), &successor.handle.subscribe().borrow())
+            may_replace(&published.borrow(), &successor.handle.subscribe().borrow())
         };
         if let Some(successor) = added.successor.take_if(is_due) {
             added.entry = self.entry(&successor);

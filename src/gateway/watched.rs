@@ -140,10 +140,10 @@ impl Watched {
 /// Whether a successor replaces the watcher whose versions clients get, by their states: when it
 /// serves a version, when it is withdrawn while the other one serves nothing either, and always
 /// while the other one has nothing yet.
-pub(super) fn takes_place(shown: &State, successor: &State) -> bool {
-    match (shown, successor) {
+pub(super) fn may_replace(published: &State, successor: &State) -> bool {
+    match (published, successor) {
         (_, State::Serving(_)) | (State::Pending, _) => true,
-        (shown, State::Withdrawn(_)) => shown.snapshot().is_none(),
+        (published, State::Withdrawn(_)) => published.snapshot().is_none(),
         (_, State::Pending) => false,
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use rustix::fs::{AtFlags, CWD, linkat};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Descriptor, Digest, Hasher};
 
@@ -19,7 +20,19 @@ pub struct Blob {
     digest: Digest,
     content: Content,
     /// The same bytes in an unlinked file, beside those in memory.
-    copy: Option<Arc<fs::File>>,
+    copy: Option<Arc<FileCopy>>,
+}
+
+/// Open copies use disk space that no other limit counts, and a file descriptor each, which
+/// connections need as well. All copies of the process have at most 1 GiB and 256 files.
+static COPY_UNITS: Semaphore = Semaphore::const_new(256);
+/// The size of a unit. Each copy takes at least one.
+const COPY_UNIT_BYTES: usize = 4 << 20;
+
+#[derive(Debug)]
+struct FileCopy {
+    file: fs::File,
+    _units: SemaphorePermit<'static>,
 }
 
 #[derive(Debug, Clone)]
@@ -147,22 +160,29 @@ impl Blob {
     }
 
     /// Writes the bytes to an unlinked file as well, so that the kernel can send them without
-    /// copying. Does nothing for a blob that is in a file. Blocks on the disk.
+    /// copying. Does nothing for a blob that is in a file, or if the copies of the process have
+    /// reached their limit. Blocks on the disk.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn keep_copy(&mut self, space: &dyn BlobSpace) -> io::Result<()> {
-        if let Content::Memory(bytes) = &self.content {
+        let Content::Memory(bytes) = &self.content else {
+            return Ok(());
+        };
+        let units = bytes.len().div_ceil(COPY_UNIT_BYTES).max(1);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        // It fails while too many are in use.
+        if let Ok(_units) = COPY_UNITS.try_acquire_many(units) {
             let mut file = space.file()?;
             file.write_all(bytes)?;
-            self.copy = Some(Arc::new(file));
+            self.copy = Some(Arc::new(FileCopy { file, _units }));
         }
         Ok(())
     }
 
     /// The file that [`Self::keep_copy`] has written.
-    pub fn copy(&self) -> Option<&Arc<fs::File>> {
-        self.copy.as_ref()
+    pub fn copy(&self) -> Option<&fs::File> {
+        self.copy.as_ref().map(|copy| &copy.file)
     }
 
     /// Reads all bytes from the start; any number of readers at a time.
@@ -411,6 +431,22 @@ mod tests {
 
     fn descriptor(bytes: &[u8]) -> Descriptor {
         Descriptor::of("application/octet-stream", bytes)
+    }
+
+    #[test]
+    fn a_copy_has_the_bytes_and_none_is_made_beyond_the_limit() {
+        let bytes = Bytes::from_static(b"hello");
+        let descriptor = Descriptor::of("a/b", &bytes);
+        let mut blob = Blob::check(&descriptor, bytes).unwrap();
+        let all = COPY_UNITS.available_permits();
+        let used = COPY_UNITS.try_acquire_many(u32::try_from(all).unwrap());
+        blob.keep_copy(&SystemSpace).unwrap();
+        assert!(blob.copy().is_none());
+        drop(used.unwrap());
+        blob.keep_copy(&SystemSpace).unwrap();
+        let mut copied = [0; 5];
+        blob.copy().unwrap().read_exact_at(&mut copied, 0).unwrap();
+        assert_eq!(&copied, b"hello");
     }
 
     #[test]

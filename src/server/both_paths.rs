@@ -84,7 +84,7 @@ impl Service for WithoutFastPath {
 }
 
 impl BothPaths {
-    /// A gateway that serves [`BUNDLE`] to everybody, and `secret` to nobody.
+    /// Serves [`BUNDLE`] to clients without a token, too.
     pub(super) fn new() -> Self {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_time().start_paused(true).build().unwrap();

@@ -9,7 +9,6 @@
 
 use std::{
     cell::RefCell,
-    fs::File,
     future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -129,10 +128,9 @@ enum Body {
     Other(ResponseBody),
 }
 
-/// The bytes in memory, and the rest of their copy in a file, which the kernel can send.
+/// A blob in memory, and the rest of its copy in a file, which the kernel can send.
 struct FileCopy {
-    bytes: Bytes,
-    file: Arc<File>,
+    blob: Blob,
     offset: u64,
     left: usize,
 }
@@ -380,10 +378,9 @@ fn write_any_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool
 
 impl Body {
     fn of(blob: &Blob) -> Self {
-        match (blob.in_memory(), blob.copy()) {
-            (Some(bytes), Some(file)) => Self::Copy(FileCopy {
-                bytes: bytes.clone(),
-                file: Arc::clone(file),
+        match (blob.copy(), blob.in_memory()) {
+            (Some(_), Some(bytes)) => Self::Copy(FileCopy {
+                blob: blob.clone(),
                 offset: 0,
                 left: bytes.len(),
             }),
@@ -395,7 +392,7 @@ impl Body {
 impl From<Body> for ResponseBody {
     fn from(body: Body) -> Self {
         match body {
-            Body::Copy(copy) => Self::Memory(copy.bytes),
+            Body::Copy(copy) => Self::of(&copy.blob),
             Body::Other(body) => body,
         }
     }
@@ -404,7 +401,10 @@ impl From<Body> for ResponseBody {
 impl FileCopy {
     /// Sends as much as the socket takes.
     fn send(&mut self, tcp: &TcpStream, slot: &Slot) -> io::Result<()> {
-        let (file, offset, left) = (&self.file, &mut self.offset, self.left);
+        let Some(file) = self.blob.copy() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let (offset, left) = (&mut self.offset, self.left);
         let sent = tcp.try_io(Interest::WRITABLE, || {
             Ok(rustix::fs::sendfile(tcp, file, Some(offset), left)?)
         });
