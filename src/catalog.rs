@@ -6,10 +6,13 @@ mod pattern;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use self::demand::Use;
 pub use self::{
@@ -51,7 +54,7 @@ pub struct Entry<M> {
     reference: Reference,
     /// Watches the configured reference while the bundle is still served from an earlier one.
     successor: Option<Handle>,
-    outdated: watch::Sender<bool>,
+    outdated: AtomicBool,
     /// `None` for a configured bundle.
     demand: Option<Use>,
 }
@@ -149,7 +152,7 @@ impl<M> Catalog<M> {
                 .get(&name)
                 .is_none_or(|current| !Arc::ptr_eq(current, &entry))
             {
-                entry.outdated.send_replace(true);
+                entry.set_outdated();
             }
         }
     }
@@ -164,7 +167,7 @@ impl<M> Catalog<M> {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name, Arc::clone(&entry));
         if let Some(before) = before.filter(|before| !Arc::ptr_eq(before, &entry)) {
-            before.outdated.send_replace(true);
+            before.set_outdated();
         }
     }
 
@@ -177,7 +180,7 @@ impl<M> Catalog<M> {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(name);
         if let Some(removed) = removed {
-            removed.outdated.send_replace(true);
+            removed.set_outdated();
         }
     }
 
@@ -218,6 +221,13 @@ impl<M> Catalog<M> {
             .collect()
     }
 
+    /// Wakes all requests that are held.
+    pub fn wake_waiters(&self) {
+        for entry in self.entries() {
+            entry.handle.wake_waiters();
+        }
+    }
+
     /// All bundles, by name.
     pub fn entries(&self) -> Vec<Arc<Entry<M>>> {
         self.0
@@ -244,7 +254,7 @@ impl<M> Entry<M> {
             metrics,
             reference,
             successor,
-            outdated: watch::Sender::new(false),
+            outdated: AtomicBool::new(false),
             demand: None,
         }
     }
@@ -324,22 +334,25 @@ impl<M> Entry<M> {
 
     /// Whether the catalog has another entry of this name, or none.
     pub fn is_outdated(&self) -> bool {
-        *self.outdated.borrow()
+        self.outdated.load(Ordering::Acquire)
     }
 
     /// Waits until [`Self::is_outdated`]. Cancel-safe.
     pub async fn outdated(&self) {
-        // The channel can't be closed, because `self` holds its sender.
-        let _ = self
-            .subscribe_outdated()
-            .wait_for(|outdated| *outdated)
-            .await;
+        loop {
+            // Before the question, so that no change is missed.
+            let woken = self.handle.woken();
+            if self.is_outdated() {
+                return;
+            }
+            woken.await;
+        }
     }
 
-    /// A receiver that changes when [`Self::is_outdated`] becomes true. It does not change for an
-    /// entry that is outdated already.
-    pub fn subscribe_outdated(&self) -> watch::Receiver<bool> {
-        self.outdated.subscribe()
+    /// Wakes the requests that are held for this entry: another one has its name, or none.
+    fn set_outdated(&self) {
+        self.outdated.store(true, Ordering::Release);
+        self.handle.wake_waiters();
     }
 }
 

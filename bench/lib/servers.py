@@ -30,6 +30,20 @@ def make_certificate(folder):
                     "-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"], check=True, capture_output=True)
 
 
+def offer_cipher_suites_as_opa(folder):
+    """Has the TLS clients of this process and its children offer AES-128 first, as Go's client does on a machine
+    with AES instructions. OpenSSL offers AES-256 first, and servers follow their clients."""
+    write(f"{folder}/openssl.cnf", b"""openssl_conf = init
+[init]
+ssl_conf = ssl
+[ssl]
+system_default = clients
+[clients]
+Ciphersuites = TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256
+""")
+    os.environ["OPENSSL_CONF"] = f"{folder}/openssl.cnf"
+
+
 def request(address, path, headers=None, scheme="http", method="GET", body=None):
     """(status, headers, body) of one request on a connection of its own."""
     if scheme == "https":

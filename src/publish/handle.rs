@@ -2,9 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::Either;
 use jiff::Timestamp;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,8 @@ pub struct Handle {
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) suspended: Arc<watch::Sender<bool>>,
     pub(super) status: Arc<Mutex<Status>>,
+    /// Wakes the requests that are held for the bundle.
+    pub(super) waiters: Arc<Notify>,
     /// The bundle that is served while this one is withdrawn.
     pub(super) fallback: Option<Fallback>,
 }
@@ -136,6 +139,25 @@ impl Handle {
     /// compares, and waits for `changed` afterwards, so that no change is missed.
     pub fn subscribe(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// Completes when a held request has something to look at: a change of a [`View`](super::View),
+    /// the end of the watcher, or [`Self::wake_waiters`]. What happens after this call counts, also
+    /// before the future is polled. A held request needs this one registration, whatever it waits
+    /// for.
+    pub fn woken(&self) -> impl Future<Output = ()> + Send + '_ {
+        let own = self.waiters.notified();
+        match &self.fallback {
+            None => Either::Left(own),
+            // Boxed, because few bundles have a fallback, and each held request keeps this.
+            Some(fallback) => Either::Right(Box::pin(fallback.woken_or(own))),
+        }
+    }
+
+    /// Wakes the requests that are held for the bundle, for something that is no change of its
+    /// state.
+    pub fn wake_waiters(&self) {
+        self.waiters.notify_waiters();
     }
 
     /// Sets the policy that decides from now on: the watcher verifies what is served again, and

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Duration, Instant},
 };
 
@@ -31,9 +31,15 @@ pub(crate) struct Publisher {
     machine: StateMachine,
     policy: watch::Receiver<Arc<TrustPolicy>>,
     state: watch::Sender<State>,
+    /// After `state`, so that the waiters wake when that is closed.
+    waiters: WakeOnDrop,
     checks: watch::Sender<Checks>,
     status: Arc<Mutex<Status>>,
 }
+
+/// The requests that are held for the bundle. They wake when its publisher is gone.
+#[derive(Debug)]
+struct WakeOnDrop(Arc<Notify>);
 
 /// The options of a publisher.
 #[derive(Debug)]
@@ -58,6 +64,12 @@ pub(crate) struct PublisherOptions {
 /// revocation comes between the comparison of revisions and the publication.
 #[derive(Debug)]
 struct HeldPolicy<'a>(watch::Ref<'a, Arc<TrustPolicy>>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
+    }
+}
 
 impl<'a> HeldPolicy<'a> {
     fn new(policy: &'a watch::Receiver<Arc<TrustPolicy>>) -> Self {
@@ -90,6 +102,7 @@ impl Publisher {
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(Wanted::default());
         let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
+        let waiters = Arc::new(Notify::new());
         let (policy, policy_seen) = watch::channel(policy);
         let (suspended, suspended_seen) = watch::channel(false);
         let handle = Handle {
@@ -101,6 +114,7 @@ impl Publisher {
             policy: Arc::new(policy),
             suspended: Arc::new(suspended),
             status: Arc::clone(&status),
+            waiters: Arc::clone(&waiters),
             fallback: None,
         };
         let machine = StateMachine::new(on_missing, max_stale);
@@ -111,6 +125,7 @@ impl Publisher {
             machine,
             policy,
             state,
+            waiters: WakeOnDrop(waiters),
             checks,
             status,
         };
@@ -176,6 +191,9 @@ impl Publisher {
             *state = after;
             change == Change::Visible
         });
+        if change == Change::Visible {
+            self.waiters.0.notify_waiters();
+        }
     }
 
     fn update_status(&self, before: &State, after: &State) {

@@ -4,7 +4,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::watch::{self, error::RecvError};
+use tokio::sync::{
+    Notify,
+    watch::{self, error::RecvError},
+};
 
 use super::{
     Handle, Snapshot,
@@ -39,6 +42,7 @@ pub(super) struct Fallback {
     name: Arc<str>,
     state: watch::Receiver<State>,
     status: Arc<Mutex<Status>>,
+    waiters: Arc<Notify>,
 }
 
 /// The fallback of a withdrawn bundle. All but `bundle` are `None` while the fallback itself has
@@ -56,7 +60,7 @@ pub struct FallbackStatus {
 }
 
 /// A subscription to a bundle and its fallback. The caller marks it as seen ([`Self::seen`]) before
-/// it compares, and waits for [`Self::changed`] afterwards, so that no change is missed.
+/// it compares, and asks for [`Self::has_changed`] afterwards, so that no change is missed.
 #[derive(Debug, Clone)]
 pub struct View {
     own: watch::Receiver<State>,
@@ -103,6 +107,7 @@ pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> 
                     name: Arc::clone(&other.name),
                     state: other.state.clone(),
                     status: Arc::clone(&other.status),
+                    waiters: Arc::clone(&other.waiters),
                 })
         })
         .collect();
@@ -113,6 +118,19 @@ pub fn link_fallbacks<'a>(handles: &mut [Handle], fallback_of: impl Fn(&str) -> 
             .unwrap_or_else(PoisonError::into_inner)
             .fallback = fallback.as_ref().map(|fallback| Arc::clone(&fallback.name));
         handle.fallback = fallback;
+    }
+}
+
+impl Fallback {
+    /// Completes with `own`, or when the waiters of the fallback are woken after this call.
+    pub(super) fn woken_or(&self, own: impl Future<Output = ()>) -> impl Future<Output = ()> {
+        let woken = self.waiters.notified();
+        async move {
+            tokio::select! {
+                () = own => {}
+                () = woken => {}
+            }
+        }
     }
 }
 
@@ -168,36 +186,24 @@ impl View {
         Seen { own, fallback }
     }
 
-    /// Waits until one of the states has changed. Cancel-safe.
+    /// Whether one of the states has changed since it was seen. A change of the fallback counts
+    /// only while the bundle is withdrawn. A [`Handle`] tells when to ask ([`Handle::woken`]).
     ///
     /// # Errors
-    /// When the bundle's watcher is gone.
-    pub async fn changed(&mut self) -> Result<(), RecvError> {
-        if self.fallback.is_some() {
-            // Boxed, because few bundles have a fallback, and each waiting request keeps this.
-            return Box::pin(self.either_changed()).await;
+    /// When the bundle's watcher is gone, and its last change was seen.
+    pub fn has_changed(&self) -> Result<bool, RecvError> {
+        match self.own.has_changed() {
+            Ok(has_changed) => Ok(has_changed || self.fallback_has_changed()),
+            Err(_) if self.own.borrow().has_changed() => Ok(true),
+            Err(closed) => Err(closed),
         }
-        self.own.changed().await
     }
 
-    async fn either_changed(&mut self) -> Result<(), RecvError> {
-        loop {
-            let Some(fallback) = &mut self.fallback else {
-                return self.own.changed().await;
-            };
-            tokio::select! {
-                changed = self.own.changed() => return changed,
-                changed = fallback.changed() => {
-                    if changed.is_err() {
-                        self.fallback = None;
-                    }
-                    // While the bundle itself is served, its fallback does not matter.
-                    if matches!(*self.own.borrow(), State::Withdrawn(_)) {
-                        return Ok(());
-                    }
-                }
-            }
-        }
+    fn fallback_has_changed(&self) -> bool {
+        let is_withdrawn = || matches!(*self.own.borrow(), State::Withdrawn(_));
+        self.fallback
+            .as_ref()
+            .is_some_and(|fallback| fallback.borrow().has_changed() && is_withdrawn())
     }
 }
 
@@ -286,10 +292,8 @@ mod tests {
             }
         }
 
-        async fn has_changed(&mut self) -> bool {
-            timeout(Duration::from_millis(50), self.view.changed())
-                .await
-                .is_ok()
+        fn has_changed(&self) -> bool {
+            self.view.has_changed().unwrap()
         }
     }
 
@@ -388,24 +392,24 @@ mod tests {
         assert_eq!(asked, snapshot(2).etag());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_change_of_the_fallback_wakes_waiters_only_while_the_bundle_is_withdrawn() {
+    #[test]
+    fn a_change_of_the_fallback_counts_only_while_the_bundle_is_withdrawn() {
         let mut pair = Pair::showing(serving(1), serving(2));
         pair.view.seen();
         pair.fallback.send_replace(serving(3));
-        assert!(!pair.has_changed().await, "the bundle itself is served");
+        assert!(!pair.has_changed(), "the bundle itself is served");
         pair.own.send_replace(withdrawn(1));
-        assert!(pair.has_changed().await);
+        assert!(pair.has_changed());
         pair.view.seen();
         pair.fallback.send_replace(serving(2));
-        assert!(pair.has_changed().await, "a new fallback");
+        assert!(pair.has_changed(), "a new fallback");
         let offer = pair
             .view
             .seen()
             .select(telemetry::now(), |_| ClientVersion::Other);
         assert_eq!(offer.state.snapshot().unwrap().etag(), snapshot(2).etag());
         pair.own.send_replace(serving(1));
-        assert!(pair.has_changed().await, "trusted again");
+        assert!(pair.has_changed(), "trusted again");
         assert!(
             !pair
                 .view
@@ -415,21 +419,34 @@ mod tests {
         );
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_fallback_whose_watcher_is_gone_changes_nothing_else() {
+    #[test]
+    fn a_fallback_whose_watcher_is_gone_changes_nothing_else() {
         let mut pair = Pair::showing(serving(1), serving(2));
         drop(pair.fallback);
         let view = &mut pair.view;
         view.seen();
-        assert!(
-            timeout(Duration::from_millis(50), view.changed())
-                .await
-                .is_err()
-        );
+        assert!(!view.has_changed().unwrap());
         pair.own.send_replace(withdrawn(1));
-        view.changed().await.unwrap();
+        // The last change counts after the end as well.
         drop(pair.own);
+        assert!(view.has_changed().unwrap());
         view.seen();
-        assert!(view.changed().await.is_err());
+        assert!(view.has_changed().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiters_wake_when_a_publisher_is_gone_their_own_or_that_of_the_fallback() {
+        let [(own, handle), (fallback, deny)] = ["authz", "deny"].map(super::super::pending);
+        let mut handles = [handle, deny];
+        link_fallbacks(&mut handles, |name| (name == "authz").then_some("deny"));
+        let [handle, _] = &handles;
+        let mut view = handle.view();
+        view.seen();
+        for (publisher, is_own) in [(fallback, false), (own, true)] {
+            let woken = handle.woken();
+            drop(publisher);
+            timeout(Duration::from_secs(1), woken).await.unwrap();
+            assert_eq!(view.has_changed().is_err(), is_own);
+        }
     }
 }

@@ -113,10 +113,19 @@ impl BundleApi {
         let request = self.bundle_request(head, credential, peer);
         let api = Arc::clone(self);
         Answer::later(async move {
-            let (reply, entry) = match entry {
-                Ok(entry) => api.serve_or_demand(entry, &request).await,
-                Err(name) => Box::pin(api.serve_on_demand(&name, &request)).await,
+            let name = match entry {
+                Ok(mut entry) => {
+                    if let Some(reply) = api.respond(&mut entry, &request).await {
+                        return api.count(reply, Some(&entry), request.method);
+                    }
+                    // It was removed meanwhile. A bundle that was added on demand may expire
+                    // between the lookup and the first use, and is then added again.
+                    entry.name().to_owned()
+                }
+                Err(name) => name,
             };
+            // Boxed, because it is rare, and each held request keeps this.
+            let (reply, entry) = Box::pin(api.serve_on_demand(&name, &request)).await;
             api.count(reply, entry.as_deref(), request.method)
         })
     }
@@ -219,20 +228,6 @@ impl BundleApi {
         Reply::Other(response)
     }
 
-    /// Serves a bundle. If it is removed meanwhile and a pattern has its name, it is added again: a
-    /// bundle that was added on demand may expire between the lookup and the first use.
-    async fn serve_or_demand(
-        &self,
-        mut entry: Arc<Entry>,
-        request: &BundleRequest,
-    ) -> (Reply, Option<Arc<Entry>>) {
-        match self.serve(&mut entry, request).await {
-            Some(reply) => (reply, Some(entry)),
-            // Boxed, because it is rare, and each waiting request keeps this.
-            None => Box::pin(self.serve_on_demand(entry.name(), request)).await,
-        }
-    }
-
     /// Serves a bundle that is added on demand. It is called for clients that may read it.
     async fn serve_on_demand(
         &self,
@@ -249,7 +244,7 @@ impl BundleApi {
             let demanded = timeout_at(deadline, self.catalog.demand(name)).await;
             drop(hold);
             let refusal = match demanded {
-                Ok(Demanded::Added(mut entry)) => match self.serve(&mut entry, request).await {
+                Ok(Demanded::Added(mut entry)) => match self.respond(&mut entry, request).await {
                     Some(reply) => return (reply, Some(entry)),
                     // Removed again, to make room or by another configuration.
                     None => continue,
@@ -273,21 +268,15 @@ impl BundleApi {
     }
 
     /// The response to a client that may not read the bundle `name`; `None` if it may.
-    fn denial(&self, credential: Credential, name: &str) -> Option<Response<ResponseBody>> {
+    pub(super) fn denial(
+        &self,
+        credential: Credential,
+        name: &str,
+    ) -> Option<Response<ResponseBody>> {
         match self.clients.current().authorize(credential, name) {
             AccessDecision::Granted => None,
             AccessDecision::Hidden => Some(response::not_found()),
             AccessDecision::Unauthorized => Some(response::unauthorized()),
-        }
-    }
-
-    /// `None` if the bundle was removed while the request was held; `entry` is then the last one.
-    async fn serve(&self, entry: &mut Arc<Entry>, request: &BundleRequest) -> Option<Reply> {
-        let reply = self.respond(entry, request).await?;
-        // The client's token may have been removed while its request was held.
-        match self.denial(request.client.credential, entry.name()) {
-            Some(denial) => Some(denial.into()),
-            None => Some(reply),
         }
     }
 }

@@ -28,7 +28,7 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
     }
 }
 
-impl Transport for WriteTimeout<TcpStream> {
+impl Transport for Box<WriteTimeout<TcpStream>> {
     fn tcp(&self) -> Option<&TcpStream> {
         Some(self.get_ref())
     }
@@ -67,7 +67,8 @@ pub(super) async fn serve_connection<V: Service>(
     let slot = Arc::clone(&context.peer.slot);
     let stream = WriteTimeout::new(stream, slot.deadlines().progress, slot);
     match tls {
-        None => serve_stream(stream, service, context).await,
+        // Boxed, because the futures that hand it on would each keep a copy.
+        None => serve_stream(Box::new(stream), service, context).await,
         Some(tls) => {
             // The handshake needs more memory than the connection afterwards.
             if let Some(stream) = Box::pin(tls_handshake(stream, tls, &context)).await {

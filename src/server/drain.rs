@@ -33,15 +33,8 @@ impl DrainSignal {
         *self.phase.borrow() != Phase::Open
     }
 
-    /// Completes when the phase changes. Cancel-safe.
-    pub(super) async fn changed(&mut self) {
-        if self.phase.changed().await.is_err() {
-            // The server is gone, and with it this connection.
-            std::future::pending().await
-        }
-    }
-
-    /// Whether held requests are released.
+    /// Whether held requests are released. They are woken then
+    /// ([`Catalog::wake_waiters`](super::Catalog::wake_waiters)).
     pub(super) fn is_released(&self) -> bool {
         *self.phase.borrow() == Phase::Release
     }

@@ -15,7 +15,7 @@ use std::{
     collections::BTreeMap,
     ops::Bound,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -23,7 +23,7 @@ use std::{
 };
 
 use tokio::{
-    task::yield_now,
+    task::{AbortHandle, yield_now},
     time::{Instant, sleep_until},
 };
 
@@ -92,16 +92,18 @@ pub(super) struct Slot {
     /// Bytes that were read from files and not sent yet, of this connection.
     unsent_bytes: AtomicUsize,
     state: Mutex<SlotState>,
+    /// The task of the connection.
+    task: OnceLock<AbortHandle>,
 }
 
 #[derive(Debug)]
 struct SlotState {
     /// Requests without a response yet.
-    active_requests: usize,
+    active_requests: u32,
     /// Held requests, which are active too.
-    held_requests: usize,
+    held_requests: u32,
     /// HTTP/2 streams whose response is not sent yet.
-    streams: usize,
+    streams: u32,
     /// Whether the connection has sent a complete request.
     had_request: bool,
     /// The key in [`Lru::idle`]; `None` while a request is active.
@@ -190,6 +192,7 @@ impl IdleConnections {
             close_signal: CloseSignal::default(),
             unsent_bytes: AtomicUsize::new(0),
             state: Mutex::new(state),
+            task: OnceLock::new(),
         });
         self.open().insert(number, Arc::downgrade(&slot));
         self.enqueue(&slot, &mut slot.state(), now);
@@ -293,6 +296,16 @@ impl IdleConnections {
         }
     }
 
+    /// Closes every connection, whatever it is doing.
+    pub(super) fn abort_all(&self) {
+        let open: Vec<_> = self.open().values().cloned().collect();
+        for slot in open.iter().filter_map(Weak::upgrade) {
+            if let Some(task) = slot.task.get() {
+                task.abort();
+            }
+        }
+    }
+
     // Lock order: the state of a slot first, then the connections.
     fn enqueue(&self, slot: &Arc<Slot>, state: &mut SlotState, used: Instant) {
         let rank = (used, self.0.next_rank.fetch_add(1, Ordering::Relaxed));
@@ -363,6 +376,12 @@ impl Slot {
         self.dequeue(&mut state);
         drop(state);
         ActiveRequest(Arc::clone(self))
+    }
+
+    /// Sets the task of the connection, for [`IdleConnections::abort_all`].
+    pub(super) fn set_task(&self, task: AbortHandle) {
+        // It is set once.
+        let _ = self.task.set(task);
     }
 
     /// The time limits of each step.

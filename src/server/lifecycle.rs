@@ -123,7 +123,7 @@ impl Server {
             metrics.paced_requests.clone(),
         );
         let bundle_api = Arc::new(BundleApi {
-            catalog,
+            catalog: catalog.clone(),
             clients,
             trusted_proxies,
             metrics,
@@ -140,6 +140,7 @@ impl Server {
             phase.send_replace(Phase::Notice);
             let _ = timeout(drain.notice, connections.wait_until_empty()).await;
             phase.send_replace(Phase::Release);
+            catalog.wake_waiters();
             let _ = timeout(drain.over, connections.wait_until_empty()).await;
         };
         tokio::select! {

@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +12,6 @@ use prometheus::IntGauge;
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -120,8 +119,12 @@ pub(super) struct Connections {
     open: watch::Sender<usize>,
     idle: IdleConnections,
     drain: DrainSignal,
-    /// The connections; dropping the set closes them.
-    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        self.idle.abort_all();
+    }
 }
 
 impl Connections {
@@ -144,7 +147,6 @@ impl Connections {
             open,
             idle,
             drain,
-            tasks: Mutex::default(),
         }
     }
 
@@ -192,11 +194,13 @@ impl Connections {
             );
             let (tls, service) = (tls.clone(), Arc::clone(&service));
             let context = self.context(peer.ip());
-            self.spawn(async move {
+            let slot = Arc::clone(&context.peer.slot);
+            let task = tokio::spawn(async move {
                 let _counted = counted;
                 let _ = stream.set_nodelay(true);
                 connection::serve_connection(stream, tls, service, context).await;
             });
+            slot.set_task(task.abort_handle());
         }
     }
 
@@ -211,13 +215,6 @@ impl Connections {
             peer,
             drain: self.drain.clone(),
         })
-    }
-
-    fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Removes the tasks that have finished.
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(connection);
     }
 
     /// Waits for a permit for one more connection. Meanwhile it evicts idle connections: one at

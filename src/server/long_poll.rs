@@ -1,17 +1,15 @@
 //! When a bundle request is answered: at once, when the bundle changes, or at its deadline.
 
 use std::{
-    future::pending,
+    future::poll_fn,
     ops::ControlFlow,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Entry, RequestMetrics,
@@ -53,7 +51,8 @@ pub(super) struct BundleRequest {
 /// small, because a fleet has a long poll for each OPA.
 struct Wait {
     view: View,
-    outdated: watch::Receiver<bool>,
+    /// Whether the request counts as a waiter of its bundle.
+    is_waiter: bool,
     _guards: (Option<InFlight>, Option<InUse<RequestMetrics>>),
     /// What [`HoldoutTracker`](super::holdout_tracker::HoldoutTracker) has recorded, if it was asked.
     tracked: Option<Option<Box<WaitGuard>>>,
@@ -66,6 +65,15 @@ struct Wait {
 /// What a request that is not answered yet needs besides a change of its bundle.
 type Confirmation<'a> = Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>;
 
+/// What ends a pause of a request that is held.
+enum Event {
+    /// The bundle may have changed, its entry may be outdated, or the drain may have got further.
+    Woken,
+    Confirmed,
+    Admitted,
+    Deadline,
+}
+
 impl BundleApi {
     /// Replies at once, when the bundle changes, or at the deadline. If the bundle is reconfigured
     /// while the request is held, the request continues with the new `entry`. `None` if it is
@@ -75,43 +83,63 @@ impl BundleApi {
         entry: &mut Arc<Entry>,
         request: &BundleRequest,
     ) -> Option<Reply> {
-        let mut drain = self.drain.clone();
         // During the drain a request is held only for a check that confirms the version.
-        let draining = drain.is_draining();
+        let draining = self.drain.is_draining();
         let held = self.hold_of(request).filter(|_| !draining);
         let hold = held.unwrap_or(self.long_poll.first_wait);
         let mut deadline = pin!(sleep_until(request.began + hold));
         let mut is_released = false;
-        let mut wait = Wait::new(entry, held);
-        loop {
-            if entry.is_outdated() {
-                *entry = self.catalog.get(entry.name())?;
-                wait.continue_with(entry, held);
+        let mut wait = Wait::new(entry, held.is_some());
+        let reply = loop {
+            let current = Arc::clone(entry);
+            // Before anything is examined, so that no later change is missed.
+            let mut woken = pin!(current.handle().woken());
+            if current.is_outdated() {
+                *entry = self.catalog.get(current.name())?;
+                wait.continue_with(entry);
+                continue;
+            }
+            if self.drain.is_released() && !is_released {
+                is_released = true;
+                let released = Instant::now() + self.drain.release_delay();
+                let released = released.min(deadline.deadline());
+                deadline.as_mut().reset(released);
             }
             let until = deadline.deadline();
-            let (entry, mut confirmation) =
-                match self.examine(entry, request, &mut wait, until, draining) {
-                    ControlFlow::Break(reply) => return Some(reply),
-                    ControlFlow::Continue(confirmation) => (&*entry, confirmation),
-                };
-            tokio::select! {
-                changed = wait.view.changed() => match changed {
-                    Ok(()) => wait.is_confirmed = true,
+            let mut confirmation = match self.examine(&current, request, &mut wait, until, draining)
+            {
+                ControlFlow::Break(reply) => break reply,
+                ControlFlow::Continue(confirmation) => confirmation,
+            };
+            let event = poll_fn(|context| {
+                if woken.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Event::Woken);
+                }
+                if let Some(confirmation) = &mut confirmation
+                    && confirmation.as_mut().poll(context).is_ready()
+                {
+                    return Poll::Ready(Event::Confirmed);
+                }
+                if wait.admission.poll_granted(context).is_ready() {
+                    return Poll::Ready(Event::Admitted);
+                }
+                deadline.as_mut().poll(context).map(|()| Event::Deadline)
+            });
+            match event.await {
+                Event::Woken => match wait.view.has_changed() {
+                    Ok(has_changed) => wait.is_confirmed |= has_changed,
                     // The watcher has ended because another one replaces it.
-                    Err(_) if entry.is_outdated() => {}
-                    Err(_) => return Some(wait.last_reply(entry, request)),
+                    Err(_) if current.is_outdated() => {}
+                    Err(_) => break wait.last_reply(&current, request),
                 },
-                _ = wait.outdated.changed() => {}
-                () = confirmed(&mut confirmation) => wait.is_confirmed = true,
-                () = wait.admission.granted() => {}
-                () = &mut deadline => return Some(wait.last_reply(entry, request)),
-                () = drain.changed() => if drain.is_released() && !is_released {
-                    is_released = true;
-                    let released = Instant::now() + drain.release_delay();
-                    deadline.as_mut().reset(released.min(until));
-                },
+                Event::Confirmed => wait.is_confirmed = true,
+                Event::Admitted => {}
+                Event::Deadline => break wait.last_reply(&current, request),
             }
-        }
+        };
+        // The client's right may have been removed while its request was held.
+        let denial = self.denial(request.client.credential, entry.name());
+        Some(denial.map_or(reply, Reply::from))
     }
 
     /// The reply, if there is one now, or what the request needs for one.
@@ -176,11 +204,11 @@ impl BundleApi {
 }
 
 impl Wait {
-    fn new(entry: &Arc<Entry>, held: Option<Duration>) -> Self {
+    fn new(entry: &Arc<Entry>, is_waiter: bool) -> Self {
         Self {
             view: entry.handle().view(),
-            outdated: entry.subscribe_outdated(),
-            _guards: (count_waiter(entry, held), entry.begin_use()),
+            is_waiter,
+            _guards: (count_waiter(entry, is_waiter), entry.begin_use()),
             tracked: None,
             is_confirmed: false,
             hold: None,
@@ -190,10 +218,9 @@ impl Wait {
 
     /// Waits for another entry of the same name. A bundle that was removed and added again has
     /// other series.
-    fn continue_with(&mut self, entry: &Arc<Entry>, held: Option<Duration>) {
+    fn continue_with(&mut self, entry: &Arc<Entry>) {
         self.view = entry.handle().view();
-        self.outdated = entry.subscribe_outdated();
-        self._guards = (count_waiter(entry, held), entry.begin_use());
+        self._guards = (count_waiter(entry, self.is_waiter), entry.begin_use());
     }
 
     /// The reply at the deadline. A body that waits for bandwidth is sent even if the client names
@@ -203,14 +230,6 @@ impl Wait {
         let state = request.select(&seen).state;
         immediate_reply(&state, request, entry, self.is_confirmed)
             .unwrap_or_else(|| deadline_reply(&seen, request, entry.handle()))
-    }
-}
-
-/// Completes with the confirmation, if one is needed.
-async fn confirmed(confirmation: &mut Confirmation<'_>) {
-    match confirmation {
-        Some(confirmation) => confirmation.await,
-        None => pending().await,
     }
 }
 
@@ -255,11 +274,11 @@ impl BundleRequest {
     }
 }
 
-/// Counts a request that may be `held` until the guard is dropped.
-fn count_waiter(entry: &Entry, held: Option<Duration>) -> Option<InFlight> {
+/// Counts a waiter until the guard is dropped.
+fn count_waiter(entry: &Entry, is_waiter: bool) -> Option<InFlight> {
     // A bundle that gets requests has this series, though none of them is held.
     let waiters = entry.metrics().waiters()?;
-    held.map(|_| InFlight::enter(waiters))
+    is_waiter.then(|| InFlight::enter(waiters))
 }
 
 /// The reply that needs no waiting, if there is one.
@@ -325,19 +344,21 @@ fn pending_message(handle: &Handle) -> String {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use tokio::task::yield_now;
+    use tokio::{sync::watch, task::yield_now};
 
     use super::*;
     use crate::{
         metrics::{BundleScope, Metrics},
         publish::pending,
         server::{
-            Catalog, Deadlines, LiveClients, ServerMetrics,
+            Catalog, Clients, Deadlines, LiveClients, ServerMetrics,
             clients::Credential,
+            connection::Peer,
             drain::Phase,
             idle_connections::{IdleConnections, Limits},
             if_none_match::IfNoneMatch,
-            request_head::HeaderLines,
+            request_head::{HeaderLines, RequestHead},
+            service::Answer,
         },
     };
 
@@ -387,5 +408,39 @@ mod tests {
         held.abort();
         assert!(held.await.unwrap_err().is_cancelled());
         assert_eq!(waiters(), Some(0.0));
+    }
+
+    /// Each OPA of a fleet has such a request. The memory allocator has a size of exactly this.
+    #[tokio::test]
+    async fn a_held_request_takes_640_bytes_at_most() {
+        let (metrics, (_publisher, handle)) = (Metrics::new(), pending("authz"));
+        let server_metrics = ServerMetrics::new(&metrics).unwrap();
+        let requests = Arc::new(server_metrics.bundle(&BundleScope::new("authz".into())));
+        let reference = "r.example/a:live".parse().unwrap();
+        let catalog = Catalog::default();
+        catalog.insert(Arc::new(Entry::new(handle, reference, None, requests)));
+        let (_phase, phase) = watch::channel(Phase::Open);
+        let mut clients = Clients::default();
+        clients.allow(&["**".into()], None).unwrap();
+        let api = BundleApi::fixture(catalog, clients.into(), server_metrics, phase);
+        let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
+        let head = RequestHead {
+            method: ReadMethod::Get,
+            path: "/bundles/authz",
+            authorization: None,
+            user_agent: None,
+            if_none_match: HeaderLines::single(None),
+            prefer: HeaderLines::single(Some("wait=60")),
+            x_forwarded_for: HeaderLines::single(None),
+        };
+        let peer = Peer {
+            address: Ipv4Addr::LOCALHOST.into(),
+            slot: idle.register(),
+            is_over_limit: false,
+        };
+        let Answer::Later(held) = Arc::new(api).decide(&head, &peer) else {
+            panic!("it is answered at once");
+        };
+        assert!(size_of_val(&*held) <= 640, "{}", size_of_val(&*held));
     }
 }

@@ -6,7 +6,6 @@
 //! no bandwidth, and a client that runs nothing yet does not wait for the clients that update.
 
 use std::{
-    future::pending,
     mem,
     num::NonZeroU64,
     pin::Pin,
@@ -14,6 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -55,8 +55,8 @@ pub(super) enum Admission {
     #[default]
     Idle,
     Waiting(Pin<Box<dyn Future<Output = Grant> + Send>>),
-    /// The next body may be sent.
-    Granted(Grant),
+    /// The next body may be sent. Boxed, because each held request has room for it.
+    Granted(Box<Grant>),
 }
 
 /// Permission to send one body. While it is unused, no other body is admitted.
@@ -154,7 +154,7 @@ impl Pacer {
 }
 
 impl Admission {
-    /// Whether the response may be sent now. If not, [`Self::granted`] completes when it may, at the
+    /// Whether the response may be sent now. If not, [`Self::poll_granted`] is ready when it may, at the
     /// deadline of its body at the latest, and this is then asked again, with the body by then.
     /// Without a body it leaves the queue.
     pub(super) fn admits(&mut self, pacer: &Pacer, body: Option<Body>) -> bool {
@@ -176,13 +176,14 @@ impl Admission {
         false
     }
 
-    /// Completes when the body that has to wait may be sent. Cancel-safe: the place in the queue
-    /// is kept.
-    pub(super) async fn granted(&mut self) {
-        match self {
-            Self::Waiting(wait) => *self = Self::Granted(wait.as_mut().await),
-            Self::Idle | Self::Granted(_) => pending().await,
-        }
+    /// Ready when the body that has to wait may be sent.
+    pub(super) fn poll_granted(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self::Waiting(wait) = self else {
+            return Poll::Pending;
+        };
+        wait.as_mut()
+            .poll(context)
+            .map(|grant| *self = Self::Granted(Box::new(grant)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Pacing under paused time.
 
+use std::future::poll_fn;
+
 use tokio::task::JoinSet;
 
 use super::*;
@@ -29,9 +31,13 @@ fn body(bytes: u64, wait: Duration) -> Body {
 async fn send(pacer: &Pacer, body: Body) -> (Instant, u64) {
     let mut admission = Admission::default();
     while !admission.admits(pacer, Some(body)) {
-        admission.granted().await;
+        granted(&mut admission).await;
     }
     (Instant::now(), body.bytes)
+}
+
+async fn granted(admission: &mut Admission) {
+    poll_fn(|context| admission.poll_granted(context)).await;
 }
 
 /// Sends all bodies, each in a task of its own, and returns when each was sent, in this order.
@@ -137,12 +143,12 @@ async fn a_turn_that_is_not_used_passes_to_the_next_request() {
     send(&pacer, body(MIB, HOUR)).await;
     let (mut first, mut second) = (Admission::default(), Admission::default());
     assert!(!first.admits(&pacer, Some(body(MIB, HOUR))));
-    first.granted().await;
+    granted(&mut first).await;
     let now = Instant::now();
     assert!(!second.admits(&pacer, Some(body(MIB, HOUR))));
     // The bundle was withdrawn meanwhile.
     assert!(first.admits(&pacer, None));
-    second.granted().await;
+    granted(&mut second).await;
     // The newest version counts, not the one at the time of the request.
     assert!(second.admits(&pacer, Some(body(5 * MIB, HOUR))));
     let next = send(&pacer, body(MIB, HOUR)).await.0;
