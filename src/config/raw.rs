@@ -85,6 +85,7 @@ pub(super) struct LongPoll {
     pub(super) first_wait: Option<Period>,
     pub(super) spread: Option<Spread>,
     pub(super) bandwidth: Option<Size>,
+    pub(super) repeat_delay: Option<Period>,
 }
 
 #[derive(Debug, Default, Deserialize)]

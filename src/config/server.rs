@@ -62,6 +62,8 @@ pub struct LongPoll {
     pub spread: Option<Duration>,
     /// The bytes of bundles that are sent per second; `None` is unlimited.
     pub bandwidth: Option<NonZeroU64>,
+    /// The longest delay of a client that downloads the same version again and again; zero for none.
+    pub repeat_delay: Duration,
 }
 
 // Written by hand, because rustls' `Debug` depends on the key's provider.
@@ -134,6 +136,15 @@ pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
         first_wait: first_wait.map_err(|problem| problem.at("first_wait"))?,
         spread,
         bandwidth: bandwidth(raw, spread).map_err(|problem| problem.at("bandwidth"))?,
+        repeat_delay: raw
+            .repeat_delay
+            .map_or(Ok(REPEAT_DELAY), |time| {
+                time.at_most(
+                    Duration::from_secs(9),
+                    "OPA waits 10s for the head of a response",
+                )
+            })
+            .map_err(|problem| problem.at("repeat_delay"))?,
     })
 }
 
@@ -226,5 +237,6 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 const MAX_WAIT: Duration = Duration::from_secs(300);
 const FIRST_WAIT: Duration = Duration::from_secs(5);
+const REPEAT_DELAY: Duration = Duration::from_secs(5);
 /// The least bandwidth, in bytes per second.
 const MIN_BANDWIDTH: u64 = 64 << 10;

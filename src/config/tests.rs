@@ -171,6 +171,7 @@ fn absent_keys_have_the_documented_defaults() {
             first_wait: secs(5),
             spread: None,
             bandwidth: None,
+            repeat_delay: secs(5),
         }
     );
     assert_eq!(

@@ -27,6 +27,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
             bandwidth: long_poll.bandwidth,
             // `auto` follows from the bandwidth.
             spread: long_poll.spread.unwrap_or_default(),
+            repeat_delay: long_poll.repeat_delay,
         },
         clients: clients(&config.clients)?.into(),
         webhooks: config.webhooks.clone().into(),

@@ -315,29 +315,40 @@ impl BlobStream {
         write: fn(&mut S, &[u8]) -> Result<(), E>,
         progress: &dyn Progress,
     ) -> Result<Result<S, E>, RegistryError> {
-        let mut ended = false;
-        while !ended {
-            let mut batch = Vec::new();
-            while !ended && batch.iter().map(Bytes::len).sum::<usize>() < WRITE_BYTES {
-                match self.next().await? {
-                    Some(piece) => batch.push(piece),
-                    None => ended = true,
-                }
-            }
-            let written = spawn_blocking(move || {
+        let mut batch: Vec<Bytes> = Vec::new();
+        loop {
+            let written = self.descriptor.size - self.remaining;
+            let writing = spawn_blocking(move || {
                 batch
                     .iter()
                     .try_for_each(|piece| write(&mut sink, piece))
                     .map(|()| sink)
             });
-            sink = match written.await {
+            // The next bytes arrive while these are written.
+            let (next, ended) = tokio::join!(self.batch(), writing);
+            sink = match ended {
                 Ok(Ok(sink)) => sink,
                 Ok(Err(error)) => return Ok(Err(error)),
                 Err(ended) => std::panic::resume_unwind(ended.into_panic()),
             };
-            progress.update(&self.descriptor, self.descriptor.size - self.remaining);
+            progress.update(&self.descriptor, written);
+            batch = next?;
+            if batch.is_empty() {
+                return Ok(Ok(sink));
+            }
         }
-        Ok(Ok(sink))
+    }
+
+    /// The next bytes, at least [`WRITE_BYTES`] unless they are the last ones; none at the end.
+    async fn batch(&mut self) -> Result<Vec<Bytes>, RegistryError> {
+        let (mut batch, mut size) = (Vec::new(), 0);
+        while size < WRITE_BYTES
+            && let Some(piece) = self.next().await?
+        {
+            size += piece.len();
+            batch.push(piece);
+        }
+        Ok(batch)
     }
 
     /// The source file, for a receiver that verifies the bytes itself; the stream again where the

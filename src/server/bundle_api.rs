@@ -17,11 +17,13 @@ use super::{
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::{ClientId, HoldoutTracker},
+    idle_connections::Slot,
     if_none_match::IfNoneMatch,
     long_poll::BundleRequest,
     metrics::ServerMetrics,
     pacer::Pacer,
     prefer,
+    repeat_guard::{Download, RepeatGuard},
     reply::Reply,
     request_body::RequestBody,
     request_head::{ReadMethod, RequestHead},
@@ -49,6 +51,7 @@ pub(super) struct BundleApi {
     pub(super) metrics: ServerMetrics,
     pub(super) long_poll: LongPoll,
     pub(super) pacer: Pacer,
+    pub(super) repeats: RepeatGuard,
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
     pub(super) webhooks: WebhookApi,
@@ -103,7 +106,7 @@ impl BundleApi {
         let entry = match route {
             Route::Done(response) => return Answer::Now(self.count_other(response)),
             Route::Bundle(entry) => {
-                if let Some(reply) = self.reply_at_once(&entry, head) {
+                if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
                     return Answer::Now(reply);
                 }
                 Ok(entry)
@@ -161,15 +164,27 @@ impl BundleApi {
     }
 
     /// The reply of a bundle that is served, if it needs no waiting.
-    fn reply_at_once(&self, entry: &Arc<Entry>, head: &RequestHead<'_>) -> Option<Reply> {
+    fn reply_at_once(
+        &self,
+        entry: &Arc<Entry>,
+        head: &RequestHead<'_>,
+        slot: &Slot,
+    ) -> Option<Reply> {
         let snapshot = entry.handle().served_at(crate::telemetry::now)?;
         let wait = prefer::wait(head.prefer);
         let if_none_match = IfNoneMatch::new(head.if_none_match);
         let reply = if if_none_match.is_current(snapshot.etag()) {
             wait.is_none().then_some(Reply::NotModified(snapshot))?
         } else {
+            let download = Download {
+                bundle: entry.name(),
+                first_tag: "",
+                etag: snapshot.etag(),
+            };
             // Where bodies are paced, one that is not admitted yet has to wait.
-            let is_sent = if_none_match.is_empty() && self.pacer.is_unlimited();
+            let is_sent = if_none_match.is_empty()
+                && self.pacer.is_unlimited()
+                && (wait.is_none() || self.repeats.is_free(download, slot));
             is_sent.then(|| {
                 let predates_long_polling = predates_long_polling(head.user_agent);
                 Reply::bundle(snapshot, wait, predates_long_polling)
@@ -296,6 +311,7 @@ impl BundleApi {
         Self {
             webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone()),
             pacer: Pacer::new(None, Duration::ZERO, metrics.paced_requests.clone()),
+            repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
             catalog,
             clients,
             trusted_proxies: TrustedProxies::default(),
@@ -305,6 +321,7 @@ impl BundleApi {
                 first_wait: Duration::from_secs(5),
                 bandwidth: None,
                 spread: Duration::ZERO,
+                repeat_delay: Duration::ZERO,
             },
             drain: DrainSignal::new(phase, Duration::ZERO),
             holdouts: HoldoutTracker::default(),

@@ -30,6 +30,7 @@ use tokio::{
 use super::{
     Deadlines,
     close_signal::{CloseReason, CloseSignal},
+    repeat_guard::Streak,
     unsent_response::UnsentResponse,
 };
 
@@ -115,10 +116,12 @@ struct SlotState {
     /// When the first byte of an incomplete request arrived.
     head_started: Option<Instant>,
     /// Unsent responses by number, with the time of their last progress.
-    responses: BTreeMap<u64, Instant>,
-    next_response: u64,
+    responses: BTreeMap<u32, Instant>,
+    next_response: u32,
     /// Bytes written since `progress_at`.
     written: usize,
+    /// The last download, once there was one. Boxed, because most connections have none.
+    downloads: Option<Box<Streak>>,
     progress_at: Instant,
     /// Whether the connection is HTTP/2, where one response can stall while others progress.
     is_multiplexed: bool,
@@ -182,6 +185,7 @@ impl IdleConnections {
             responses: BTreeMap::new(),
             next_response: 0,
             written: 0,
+            downloads: None,
             progress_at: now,
             is_multiplexed: false,
         };
@@ -457,21 +461,21 @@ impl Slot {
     pub(super) fn begin_response(self: &Arc<Self>) -> UnsentResponse {
         let mut state = self.state();
         let number = state.next_response;
-        state.next_response += 1;
+        state.next_response = number.wrapping_add(1);
         state.responses.insert(number, Instant::now());
         drop(state);
         UnsentResponse::new(Arc::clone(self), number)
     }
 
     /// Records that the client accepted part of a response.
-    pub(super) fn record_progress(&self, response: u64) {
+    pub(super) fn record_progress(&self, response: u32) {
         if let Some(progress) = self.state().responses.get_mut(&response) {
             *progress = Instant::now();
         }
     }
 
     /// Removes a response that was sent or reset.
-    pub(super) fn end_response(&self, response: u64) {
+    pub(super) fn end_response(&self, response: u32) {
         self.state().responses.remove(&response);
     }
 
@@ -498,6 +502,11 @@ impl Slot {
                     .for_each(|progress| *progress = now);
             }
         }
+    }
+
+    /// Reads and changes what is known of the last download on the connection.
+    pub(super) fn with_downloads<T>(&self, f: impl FnOnce(&mut Option<Box<Streak>>) -> T) -> T {
+        f(&mut self.state().downloads)
     }
 
     /// Marks the connection as HTTP/2, where each response has its own deadline.

@@ -30,6 +30,11 @@ impl<'a> IfNoneMatch<'a> {
         self.tags().next().is_none()
     }
 
+    /// The first tag, without quotes and `W/`.
+    pub(super) fn first(self) -> Option<&'a str> {
+        self.tags().next()
+    }
+
     /// Whether the client runs the version with this tag: whether it is the first one.
     pub(super) fn is_current(self, etag: &str) -> bool {
         self.tags()

@@ -18,6 +18,7 @@ use super::{
     listener::{Connections, bind, warn_if_backlog_is_small},
     metrics::ServerMetrics,
     pacer::Pacer,
+    repeat_guard::RepeatGuard,
     webhook_api::WebhookApi,
 };
 
@@ -122,6 +123,7 @@ impl Server {
             long_poll.spread,
             metrics.paced_requests.clone(),
         );
+        let repeats = RepeatGuard::new(long_poll.repeat_delay, metrics.delayed_downloads.clone());
         let bundle_api = Arc::new(BundleApi {
             catalog: catalog.clone(),
             clients,
@@ -129,6 +131,7 @@ impl Server {
             metrics,
             long_poll,
             pacer,
+            repeats,
             drain: drain_signal,
             holdouts,
             webhooks,

@@ -19,6 +19,7 @@ use super::{
     if_none_match::OwnedIfNoneMatch,
     pacer::{Admission, Body},
     prefer,
+    repeat_guard::{Delay, Download},
     reply::Reply,
     request_head::ReadMethod,
     response,
@@ -59,6 +60,8 @@ struct Wait {
     /// Whether the registry, or a change seen by this request, confirms the served version.
     is_confirmed: bool,
     hold: Option<HeldRequest>,
+    /// The delay of a repeated download, once there is a bundle to send.
+    repeat: Option<Option<Box<Delay>>>,
     admission: Admission,
 }
 
@@ -156,7 +159,8 @@ impl BundleApi {
         self.track_holdout(entry, request, &seen, wait);
         let Selection { state, is_fallback } = request.select(&seen);
         let reply = immediate_reply(&state, request, entry, wait.is_confirmed);
-        let body = request.body_of(reply.as_ref(), wait.hold.is_some(), deadline);
+        let earliest = self.earliest(entry, request, reply.as_ref(), wait);
+        let body = request.body_of(reply.as_ref(), wait.hold.is_some(), deadline, earliest);
         let is_admitted = wait.admission.admits(&self.pacer, body) || draining;
         let delayed = match reply {
             Some(reply) if is_admitted => return ControlFlow::Break(reply),
@@ -182,6 +186,30 @@ impl BundleApi {
             (true, false) => Some(Box::pin(handle.confirm())),
             (true, true) => Some(Box::pin(sleep_until(request.began + FALLBACK_DELAY))),
         })
+    }
+
+    /// When the bundle in a reply may be sent, if that is not now: a client that long-polls and
+    /// downloads it again and again is delayed.
+    fn earliest(
+        &self,
+        entry: &Entry,
+        request: &BundleRequest,
+        reply: Option<&Reply>,
+        wait: &mut Wait,
+    ) -> Option<Instant> {
+        let Reply::Bundle { snapshot, .. } = reply? else {
+            return None;
+        };
+        request.wait?;
+        let delay = wait.repeat.get_or_insert_with(|| {
+            let download = Download {
+                bundle: entry.name(),
+                first_tag: request.if_none_match.get().first().unwrap_or_default(),
+                etag: snapshot.etag(),
+            };
+            self.repeats.delay(download, &request.client, &request.slot)
+        });
+        delay.as_ref().map(|delay| delay.until)
     }
 
     /// Records a client that still runs a withdrawn version.
@@ -212,6 +240,7 @@ impl Wait {
             tracked: None,
             is_confirmed: false,
             hold: None,
+            repeat: None,
             admission: Admission::default(),
         }
     }
@@ -248,13 +277,20 @@ impl BundleRequest {
     }
 
     /// The body that is to be sent with a reply; `None` if there is none.
-    fn body_of(&self, reply: Option<&Reply>, was_held: bool, deadline: Instant) -> Option<Body> {
+    fn body_of(
+        &self,
+        reply: Option<&Reply>,
+        was_held: bool,
+        deadline: Instant,
+        earliest: Option<Instant>,
+    ) -> Option<Body> {
         match reply? {
             Reply::Bundle { snapshot, .. } if self.method == ReadMethod::Get => Some(Body {
                 bytes: snapshot.content().bytes().size(),
                 is_update: !self.if_none_match.get().is_empty(),
                 was_held,
                 deadline,
+                earliest,
             }),
             _ => None,
         }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::StatusCode;
-use prometheus::{GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::webhooks::{EventOutcome, LiveWebhooks};
 use crate::{
@@ -25,6 +25,7 @@ pub struct ServerMetrics {
     pub(super) connections: IntGauge,
     /// Requests that wait until their body may be sent.
     pub(super) paced_requests: IntGauge,
+    pub(super) delayed_downloads: IntCounter,
     pub(super) status: StatusGauges,
     responses: IntCounterVec,
     sent_bytes: IntCounterVec,
@@ -66,6 +67,10 @@ impl ServerMetrics {
             paced_requests: metrics.gauge(
                 "bundlegate_paced_requests",
                 "Requests whose response waits for `long_poll.bandwidth` or `long_poll.spread`.",
+            )?,
+            delayed_downloads: metrics.counter(
+                "bundlegate_delayed_downloads_total",
+                "Downloads that were delayed by `long_poll.repeat_delay`, because the client repeated them.",
             )?,
             status: StatusGauges::new(metrics)?,
             responses: metrics.counters(

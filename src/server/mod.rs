@@ -16,6 +16,7 @@
 //! | `bundle_api` | routing, authorization and replies for bundles |
 //! | `long_poll` | when a request is answered at once and when it is held |
 //! | `pacer` | when bodies are sent: bandwidth and spread |
+//! | `repeat_guard` | delays clients that download the same version again and again |
 //! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `response` | every status line, header and error body |
@@ -56,6 +57,7 @@ mod prefer;
 mod prefixed_stream;
 mod refresh_api;
 mod renderer;
+mod repeat_guard;
 mod reply;
 mod request_body;
 mod request_head;

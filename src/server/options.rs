@@ -92,4 +92,7 @@ pub struct LongPoll {
     pub bandwidth: Option<NonZeroU64>,
     /// The responses to requests that were held are spread over this time.
     pub spread: Duration,
+    /// The longest delay of a client that long-polls and downloads the same version again and again;
+    /// zero for none.
+    pub repeat_delay: Duration,
 }

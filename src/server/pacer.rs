@@ -1,4 +1,5 @@
-//! When bodies are sent: `long_poll.bandwidth` and `long_poll.spread`.
+//! When bodies are sent: `long_poll.bandwidth` and `long_poll.spread`, and not before a repeated
+//! download may be ([`super::repeat_guard`]).
 //!
 //! All bodies share the bandwidth, by the generic cell rate algorithm: a body of S bytes uses it
 //! for S ÷ bandwidth, and a change for N clients takes N × S ÷ bandwidth, whether they were held or
@@ -46,6 +47,8 @@ pub(super) struct Body {
     pub(super) was_held: bool,
     /// The body is sent by then, whatever the bandwidth.
     pub(super) deadline: Instant,
+    /// The body is not sent before, unless the deadline is earlier.
+    pub(super) earliest: Option<Instant>,
 }
 
 /// The wait of one request until its body may be sent. Dropping it leaves the queue.
@@ -121,8 +124,9 @@ impl Pacer {
 
     /// The wait for a body; `None` if it may be sent at once.
     fn delay(&self, body: Body) -> Option<Pin<Box<dyn Future<Output = Grant> + Send>>> {
-        let jitter = self.jitter(body);
-        if jitter.is_none()
+        let (earliest, jitter) = (body.earliest, self.jitter(body));
+        if earliest.is_none()
+            && jitter.is_none()
             && self
                 .link
                 .as_ref()
@@ -133,6 +137,9 @@ impl Pacer {
         let (link, delayed) = (self.link.clone(), InFlight::enter(&self.delayed));
         Some(Box::pin(async move {
             let _delayed = delayed;
+            if let Some(earliest) = earliest {
+                sleep_until(earliest.min(body.deadline)).await;
+            }
             if let Some(jitter) = jitter {
                 sleep(jitter).await;
             }

@@ -26,7 +26,7 @@ pub(super) struct UnsentResponse(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     slot: Arc<Slot>,
-    number: u64,
+    number: u32,
     /// Chunks that the protocol has taken and not sent yet.
     chunks: AtomicUsize,
     sent: Notify,
@@ -42,7 +42,7 @@ struct Chunk {
 
 impl UnsentResponse {
     /// The response that has this number in `slot`.
-    pub(super) fn new(slot: Arc<Slot>, number: u64) -> Self {
+    pub(super) fn new(slot: Arc<Slot>, number: u32) -> Self {
         Self(Arc::new(Inner {
             slot,
             number,

@@ -68,6 +68,7 @@ pub(crate) struct Setup {
     /// In bytes per second; 0 is unlimited.
     pub(crate) bandwidth: u64,
     pub(crate) spread: Duration,
+    pub(crate) repeat_delay: Duration,
 }
 
 impl Default for Setup {
@@ -110,6 +111,7 @@ impl Default for Setup {
             webhooks: Vec::new(),
             bandwidth: 0,
             spread: Duration::ZERO,
+            repeat_delay: Duration::from_secs(5),
         }
     }
 }
@@ -273,6 +275,7 @@ impl TestGateway<InProcess> {
                 first_wait: setup.rules.first_wait,
                 bandwidth: NonZeroU64::new(setup.bandwidth),
                 spread: setup.spread,
+                repeat_delay: setup.repeat_delay,
             },
             clients: clients.clone(),
             webhooks: setup.webhooks.into(),

@@ -48,6 +48,7 @@ mod ready_after;
 mod refresh;
 mod refresh_failures;
 mod reload;
+mod repeats;
 mod responses;
 mod roots;
 mod scale;

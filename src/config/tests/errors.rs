@@ -295,6 +295,10 @@ fn server_errors_name_the_key_and_a_fix() {
              such as 10MiB",
         ),
         (
+            "long_poll: { repeat_delay: 10s }",
+            "long_poll.repeat_delay: 10s is above the maximum of 9s (OPA waits 10s for the head of a response); write 9s or less",
+        ),
+        (
             "long_poll: { spread: 0s, bandwidth: 10MiB }",
             "long_poll.bandwidth: `long_poll.spread: 0s` sends everything at once; remove one of the two",
         ),

@@ -25,6 +25,7 @@ fn body(bytes: u64, wait: Duration) -> Body {
         is_update: false,
         was_held: false,
         deadline: Instant::now() + wait,
+        earliest: None,
     }
 }
 
