@@ -40,6 +40,7 @@ mod readme;
 mod refusals;
 mod reload;
 mod replicas;
+mod rolling_restart;
 mod session;
 mod setups;
 #[path = "../shared/mod.rs"]

@@ -8,6 +8,7 @@ mod cosign;
 mod forward_proxy;
 mod front;
 mod gateway;
+mod load;
 mod opa;
 mod programs;
 mod proxy;
@@ -24,12 +25,13 @@ use std::{
 
 pub(crate) use artifact::Artifact;
 pub(crate) use author::{Author, READER, Ran, WRITER};
-pub(crate) use balancer::Balancer;
+pub(crate) use balancer::{Balancer, BalancerKind};
 pub(crate) use ca::Ca;
 pub(crate) use cosign::{Cosign, Format, KeyPair};
 pub(crate) use forward_proxy::ForwardProxy;
 pub(crate) use front::{Front, LinkForm, Quirk};
 pub(crate) use gateway::GatewayConfig;
+pub(crate) use load::Load;
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use programs::{program, run, search_path};
 pub(crate) use proxy::Proxy;
