@@ -26,7 +26,8 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
-//! | [`server`] | the bundle API, the admin API, listeners, drain | `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
+//! | [`access`] | how clients prove who they are: password files; no I/O | – |
+//! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
 //!
 //! A test reads the sources and checks the last column.
@@ -283,6 +284,9 @@
 //! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
+//! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
+//! | right passwords that are remembered; other results, for a minute | 16 384; 4 096 | – |
+//! | log lines about refused requests | one a minute for each address and reason, 200 a minute | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
 //! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |
 //! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |
@@ -312,6 +316,7 @@
 //! serve, and neither a push before its signature nor a tag moved to an old revoked artifact takes
 //! that away.
 
+pub mod access;
 pub mod bundle;
 pub mod catalog;
 pub mod cli;

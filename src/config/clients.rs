@@ -12,7 +12,7 @@ use super::{
     raw,
     values::{glob, name},
 };
-use crate::oci::read_regular;
+use crate::{access::PasswordFile, oci::read_regular};
 
 /// One entry of `clients`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,13 @@ pub enum Credential {
         /// The tokens; empty only if all were revoked.
         tokens: Vec<Secret>,
     },
+    /// The name and password of any user in a file.
+    Passwords {
+        /// The password file.
+        file: PathBuf,
+        /// The users; none only if all were removed.
+        users: PasswordFile,
+    },
 }
 
 /// A text that `Debug` does not print.
@@ -51,12 +58,12 @@ impl Secret {
 }
 
 impl ClientConfig {
-    /// Removes the tokens that are no longer in the token file, and returns whether there were any.
-    /// It ignores errors elsewhere in the configuration: they must not keep a leaked token valid. A
-    /// deleted file has no tokens; a file that can't be read for another reason changes nothing.
+    /// Removes the tokens and users that are no longer in their file, and returns whether there were
+    /// any. It ignores errors elsewhere in the configuration: they must not keep a leaked credential
+    /// valid. A deleted file has none; a file that can't be read for another reason changes nothing.
     /// Blocks.
     pub fn revoke(&mut self) -> bool {
-        let Credential::Tokens { file, tokens } = &mut self.credential else {
+        let Some(file) = self.credential.file() else {
             return false;
         };
         let left = match read_regular(file, files::MAX_FILE_BYTES) {
@@ -64,14 +71,41 @@ impl ClientConfig {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(_) => return false,
         };
-        let before = tokens.len();
-        let is_left = |token: &Secret| {
-            left.split(|byte| *byte == b'\n')
-                .any(|line| line.trim_ascii() == token.expose())
-        };
-        tokens.retain(is_left);
-        tokens.len() < before
+        match &mut self.credential {
+            Credential::Anonymous => false,
+            Credential::Tokens { tokens, .. } => retain_tokens_of(&left, tokens),
+            Credential::Passwords { users, .. } => users.retain_lines_of(&left),
+        }
     }
+}
+
+impl Credential {
+    /// The file of secrets, if there is one.
+    fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Anonymous => None,
+            Self::Tokens { file, .. } | Self::Passwords { file, .. } => Some(file),
+        }
+    }
+
+    /// The key of this kind of credential.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Tokens { .. } => "bearer_token_file",
+            Self::Passwords { .. } => "basic_file",
+        }
+    }
+}
+
+/// Keeps the tokens that are a line of `text`, and returns whether others were removed.
+fn retain_tokens_of(text: &[u8], tokens: &mut Vec<Secret>) -> bool {
+    let before = tokens.len();
+    tokens.retain(|token| {
+        text.split(|byte| *byte == b'\n')
+            .any(|line| line.trim_ascii() == token.expose())
+    });
+    tokens.len() < before
 }
 
 impl fmt::Debug for Secret {
@@ -106,35 +140,13 @@ pub(super) fn read(
             });
         clients.push(client.map_err(|problem| problem.at_index(index))?);
     }
-    distinct_tokens(&clients)?;
+    distinct_credentials(&clients)?;
     Ok(clients)
 }
 
 fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
     name(&raw.name).map_err(|problem| problem.at("name"))?;
-    let credential = match (raw.anonymous, &raw.bearer_token_file) {
-        (Some(true), None) => Credential::Anonymous,
-        (None, Some(file)) => {
-            let of_file = |path: &Path| -> Result<Credential, Problem> {
-                let tokens = tokens(&base.text(path)?)
-                    .map_err(|reason| Problem::new(format!("{}: {reason}", path.display())))?;
-                Ok(Credential::Tokens {
-                    file: base.path(path)?,
-                    tokens,
-                })
-            };
-            of_file(file).map_err(|problem| problem.at("bearer_token_file"))?
-        }
-        (Some(_), Some(_)) => {
-            return Err(Problem::new(
-                "a client has one credential; keep `anonymous` or `bearer_token_file`",
-            ));
-        }
-        (Some(false) | None, None) => {
-            let message = "the client has no credential; write `bearer_token_file: FILE` or `anonymous: true`";
-            return Err(Problem::new(message));
-        }
-    };
+    let credential = credential(&raw, base)?;
     if raw.bundles.is_empty() {
         return Err(
             Problem::new("the list is empty; write globs such as [\"authz/**\"]").at("bundles"),
@@ -148,6 +160,54 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
         credential,
         bundles: raw.bundles,
     })
+}
+
+/// Reads the one credential of a client.
+fn credential(raw: &raw::Client, base: Base<'_>) -> Result<Credential, Problem> {
+    let keys = [
+        ("anonymous", raw.anonymous == Some(true)),
+        ("bearer_token_file", raw.bearer_token_file.is_some()),
+        ("basic_file", raw.basic_file.is_some()),
+    ];
+    let written: Vec<_> = keys
+        .iter()
+        .filter_map(|(key, is_written)| is_written.then_some(*key))
+        .collect();
+    match written.as_slice() {
+        [] => {
+            let message = "the client has no credential; write `bearer_token_file: FILE`, \
+                `basic_file: FILE` or `anonymous: true`";
+            return Err(Problem::new(message));
+        }
+        [_] => {}
+        [one, other, ..] => {
+            let message = format!("a client has one credential; keep `{one}` or `{other}`");
+            return Err(Problem::new(message));
+        }
+    }
+    if let Some(file) = &raw.bearer_token_file {
+        return token_file(file, base).map_err(|problem| problem.at("bearer_token_file"));
+    }
+    if let Some(file) = &raw.basic_file {
+        return password_file(file, base).map_err(|problem| problem.at("basic_file"));
+    }
+    Ok(Credential::Anonymous)
+}
+
+fn token_file(file: &Path, base: Base<'_>) -> Result<Credential, Problem> {
+    let tokens = tokens(&base.text(file)?).map_err(|reason| in_file(file, &reason))?;
+    let file = base.path(file)?;
+    Ok(Credential::Tokens { file, tokens })
+}
+
+fn password_file(file: &Path, base: Base<'_>) -> Result<Credential, Problem> {
+    let users = PasswordFile::parse(&base.text(file)?).map_err(|reason| in_file(file, &reason))?;
+    let file = base.path(file)?;
+    Ok(Credential::Passwords { file, users })
+}
+
+fn in_file(file: &Path, reason: &dyn fmt::Display) -> Problem {
+    Problem::new(format!("{}: {reason}", file.display()))
 }
 
 /// Reads one token per line. Errors name the line and do not quote it.
@@ -173,22 +233,28 @@ fn tokens(text: &str) -> Result<Vec<Secret>, String> {
     Ok(tokens)
 }
 
-/// Checks that no two clients share a token: the result would depend on their order.
-fn distinct_tokens(clients: &[ClientConfig]) -> Result<(), Problem> {
-    let mut owners: BTreeMap<&[u8], &str> = BTreeMap::new();
+/// Checks that no two clients share a token or a user: the result would depend on their order.
+fn distinct_credentials(clients: &[ClientConfig]) -> Result<(), Problem> {
+    let mut owners: BTreeMap<(&str, &[u8]), &str> = BTreeMap::new();
     for (index, client) in clients.iter().enumerate() {
-        let Credential::Tokens { tokens, .. } = &client.credential else {
-            continue;
+        let key = client.credential.key();
+        let (noun, credentials): (_, Vec<&[u8]>) = match &client.credential {
+            Credential::Anonymous => continue,
+            Credential::Tokens { tokens, .. } => {
+                ("token", tokens.iter().map(Secret::expose).collect())
+            }
+            Credential::Passwords { users, .. } => {
+                let names = users.users().map(|user| user.name().as_bytes());
+                ("user", names.collect())
+            }
         };
-        for token in tokens {
-            match owners.insert(token.expose(), &client.name) {
+        for credential in credentials {
+            match owners.insert((key, credential), &client.name) {
                 Some(other) if other != client.name => {
                     let message = format!(
-                        "the file shares a token with client {other}; use different tokens"
+                        "the file shares a {noun} with client {other}; use different {noun}s"
                     );
-                    return Err(Problem::new(message)
-                        .at("bearer_token_file")
-                        .at_index(index));
+                    return Err(Problem::new(message).at(key).at_index(index));
                 }
                 _ => {}
             }

@@ -75,6 +75,7 @@ pub(super) struct Client {
     pub(super) name: String,
     pub(super) anonymous: Option<bool>,
     pub(super) bearer_token_file: Option<PathBuf>,
+    pub(super) basic_file: Option<PathBuf>,
     pub(super) bundles: Vec<String>,
 }
 

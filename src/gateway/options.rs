@@ -2,7 +2,7 @@
 
 use crate::{
     config::{ClientConfig, Config, Credential, Secret},
-    server,
+    server::{self, Requirement, Tokens},
 };
 
 /// The server's options, from the configuration.
@@ -40,13 +40,14 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
 pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients> {
     let mut clients = server::Clients::default();
     for client in config {
-        match &client.credential {
-            Credential::Anonymous => clients.allow(&client.bundles, None)?,
+        let requirement = match &client.credential {
+            Credential::Anonymous => Requirement::Anonymous,
             Credential::Tokens { tokens, .. } => {
-                let tokens: Vec<_> = tokens.iter().map(Secret::expose).collect();
-                clients.allow(&client.bundles, Some(&tokens))?;
+                Requirement::Token(Tokens::new(tokens.iter().map(Secret::expose)))
             }
-        }
+            Credential::Passwords { users, .. } => Requirement::Password(users.clone()),
+        };
+        clients.allow(&client.name, &client.bundles, requirement)?;
     }
     Ok(clients)
 }

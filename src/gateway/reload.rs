@@ -1,6 +1,6 @@
 //! Applies changes of the configuration while bundles are served: those of bundles, trust, clients
-//! and webhooks at once, all or none of them; every other key waits for the next start. A token that is
-//! removed from its file is refused even if the rest of the configuration is invalid.
+//! and webhooks at once, all or none of them; every other key waits for the next start. A token or a
+//! user that is removed from its file is refused even if the rest of the configuration is invalid.
 
 mod files;
 
@@ -152,7 +152,7 @@ impl Reload {
         match applied {
             Ok((applied, others)) => self.log_applied(cause, applied, others),
             Err(refusal) => {
-                self.revoke_tokens();
+                self.revoke_credentials();
                 self.log_refused(cause, refusal);
             }
         }
@@ -207,15 +207,16 @@ impl Reload {
         Ok(Ok((applied, others)))
     }
 
-    /// Refuses the tokens that are no longer in their file.
-    fn revoke_tokens(&mut self) {
+    /// Refuses the credentials that are no longer in their file.
+    fn revoke_credentials(&mut self) {
         let config = &mut self.reader.running.clients;
         for client in config.iter_mut() {
             if client.revoke() {
-                let client = &client.name;
+                let (client, key) = (&client.name, client.credential.key());
                 tracing::warn!(
                     client,
-                    "tokens that are not in its bearer_token_file any more are refused from now on"
+                    key,
+                    "what was removed from the file of this client is refused from now on"
                 );
             }
         }

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Catalog, Clients, Deadlines, Entry, ServerMetrics,
+    Catalog, Clients, Deadlines, Entry, Requirement, ServerMetrics, Tokens,
     bundle_api::BundleApi,
     connection::{ConnectionContext, Peer, serve_stream},
     drain::Phase,
@@ -105,12 +105,19 @@ impl BothPaths {
             Arc::new(requests),
         )));
         let mut clients = Clients::default();
-        clients.allow(&["authz/*".to_owned()], None).unwrap();
-        clients
-            .allow(&["**".to_owned()], Some(&[b"token"]))
-            .unwrap();
+        let tokens = Tokens::new([b"token".as_slice()]);
+        for (name, bundles, requirement) in [
+            ("anyone", "authz/*", Requirement::Anonymous),
+            ("edge", "**", Requirement::Token(tokens)),
+        ] {
+            clients
+                .allow(name, &[bundles.to_owned()], requirement)
+                .unwrap();
+        }
         let (phase, phase_receiver) = watch::channel(Phase::Open);
+        let entered = runtime.enter();
         let api = BundleApi::fixture(catalog, clients.into(), metrics, phase_receiver);
+        drop(entered);
         let api = Arc::new(api);
         assert!(api.bundle_api().is_some(), "no request takes the fast path");
         Self {

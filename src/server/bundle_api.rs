@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -13,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Catalog, Entry, LongPoll,
-    clients::{AccessDecision, Credential, LiveClients},
+    clients::{AccessDecision, Caller, Identification, LiveClients},
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::{ClientId, HoldoutTracker},
@@ -22,7 +23,9 @@ use super::{
     long_poll::BundleRequest,
     metrics::ServerMetrics,
     pacer::Pacer,
+    password_checks::{PasswordCheck, PasswordChecks},
     prefer,
+    refusal::RefusalLog,
     repeat_guard::{Download, RepeatGuard},
     reply::Reply,
     request_body::RequestBody,
@@ -47,6 +50,8 @@ const MAX_ADDED: usize = 2;
 pub(super) struct BundleApi {
     pub(super) catalog: Catalog,
     pub(super) clients: LiveClients,
+    pub(super) passwords: PasswordChecks,
+    pub(super) refusals: RefusalLog,
     pub(super) trusted_proxies: TrustedProxies,
     pub(super) metrics: ServerMetrics,
     pub(super) long_poll: LongPoll,
@@ -101,9 +106,16 @@ impl Service for BundleApi {
 impl BundleApi {
     /// Decides about a request that reads a bundle, and counts the reply. Every protocol asks here.
     pub(super) fn decide(self: &Arc<Self>, head: &RequestHead<'_>, peer: &Peer) -> Answer<Reply> {
-        let credential = Credential::of(head.authorization);
-        let route = self.route(head, credential, peer);
-        let entry = match route {
+        if peer.is_over_limit {
+            return Answer::Now(self.count_other(response::unavailable(None)));
+        }
+        let clients = self.clients.current();
+        let caller = match clients.identify(head.authorization, &self.passwords) {
+            Identification::Caller(caller) => caller,
+            Identification::Password(check) => return self.decide_after(check, head, peer),
+        };
+        let address = || self.client_address(head, peer);
+        let entry = match self.route(head.path, &caller, address) {
             Route::Done(response) => return Answer::Now(self.count_other(response)),
             Route::Bundle(entry) => {
                 if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
@@ -113,7 +125,41 @@ impl BundleApi {
             }
             Route::Demand(name) => Err(name),
         };
-        let request = self.bundle_request(head, credential, peer);
+        let request = self.bundle_request(head, caller, peer);
+        self.serve_later(entry, request)
+    }
+
+    /// Decides about a request once its password was checked.
+    fn decide_after(
+        self: &Arc<Self>,
+        check: PasswordCheck,
+        head: &RequestHead<'_>,
+        peer: &Peer,
+    ) -> Answer<Reply> {
+        let (api, path) = (Arc::clone(self), head.path.to_owned());
+        let mut request = self.bundle_request(head, Caller::anonymous(), peer);
+        Answer::later(async move {
+            let address = request.client.address;
+            let Ok(credential) = api.passwords.run(check, address).await else {
+                api.refusals.too_many_attempts(address);
+                return api.count_other(response::too_many_attempts());
+            };
+            request.client.caller.credential = credential;
+            let entry = match api.route(&path, &request.client.caller, || address) {
+                Route::Done(response) => return api.count_other(response),
+                Route::Bundle(entry) => Ok(entry),
+                Route::Demand(name) => Err(name),
+            };
+            api.serve_later(entry, request).get().await
+        })
+    }
+
+    /// Serves a bundle, or a bundle on demand with this name, and counts the reply.
+    fn serve_later(
+        self: &Arc<Self>,
+        entry: Result<Arc<Entry>, String>,
+        request: BundleRequest,
+    ) -> Answer<Reply> {
         let api = Arc::clone(self);
         Answer::later(async move {
             let name = match entry {
@@ -134,11 +180,8 @@ impl BundleApi {
     }
 
     /// Finds the bundle of a request. A client without a right to it learns nothing of it.
-    fn route(&self, head: &RequestHead<'_>, credential: Credential, peer: &Peer) -> Route {
-        if peer.is_over_limit {
-            return Route::Done(response::unavailable(None));
-        }
-        let Some(resource) = resource(head.path) else {
+    fn route(&self, path: &str, caller: &Caller, address: impl FnOnce() -> IpAddr) -> Route {
+        let Some(resource) = resource(path) else {
             let message = "the path is not percent-encoded UTF-8";
             return Route::Done(response::error(
                 StatusCode::BAD_REQUEST,
@@ -151,7 +194,7 @@ impl BundleApi {
         let name = found
             .as_ref()
             .map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
-        if let Some(denial) = self.denial(credential, name) {
+        if let Some(denial) = self.denial(caller, name, address) {
             return Route::Done(denial);
         }
         // Only after the denial: a client learns nothing of patterns that it may not read, and
@@ -197,21 +240,14 @@ impl BundleApi {
     }
 
     /// Everything that is kept of a request that is not answered at once.
-    fn bundle_request(
-        &self,
-        head: &RequestHead<'_>,
-        credential: Credential,
-        peer: &Peer,
-    ) -> BundleRequest {
+    fn bundle_request(&self, head: &RequestHead<'_>, caller: Caller, peer: &Peer) -> BundleRequest {
         BundleRequest {
             began: Instant::now(),
             if_none_match: IfNoneMatch::new(head.if_none_match).to_owned(),
             wait: prefer::wait(head.prefer),
             client: ClientId {
-                address: self
-                    .trusted_proxies
-                    .client_address(peer.address, head.x_forwarded_for),
-                credential,
+                address: self.client_address(head, peer),
+                caller,
                 user_agent: user_agent_hash(head.user_agent),
             },
             predates_long_polling: predates_long_polling(head.user_agent),
@@ -285,20 +321,37 @@ impl BundleApi {
     /// The response to a client that may not read the bundle `name`; `None` if it may.
     pub(super) fn denial(
         &self,
-        credential: Credential,
+        caller: &Caller,
         name: &str,
+        address: impl FnOnce() -> IpAddr,
     ) -> Option<Response<ResponseBody>> {
-        match self.clients.current().authorize(credential, name) {
+        let clients = self.clients.current();
+        match clients.authorize(caller, name) {
             AccessDecision::Granted => None,
-            AccessDecision::Hidden => Some(response::not_found()),
-            AccessDecision::Unauthorized => Some(response::unauthorized()),
+            AccessDecision::Hidden { client } => {
+                if let Some(client) = client {
+                    self.refusals.not_permitted(client, name, address());
+                }
+                Some(response::not_found())
+            }
+            AccessDecision::Unauthorized(reason) => {
+                self.metrics.count_unauthorized(reason.label());
+                self.refusals.unauthorized(reason, name, address());
+                Some(response::unauthorized(reason, clients.kinds()))
+            }
         }
+    }
+
+    fn client_address(&self, head: &RequestHead<'_>, peer: &Peer) -> IpAddr {
+        self.trusted_proxies
+            .client_address(peer.address, head.x_forwarded_for)
     }
 }
 
 #[cfg(any(test, fuzzing))]
 impl BundleApi {
-    /// An API without webhooks, trusted proxies and limits of bandwidth.
+    /// An API without webhooks, trusted proxies and limits of bandwidth. It is called within a
+    /// runtime.
     pub(super) fn fixture(
         catalog: Catalog,
         clients: LiveClients,
@@ -314,6 +367,8 @@ impl BundleApi {
             repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
             catalog,
             clients,
+            passwords: PasswordChecks::new(tokio::runtime::Handle::current()).unwrap(),
+            refusals: RefusalLog::default(),
             trusted_proxies: TrustedProxies::default(),
             metrics,
             long_poll: LongPoll {

@@ -22,7 +22,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{clients::Credential, if_none_match::IfNoneMatch};
+use super::{clients::Caller, if_none_match::IfNoneMatch};
 use crate::publish::WithdrawnVersion;
 
 /// How long a client counts after its last request. OPA polls every two minutes at most by default.
@@ -59,10 +59,10 @@ struct Holdouts {
 type Key = (u64, usize);
 
 /// The identity of a client.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct ClientId {
     pub(super) address: IpAddr,
-    pub(super) credential: Credential,
+    pub(super) caller: Caller,
     /// A hash of `User-Agent`.
     pub(super) user_agent: u64,
 }
@@ -92,10 +92,7 @@ impl HoldoutTracker {
         client_id: &ClientId,
     ) -> Option<WaitGuard> {
         let etag = lost.etag.as_deref()?;
-        let base = self
-            .0
-            .keys
-            .hash_one((client_id.address, client_id.credential));
+        let base = self.0.keys.hash_one((client_id.address, &client_id.caller));
         let mut bundles = self.lock();
         if !if_none_match.is_current(etag) {
             // The client, or one with the same identity, runs another version now.
@@ -278,7 +275,7 @@ mod tests {
         let user_agent = user_agent.bytes().map(u64::from).sum();
         let client_id = ClientId {
             address: address.into(),
-            credential: Credential::None,
+            caller: Caller::anonymous(),
             user_agent,
         };
         tracker.record(
@@ -346,7 +343,7 @@ mod tests {
         let first = ask(&tracker, [10, 0, 0, 1], "opa", "\"a\"");
         let client_id = ClientId {
             address: [10, 0, 0, 1].into(),
-            credential: Credential::None,
+            caller: Caller::anonymous(),
             user_agent: 0,
         };
         let second = tracker.record(

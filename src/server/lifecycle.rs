@@ -18,6 +18,8 @@ use super::{
     listener::{Connections, bind, warn_if_backlog_is_small},
     metrics::ServerMetrics,
     pacer::Pacer,
+    password_checks::PasswordChecks,
+    refusal::RefusalLog,
     repeat_guard::RepeatGuard,
     webhook_api::WebhookApi,
 };
@@ -33,15 +35,16 @@ pub struct Server {
     options: Options,
     catalog: Catalog,
     metrics: ServerMetrics,
+    passwords: PasswordChecks,
     background: Handle,
 }
 
 impl Server {
     /// Binds both addresses, and logs those that the system assigned. The runtime `background`
-    /// renders `/metrics` and `/status`.
+    /// renders `/metrics` and `/status`, and checks passwords.
     ///
     /// # Errors
-    /// When an address can't be bound.
+    /// When an address can't be bound, or the system has no randomness.
     pub async fn bind(
         options: Options,
         catalog: Catalog,
@@ -57,6 +60,7 @@ impl Server {
             options,
             catalog,
             metrics,
+            passwords: PasswordChecks::new(background.clone())?,
             background,
         })
     }
@@ -85,6 +89,7 @@ impl Server {
             options,
             catalog,
             metrics,
+            passwords,
             background,
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
@@ -127,6 +132,8 @@ impl Server {
         let bundle_api = Arc::new(BundleApi {
             catalog: catalog.clone(),
             clients,
+            passwords,
+            refusals: RefusalLog::default(),
             trusted_proxies,
             metrics,
             long_poll,

@@ -141,7 +141,8 @@ impl BundleApi {
             }
         };
         // The client's right may have been removed while its request was held.
-        let denial = self.denial(request.client.credential, entry.name());
+        let address = || request.client.address;
+        let denial = self.denial(&request.client.caller, entry.name(), address);
         Some(denial.map_or(reply, Reply::from))
     }
 
@@ -387,8 +388,8 @@ mod tests {
         metrics::{BundleScope, Metrics},
         publish::pending,
         server::{
-            Catalog, Clients, Deadlines, LiveClients, ServerMetrics,
-            clients::Credential,
+            Catalog, Clients, Deadlines, LiveClients, Requirement, ServerMetrics,
+            clients::Caller,
             connection::Peer,
             drain::Phase,
             idle_connections::{IdleConnections, Limits},
@@ -424,7 +425,7 @@ mod tests {
             wait: Some(Duration::from_secs(60)),
             client: ClientId {
                 address: Ipv4Addr::LOCALHOST.into(),
-                credential: Credential::None,
+                caller: Caller::anonymous(),
                 user_agent: 0,
             },
             predates_long_polling: false,
@@ -457,7 +458,9 @@ mod tests {
         catalog.insert(Arc::new(Entry::new(handle, reference, None, requests)));
         let (_phase, phase) = watch::channel(Phase::Open);
         let mut clients = Clients::default();
-        clients.allow(&["**".into()], None).unwrap();
+        clients
+            .allow("anyone", &["**".into()], Requirement::Anonymous)
+            .unwrap();
         let api = BundleApi::fixture(catalog, clients.into(), server_metrics, phase);
         let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
         let head = RequestHead {

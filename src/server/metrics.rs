@@ -28,6 +28,7 @@ pub struct ServerMetrics {
     pub(super) delayed_downloads: IntCounter,
     pub(super) status: StatusGauges,
     responses: IntCounterVec,
+    unauthorized: IntCounterVec,
     sent_bytes: IntCounterVec,
     waiters: IntGaugeVec,
     webhook_events: IntCounterVec,
@@ -77,6 +78,11 @@ impl ServerMetrics {
                 "bundlegate_http_requests_total",
                 "Responses to bundle requests, by status code.",
                 &["bundle", "code"],
+            )?,
+            unauthorized: metrics.counters(
+                "bundlegate_unauthorized_requests_total",
+                "Bundle requests that are answered with 401, by reason.",
+                &["reason"],
             )?,
             sent_bytes: metrics.counters(
                 "bundlegate_sent_bytes_total",
@@ -132,6 +138,11 @@ impl ServerMetrics {
             }
             is_configured
         });
+    }
+
+    /// Counts a request that is answered with 401. `reason` is one of a fixed set.
+    pub(super) fn count_unauthorized(&self, reason: &str) {
+        self.unauthorized.with_label_values(&[reason]).inc();
     }
 
     /// Counts a response to a request that leads to no bundle.

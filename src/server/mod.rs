@@ -17,7 +17,9 @@
 //! | `long_poll` | when a request is answered at once and when it is held |
 //! | `pacer` | when bodies are sent: bandwidth and spread |
 //! | `repeat_guard` | delays clients that download the same version again and again |
-//! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
+//! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `credential` | what a request says |
+//! | `clients`, `password_checks` | whose credential it is, and what that client may read |
+//! | `refusal` | why a request is refused, in the response, the log and the metrics |
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
@@ -35,6 +37,7 @@ mod bundle_api;
 mod clients;
 mod close_signal;
 mod connection;
+mod credential;
 mod date;
 mod drain;
 mod fast_path;
@@ -52,10 +55,12 @@ mod long_poll;
 mod metrics;
 mod options;
 mod pacer;
+mod password_checks;
 mod plain_request;
 mod prefer;
 mod prefixed_stream;
 mod refresh_api;
+mod refusal;
 mod renderer;
 mod repeat_guard;
 mod reply;
@@ -72,7 +77,7 @@ mod webhooks;
 mod write_timeout;
 
 pub use self::{
-    clients::{Clients, LiveClients},
+    clients::{Clients, LiveClients, Requirement, Tokens},
     lifecycle::Server,
     metrics::{RequestMetrics, ServerMetrics},
     options::{Deadlines, Drain, LongPoll, Options},

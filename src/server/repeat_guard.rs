@@ -168,9 +168,9 @@ impl RepeatGuard {
         client: &ClientId,
         now: Instant,
     ) -> Option<(u32, Option<Arc<Mutex<Address>>>)> {
-        let key =
-            self.keys
-                .hash_one((client.address, client.credential, client.user_agent, bundle));
+        let key = self
+            .keys
+            .hash_one((client.address, &client.caller, client.user_agent, bundle));
         let address = self.addresses.get_with(key, Arc::default);
         let mut state = lock(&address);
         if state.delayed > 0 {
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use crate::server::{
         Deadlines,
-        clients::Credential,
+        clients::Caller,
         idle_connections::{IdleConnections, Limits},
     };
 
@@ -262,7 +262,7 @@ mod tests {
     };
     const CLIENT: ClientId = ClientId {
         address: std::net::IpAddr::V4(Ipv4Addr::LOCALHOST),
-        credential: Credential::None,
+        caller: Caller::anonymous(),
         user_agent: 0,
     };
 

@@ -3,11 +3,18 @@
 use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
-    header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE},
+    header::{
+        ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    },
 };
 use serde_json::json;
 
-use super::{connection::CONNECTION_CLOSE, request_body::BodyError, response_body::ResponseBody};
+use super::{
+    connection::CONNECTION_CLOSE,
+    refusal::{AcceptedKinds, Reason},
+    request_body::BodyError,
+    response_body::ResponseBody,
+};
 use crate::publish::Snapshot;
 
 /// 200 with the bundle.
@@ -48,13 +55,29 @@ pub(super) fn absent(reason: &str, message: &str, bundle: &str) -> Response<Resp
     error(StatusCode::NOT_FOUND, reason, message, Some(bundle))
 }
 
-/// 401 for a client without a known token.
-pub(super) fn unauthorized() -> Response<ResponseBody> {
-    let message = "missing or unknown bearer token";
-    let mut response = error(StatusCode::UNAUTHORIZED, "unauthorized", message, None);
+/// 401 for a request whose credential is missing or that of no client. It says what is accepted.
+pub(super) fn unauthorized(reason: Reason, accepted: AcceptedKinds) -> Response<ResponseBody> {
+    let message = format!("{}; send {}", reason.sentence(), accepted.words());
+    let mut response = error(StatusCode::UNAUTHORIZED, "unauthorized", &message, None);
+    for challenge in accepted.challenges() {
+        let challenge = HeaderValue::from_static(challenge);
+        response.headers_mut().append(WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+/// 429 for a request whose password is not checked, because too many others are.
+pub(super) fn too_many_attempts() -> Response<ResponseBody> {
+    let message = "too many passwords are being checked; try again later";
+    let mut response = error(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too_many_attempts",
+        message,
+        None,
+    );
     response
         .headers_mut()
-        .insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        .insert(RETRY_AFTER, HeaderValue::from_static("5"));
     response
 }
 

@@ -54,6 +54,7 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "config",
         &[
+            "access",
             "bundle",
             "catalog",
             "oci",
@@ -96,7 +97,12 @@ const MODULES: &[(&str, &[&str])] = &[
     ("catalog", &["oci", "publish"]),
     // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
     // `Blob`. Never a module that fetches, verifies, stores or watches.
-    ("server", &["catalog", "oci", "publish", "webhooks"]),
+    (
+        "server",
+        &["access", "catalog", "oci", "publish", "webhooks"],
+    ),
+    // What a credential proves; the server decides when it is checked.
+    ("access", &[]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),

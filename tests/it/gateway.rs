@@ -12,7 +12,10 @@ use bundlegate::{
     opa_check,
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
-    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
+    server::{
+        Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Requirement, Tokens,
+        TrustedProxies,
+    },
     store,
     verify::TrustPolicy,
     watch::{ArtifactOptions, Expect, WatchOptions},
@@ -114,6 +117,21 @@ impl Default for Setup {
             repeat_delay: Duration::from_secs(5),
         }
     }
+}
+
+/// Clients that may read the bundles of a glob, each with a token or with none.
+pub(crate) fn clients(rows: &[(&str, Option<&str>)]) -> Clients {
+    let mut clients = Clients::default();
+    for (index, (bundles, token)) in rows.iter().enumerate() {
+        let requirement = match token {
+            None => Requirement::Anonymous,
+            Some(token) => Requirement::Token(Tokens::new([token.as_bytes()])),
+        };
+        clients
+            .allow(&index.to_string(), &[(*bundles).to_owned()], requirement)
+            .unwrap();
+    }
+    clients
 }
 
 impl Setup {
@@ -253,11 +271,7 @@ impl TestGateway<InProcess> {
 
     pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
         let config = setup.config(registry);
-        let clients = setup.clients.unwrap_or_else(|| {
-            let mut clients = Clients::default();
-            clients.allow(&["**".to_owned()], None).unwrap();
-            clients
-        });
+        let clients = setup.clients.unwrap_or_else(|| clients(&[("**", None)]));
         let clients = LiveClients::from(clients);
         let scheme = match setup.tls {
             Some(_) => "https",

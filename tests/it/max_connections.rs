@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bundlegate::server::{Clients, Deadlines};
+use bundlegate::server::Deadlines;
 use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::{Request, client::conn::http2};
@@ -20,8 +20,8 @@ use crate::{
     faulty::FaultyRegistry,
     frames::{Client, DATA, HEADERS, RESET},
     gateway::{
-        HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, error, eventually, header, tag,
-        wishing,
+        HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, clients, error, eventually, header,
+        tag, wishing,
     },
 };
 
@@ -76,12 +76,9 @@ async fn assert_client_is_served_during<F>(
     F: Future<Output = ()> + Send + 'static,
 {
     let registry = FaultyRegistry::start().await;
-    let mut clients = Clients::default();
-    clients.allow(&["**".to_owned()], None).unwrap();
     let setup = Setup {
         max_connections: MAX_CONNECTIONS,
         deadlines,
-        clients: Some(clients),
         ..Setup::default()
     };
     let gate = gate(&registry, setup).await;
@@ -371,10 +368,7 @@ async fn many_held_requests_over_one_connection_count_as_one_connection() {
 #[tokio::test]
 async fn a_response_to_head_has_the_headers_of_get_and_no_data_over_both_protocols() {
     let registry = FaultyRegistry::start().await;
-    let mut clients = Clients::default();
-    clients
-        .allow(&["authz/**".into()], Some(&[b"one"]))
-        .unwrap();
+    let clients = clients(&[("authz/**", Some("one"))]);
     let gate = gate(
         &registry,
         Setup {
@@ -511,15 +505,11 @@ async fn x_forwarded_for_counts_only_from_trusted_proxies() {
 #[tokio::test]
 async fn a_held_request_is_authorized_again_when_it_is_answered() {
     let registry = FaultyRegistry::start().await;
-    let with = |token: &[u8]| {
-        let mut clients = Clients::default();
-        clients.allow(&["**".into()], Some(&[token])).unwrap();
-        clients
-    };
+    let with = |token: &str| clients(&[("**", Some(token))]);
     let gate = gate(
         &registry,
         Setup {
-            clients: Some(with(b"one")),
+            clients: Some(with("one")),
             ..Setup::default()
         },
     )
@@ -528,7 +518,7 @@ async fn a_held_request_is_authorized_again_when_it_is_answered() {
     let etag = tag(&asking("", 0, "one").await.unwrap());
     let held = tokio::spawn(asking(&etag, 300, "one"));
     eventually("it is held", || gate.waiters() == 1).await;
-    gate.clients().replace(with(b"two"));
+    gate.clients().replace(with("two"));
     assert_eq!(
         asking("", 0, "one").await.unwrap().status(),
         StatusCode::UNAUTHORIZED

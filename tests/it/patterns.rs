@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use bundlegate::{publish::OnMissing, server::Clients};
+use bundlegate::publish::OnMissing;
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::{
     faulty::FaultyRegistry,
-    gateway::{HOUR, Setup, TestGateway, bundle, error, eventually, tag, wishing},
+    gateway::{HOUR, Setup, TestGateway, bundle, clients, error, eventually, tag, wishing},
     shared::poll_until,
 };
 
@@ -104,11 +104,7 @@ async fn ten_thousand_names_of_a_client_that_may_read_ten_of_them_start_ten_watc
         registry.put_artifact(&format!("own-{team}"), &bundle("own"));
     }
     registry.put_artifact("other", &bundle("other"));
-    let mut clients = Clients::default();
-    clients
-        .allow(&["teams/own-*".to_owned()], Some(&[b"token"]))
-        .unwrap();
-    clients.allow(&["**".to_owned()], Some(&[b"all"])).unwrap();
+    let clients = clients(&[("teams/own-*", Some("token")), ("**", Some("all"))]);
     let gate = TestGateway::with(
         &registry,
         Setup {

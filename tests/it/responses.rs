@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bundlegate::server::Clients;
 use reqwest::{Method, StatusCode};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,7 +10,7 @@ use tokio::{
 
 use crate::{
     faulty::FaultyRegistry,
-    gateway::{HOUR, Setup, TestGateway, bundle, error, eventually, header, tag, wishing},
+    gateway::{HOUR, Setup, TestGateway, bundle, clients, error, eventually, header, tag, wishing},
     shared::poll_until,
 };
 
@@ -100,13 +99,7 @@ async fn head_is_get_without_a_body_and_costs_no_bytes() {
 async fn every_error_is_json_with_a_reason() {
     let registry = FaultyRegistry::start().await;
     registry.put_artifact("live", &bundle("one"));
-    let mut clients = Clients::default();
-    clients
-        .allow(&["authz/**".into()], Some(&[b"one"]))
-        .unwrap();
-    clients
-        .allow(&["public/**".into()], Some(&[b"two"]))
-        .unwrap();
+    let clients = clients(&[("authz/**", Some("one")), ("public/**", Some("two"))]);
     let gate = TestGateway::with(
         &registry,
         Setup {

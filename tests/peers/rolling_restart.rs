@@ -9,10 +9,7 @@ use crate::support::{
 };
 
 /// Each OPA has a bundle name of its own, so that the balancer's log tells them apart.
-const OPAS: [(&str, OpaVersion); 2] = [
-    ("newest", OpaVersion::Newest),
-    ("old", OpaVersion::V0_70),
-];
+const OPAS: [(&str, OpaVersion); 2] = [("newest", OpaVersion::Newest), ("old", OpaVersion::V0_70)];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_behind_nginx() {
@@ -68,7 +65,10 @@ async fn no_request_fails_behind(kind: BalancerKind) {
             answers.iter().all(|status| matches!(status, 200 | 304)),
             "{name}: {answers:?}"
         );
-        println!("rolling restart | {kind:?} | {name} | {} polls", answers.len());
+        println!(
+            "rolling restart | {kind:?} | {name} | {} polls",
+            answers.len()
+        );
     }
     println!("rolling restart | {kind:?} | {}", load.end().await);
 }

@@ -79,7 +79,7 @@ fn keys_of_later_versions_are_known_as_such() {
             format!("line 2: {key}: not supported yet; remove it")
         );
     };
-    for name in ["basic_file", "mtls", "jwt"] {
+    for name in ["mtls", "jwt"] {
         later(
             &format!("clients[0].{name}"),
             &format!("clients: [{{ name: a, {name}: x }}]"),
@@ -321,12 +321,20 @@ fn client_errors_name_the_key_and_a_fix() {
     for (client, expected) in [
         (
             "name: a, bundles: ['**']",
-            ": the client has no credential; write `bearer_token_file: FILE` or \
+            ": the client has no credential; write `bearer_token_file: FILE`, `basic_file: FILE` or \
           `anonymous: true`",
         ),
         (
             "name: a, anonymous: true, bearer_token_file: edge.tokens, bundles: ['**']",
             ": a client has one credential; keep `anonymous` or `bearer_token_file`",
+        ),
+        (
+            "name: a, basic_file: edge.users, bearer_token_file: edge.tokens, bundles: ['**']",
+            ": a client has one credential; keep `bearer_token_file` or `basic_file`",
+        ),
+        (
+            "name: a, basic_file: edge.tokens, bundles: ['**']",
+            ".basic_file: edge.tokens: line 1 is not USER:HASH; write it with `htpasswd -B`",
         ),
         ("name: a, anonymous: true", ".bundles: missing; write it"),
         (
@@ -360,6 +368,11 @@ fn client_errors_name_the_key_and_a_fix() {
             twice.replace("name: a", "name: b")
         ),
         "clients[1].bearer_token_file: the file shares a token with client a; use different tokens",
+    );
+    let user = "{ name: a, basic_file: edge.users, bundles: [x] }";
+    clients(
+        &format!("clients: [{user}, {}]", user.replace("name: a", "name: b")),
+        "clients[1].basic_file: the file shares a user with client a; use different users",
     );
     for (content, expected) in [
         ("\n \n", "the file has no token; write one token per line"),

@@ -9,7 +9,7 @@ use std::{
 
 use bundlegate::{
     registry::fuzzing as registry,
-    server::{Clients, fuzzing as server},
+    server::{Clients, Requirement, Tokens, fuzzing as server},
 };
 use libfuzzer_sys::fuzz_target;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -22,7 +22,11 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 static CLIENTS: LazyLock<Clients> = LazyLock::new(|| {
     let mut clients = Clients::default();
     clients
-        .allow(&["authz/**".to_owned()], Some(&[TOKEN]))
+        .allow(
+            "edge",
+            &["authz/**".to_owned()],
+            Requirement::Token(Tokens::new([TOKEN])),
+        )
         .expect("the glob is one");
     clients
 });

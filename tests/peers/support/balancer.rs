@@ -37,12 +37,13 @@ impl Balancer {
             let mut command = kind.command(folder.path(), &address, replicas);
             let mut process = Process::start("the balancer", &mut command);
             let (client, url) = (http(), format!("http://{address}"));
-            let (up, _) =
-                poll_until("the balancer", async || match client.get(&url).send().await {
+            let (up, _) = poll_until("the balancer", async || {
+                match client.get(&url).send().await {
                     Ok(_) => Some(true),
                     Err(_) => process.has_ended().then_some(false),
-                })
-                .await;
+                }
+            })
+            .await;
             if up {
                 return Self {
                     url,
@@ -58,9 +59,7 @@ impl Balancer {
     /// The status of each answer that requests for `path` got, in order.
     pub(crate) fn answers(&self, path: &str) -> Vec<u16> {
         let log = match self.kind {
-            BalancerKind::Nginx => {
-                fs::read_to_string(self.folder.path().join("answers")).unwrap()
-            }
+            BalancerKind::Nginx => fs::read_to_string(self.folder.path().join("answers")).unwrap(),
             BalancerKind::Haproxy => self.process.log(),
         };
         let lines = log.lines().filter_map(|line| line.split_once(' '));

@@ -70,9 +70,7 @@ impl Load {
 
     /// Waits until further requests of both kinds were answered, and fails if one has failed.
     pub(crate) async fn goes_on(&mut self) {
-        let counts = || {
-            [&self.waited, &self.at_once].map(|count| count.load(Ordering::Relaxed))
-        };
+        let counts = || [&self.waited, &self.at_once].map(|count| count.load(Ordering::Relaxed));
         let before = counts();
         poll_until("further answers", async || {
             let after = counts();

@@ -1,0 +1,6 @@
+//! How clients prove who they are, apart from bearer tokens, which are only compared: password
+//! files. Pure: what is cached, and how many checks run at a time, is decided by the server.
+
+mod password_file;
+
+pub use password_file::{InvalidPasswordFile, PasswordFile, User};
