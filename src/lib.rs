@@ -26,7 +26,7 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
-//! | [`access`] | how clients prove who they are: password files; no I/O | – |
+//! | [`access`] | how clients prove who they are: password files, certificates; no I/O | `verify` (its `Pattern`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
 //!

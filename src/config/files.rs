@@ -141,6 +141,12 @@ impl<'a> Base<'a> {
 
     /// The bytes of a PEM file with valid trust anchors.
     pub(super) fn roots(self, path: &Path) -> Result<Vec<u8>, Problem> {
+        self.root_store(path)?;
+        Ok(self.bytes(path)?.to_vec())
+    }
+
+    /// The trust anchors in a PEM file, at least one.
+    pub(super) fn root_store(self, path: &Path) -> Result<RootCertStore, Problem> {
         let mut store = RootCertStore::empty();
         for (index, certificate) in self.certificates(path)?.into_iter().enumerate() {
             store.add(certificate).map_err(|error| {
@@ -151,7 +157,7 @@ impl<'a> Base<'a> {
                 ))
             })?;
         }
-        Ok(self.bytes(path)?.to_vec())
+        Ok(store)
     }
 }
 

@@ -95,7 +95,7 @@ const MAX_COMPARED_BYTES: usize = 64;
 /// The maximum number of names in a list.
 const MAX_LISTED: usize = 12;
 /// Keys that are reserved for later versions.
-const RESERVED: &[&str] = &["server.tls.client_ca", "clients.[].mtls", "clients.[].jwt"];
+const RESERVED: &[&str] = &["clients.[].jwt"];
 
 #[cfg(test)]
 mod tests {

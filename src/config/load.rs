@@ -119,6 +119,8 @@ impl Config {
         let (registries, policies) =
             registries_and_policies(raw.registries, raw.trust, roots, files)?;
         let base = files.base();
+        let tls = raw.server.tls.as_ref();
+        let has_client_ca = tls.is_some_and(|tls| tls.client_ca.is_some());
         let opa_check =
             opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
         let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
@@ -138,7 +140,7 @@ impl Config {
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
-            clients: clients::read(raw.clients, files.live())
+            clients: clients::read(raw.clients, has_client_ca, files.live())
                 .map_err(|problem| problem.at("clients"))?,
             webhooks: webhooks::read(raw.webhooks, files.live())
                 .map_err(|problem| problem.at("webhooks"))?,

@@ -6,6 +6,7 @@
 
 mod bundles;
 mod cli_config;
+mod client_credential;
 mod clients;
 mod credentials;
 mod difference;
@@ -16,6 +17,7 @@ mod key_path;
 mod keys;
 mod limits;
 mod load;
+mod name_matcher;
 mod opa_check;
 mod patterns;
 mod problem;
@@ -35,7 +37,8 @@ mod tests;
 
 pub use bundles::BundleConfig;
 pub use cli_config::CliConfig;
-pub use clients::{ClientConfig, Credential, Secret};
+pub use client_credential::{Credential, Secret};
+pub use clients::ClientConfig;
 pub use limits::{Cache, Limits};
 pub use load::Config;
 pub use patterns::PatternConfig;

@@ -60,6 +60,7 @@ pub(super) struct Server {
 pub(super) struct Tls {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
+    pub(super) client_ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,7 +77,19 @@ pub(super) struct Client {
     pub(super) anonymous: Option<bool>,
     pub(super) bearer_token_file: Option<PathBuf>,
     pub(super) basic_file: Option<PathBuf>,
+    pub(super) mtls: Option<Mtls>,
     pub(super) bundles: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Mtls {
+    pub(super) common_name: Option<String>,
+    pub(super) common_name_regex: Option<String>,
+    pub(super) san_dns: Option<String>,
+    pub(super) san_dns_regex: Option<String>,
+    pub(super) san_uri: Option<String>,
+    pub(super) san_uri_regex: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU64,
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -11,7 +12,9 @@ use std::{
 use ipnet::IpNet;
 use rustls::{
     ServerConfig,
+    crypto::CryptoProvider,
     pki_types::{PrivateKeyDer, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use super::{
@@ -221,16 +224,34 @@ fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
     };
     // The provider is explicit: if another crate enabled a second one, rustls would have no
     // default.
-    let mut config = ServerConfig::builder_with_provider(Arc::new(
-        rustls::crypto::aws_lc_rs::default_provider(),
-    ))
-    .with_safe_default_protocol_versions()
-    .map_err(refused)?
-    .with_no_client_auth()
-    .with_single_cert(chain, key)
-    .map_err(refused)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let clients = match &raw.client_ca {
+        Some(file) => client_verifier(file, Arc::clone(&provider), base)
+            .map_err(|problem| problem.at("client_ca"))?,
+        None => WebPkiClientVerifier::no_client_auth(),
+    };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(refused)?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)
+        .map_err(refused)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Verifies client certificates in the handshake. A client without one is let in, since there may
+/// be clients of other kinds; whether a certificate is needed is decided for each request.
+fn client_verifier(
+    file: &Path,
+    provider: Arc<CryptoProvider>,
+    base: Base<'_>,
+) -> Result<Arc<dyn ClientCertVerifier>, Problem> {
+    let roots = Arc::new(base.root_store(file)?);
+    WebPkiClientVerifier::builder_with_provider(roots, provider)
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| Problem::new(format!("{}: {error}; replace it", file.display())))
 }
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);

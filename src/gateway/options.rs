@@ -46,6 +46,7 @@ pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients
                 Requirement::Token(Tokens::new(tokens.iter().map(Secret::expose)))
             }
             Credential::Passwords { users, .. } => Requirement::Password(users.clone()),
+            Credential::Certificate(name) => Requirement::Certificate(name.clone()),
         };
         clients.allow(&client.name, &client.bundles, requirement)?;
     }

@@ -154,6 +154,7 @@ impl BothPaths {
         let context = ConnectionContext {
             peer: Peer {
                 address: [127, 0, 0, 1].into(),
+                certificate: None,
                 slot,
                 is_over_limit: false,
             },

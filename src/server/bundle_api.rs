@@ -110,9 +110,13 @@ impl BundleApi {
             return Answer::Now(self.count_other(response::unavailable(None)));
         }
         let clients = self.clients.current();
-        let caller = match clients.identify(head.authorization, &self.passwords) {
-            Identification::Caller(caller) => caller,
+        let credential = match clients.identify(head.authorization, &self.passwords) {
+            Identification::Credential(credential) => credential,
             Identification::Password(check) => return self.decide_after(check, head, peer),
+        };
+        let caller = Caller {
+            credential,
+            certificate: peer.certificate.clone(),
         };
         let address = || self.client_address(head, peer);
         let entry = match self.route(head.path, &caller, address) {
@@ -137,7 +141,11 @@ impl BundleApi {
         peer: &Peer,
     ) -> Answer<Reply> {
         let (api, path) = (Arc::clone(self), head.path.to_owned());
-        let mut request = self.bundle_request(head, Caller::anonymous(), peer);
+        let unknown = Caller {
+            certificate: peer.certificate.clone(),
+            ..Caller::anonymous()
+        };
+        let mut request = self.bundle_request(head, unknown, peer);
         Answer::later(async move {
             let address = request.client.address;
             let Ok(credential) = api.passwords.run(check, address).await else {

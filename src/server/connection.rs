@@ -19,6 +19,7 @@ use super::{
     idle_connections::Slot, prefixed_stream::PrefixedStream, response_body::ResponseBody,
     service::Service, write_timeout::WriteTimeout,
 };
+use crate::access::CertificateIdentity;
 
 /// A byte stream, with TLS or without.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send {
@@ -43,6 +44,9 @@ impl<S: Transport> Transport for PrefixedStream<S> {}
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) address: IpAddr,
+    /// The identity in the client's certificate, if it has sent one. It was issued by an authority
+    /// of `server.tls.client_ca`, and may have expired since.
+    pub(super) certificate: Option<Arc<CertificateIdentity>>,
     pub(super) slot: Arc<Slot>,
     /// The request exceeds the limit of concurrent requests and is refused.
     pub(super) is_over_limit: bool,
@@ -62,7 +66,7 @@ pub(super) async fn serve_connection<V: Service>(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
     service: Arc<V>,
-    context: Box<ConnectionContext>,
+    mut context: Box<ConnectionContext>,
 ) {
     let slot = Arc::clone(&context.peer.slot);
     let stream = WriteTimeout::new(stream, slot.deadlines().progress, slot);
@@ -72,6 +76,9 @@ pub(super) async fn serve_connection<V: Service>(
         Some(tls) => {
             // The handshake needs more memory than the connection afterwards.
             if let Some(stream) = Box::pin(tls_handshake(stream, tls, &context)).await {
+                let chain = stream.get_ref().1.peer_certificates();
+                let identity = chain.and_then(CertificateIdentity::of_chain);
+                context.peer.certificate = identity.map(Arc::new);
                 serve_stream(stream, service, context).await;
             }
         }

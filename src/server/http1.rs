@@ -92,6 +92,7 @@ mod tests {
         let (client, server) = duplex(1 << 10);
         let peer = Peer {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            certificate: None,
             slot: Arc::clone(&slot),
             is_over_limit: false,
         };

@@ -208,6 +208,7 @@ impl Connections {
         // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
         let peer = Peer {
             address: address.to_canonical(),
+            certificate: None,
             slot: self.idle.register(),
             is_over_limit: false,
         };

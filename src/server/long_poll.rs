@@ -474,6 +474,7 @@ mod tests {
         };
         let peer = Peer {
             address: Ipv4Addr::LOCALHOST.into(),
+            certificate: None,
             slot: idle.register(),
             is_over_limit: false,
         };

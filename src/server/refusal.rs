@@ -30,6 +30,10 @@ pub(super) enum Reason {
     UnknownToken,
     /// The user does not exist, or has another password.
     WrongPassword,
+    /// The certificate has expired since the connection began.
+    ExpiredCertificate,
+    /// The certificate has the name of no client.
+    UnknownCertificate,
 }
 
 /// The kinds of credentials that some client has.
@@ -37,6 +41,7 @@ pub(super) enum Reason {
 pub(super) struct AcceptedKinds {
     pub(super) bearer: bool,
     pub(super) basic: bool,
+    pub(super) certificate: bool,
 }
 
 /// Limits the log lines about refused requests.
@@ -60,6 +65,8 @@ impl Reason {
             Self::Malformed => "malformed",
             Self::UnknownToken => "token",
             Self::WrongPassword => "password",
+            Self::ExpiredCertificate => "certificate_expired",
+            Self::UnknownCertificate => "certificate",
         }
     }
 
@@ -72,6 +79,8 @@ impl Reason {
             Self::Malformed => "the credential is malformed",
             Self::UnknownToken => "unknown bearer token",
             Self::WrongPassword => "unknown user or wrong password",
+            Self::ExpiredCertificate => "the client certificate is not valid any more",
+            Self::UnknownCertificate => "the client certificate has the name of no client",
         }
     }
 }
@@ -91,6 +100,7 @@ impl AcceptedKinds {
         let words = [
             (self.bearer, "a bearer token"),
             (self.basic, "a user name and password (Basic)"),
+            (self.certificate, "a client certificate"),
         ];
         let words: Vec<_> = words
             .into_iter()
@@ -170,7 +180,11 @@ mod tests {
 
     #[test]
     fn a_401_names_what_is_accepted() {
-        let kinds = |bearer, basic| AcceptedKinds { bearer, basic };
+        let kinds = |bearer, basic| AcceptedKinds {
+            bearer,
+            basic,
+            certificate: false,
+        };
         let challenges = |kinds: AcceptedKinds| kinds.challenges().collect::<Vec<_>>();
         let basic = "Basic realm=\"bundlegate\", charset=\"UTF-8\"";
         assert_eq!(challenges(kinds(true, false)), ["Bearer"]);
@@ -181,5 +195,10 @@ mod tests {
         let words = kinds(true, true).words();
         assert_eq!(words, "a bearer token or a user name and password (Basic)");
         assert_eq!(kinds(false, false).words(), "no credential");
+        let all = AcceptedKinds {
+            certificate: true,
+            ..kinds(true, true)
+        };
+        assert!(all.words().ends_with("(Basic) or a client certificate"));
     }
 }

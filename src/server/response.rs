@@ -63,6 +63,10 @@ pub(super) fn unauthorized(reason: Reason, accepted: AcceptedKinds) -> Response<
         let challenge = HeaderValue::from_static(challenge);
         response.headers_mut().append(WWW_AUTHENTICATE, challenge);
     }
+    if reason == Reason::ExpiredCertificate {
+        // The client has renewed its certificate, perhaps, and shows it on another connection only.
+        response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
+    }
     response
 }
 

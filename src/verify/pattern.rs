@@ -114,6 +114,18 @@ impl Pattern {
     }
 }
 
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        let expression = |pattern: &Self| match &pattern.kind {
+            Kind::Exact => None,
+            Kind::Regex(regex) => Some(regex.as_str().to_owned()),
+        };
+        self.written == other.written && expression(self) == expression(other)
+    }
+}
+
+impl Eq for Pattern {}
+
 /// The last line of the error: the lines before it show the expression with a marker.
 fn last_line(error: &regex::Error) -> String {
     let text = error.to_string();
@@ -161,6 +173,14 @@ mod tests {
             );
         }
         assert!(!pattern.is_match(&format!("x{WORKFLOW}v1")));
+    }
+
+    #[test]
+    fn a_glob_and_an_expression_with_the_same_text_are_not_equal() {
+        let [glob, exact] = ["a.*", "a.b"].map(|text| Pattern::glob(text).unwrap());
+        let [regex, other] = ["a.*", "a.b"].map(|text| Pattern::regex(text).unwrap());
+        assert!(glob == Pattern::glob("a.*").unwrap() && regex == Pattern::regex("a.*").unwrap());
+        assert!(glob != regex && exact != other && exact != glob);
     }
 
     #[test]

@@ -102,7 +102,8 @@ const MODULES: &[(&str, &[&str])] = &[
         &["access", "catalog", "oci", "publish", "webhooks"],
     ),
     // What a credential proves; the server decides when it is checked.
-    ("access", &[]),
+    // `verify` for `Pattern`: names are matched as those of signers are.
+    ("access", &["verify"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),

@@ -1,5 +1,6 @@
 //! A configuration that changes while the program serves it.
 
+mod authentication;
 mod bundles;
 mod clients;
 mod configuration;

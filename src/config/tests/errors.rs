@@ -79,13 +79,7 @@ fn keys_of_later_versions_are_known_as_such() {
             format!("line 2: {key}: not supported yet; remove it")
         );
     };
-    for name in ["mtls", "jwt"] {
-        later(
-            &format!("clients[0].{name}"),
-            &format!("clients: [{{ name: a, {name}: x }}]"),
-        );
-    }
-    later("server.tls.client_ca", "server: { tls: { client_ca: x } }");
+    later("clients[0].jwt", "clients: [{ name: a, jwt: x }]");
 }
 
 #[test]
@@ -321,8 +315,8 @@ fn client_errors_name_the_key_and_a_fix() {
     for (client, expected) in [
         (
             "name: a, bundles: ['**']",
-            ": the client has no credential; write `bearer_token_file: FILE`, `basic_file: FILE` or \
-          `anonymous: true`",
+            ": the client has no credential; write one of `bearer_token_file`, `basic_file`, `mtls` \
+          and `anonymous: true`",
         ),
         (
             "name: a, anonymous: true, bearer_token_file: edge.tokens, bundles: ['**']",
@@ -391,6 +385,59 @@ fn client_errors_name_the_key_and_a_fix() {
             error,
             format!("line 2: clients[0].bearer_token_file: edge.tokens: {expected}")
         );
+    }
+}
+
+#[test]
+fn errors_in_client_certificates_name_the_key_and_a_fix() {
+    let folder = Folder::new();
+    let tls = "certificate: tls.crt, key: tls.key";
+    let parse = |tls: &str, mtls: &str| {
+        let client = format!("{{ name: a, mtls: {mtls}, bundles: [x] }}");
+        let text = format!("version: 1\nserver: {{ tls: {{ {tls} }} }}\nclients: [{client}]");
+        folder.parse(&text)
+    };
+    let with_ca = format!("{tls}, client_ca: registry-ca.pem");
+    parse(&with_ca, "{ san_uri: 'spiffe://corp/*' }").unwrap();
+    for (tls, mtls, expected) in [
+        (
+            tls,
+            "{ san_uri: 'spiffe://corp/*' }",
+            "clients[0].mtls: no client can show a certificate; name the authority that issues \
+             them in `server.tls.client_ca`",
+        ),
+        (
+            &with_ca,
+            "{}",
+            "clients[0].mtls: without it anyone with a certificate could read; write one of \
+             `common_name`, `san_dns` and `san_uri`",
+        ),
+        (
+            &with_ca,
+            "{ san_uri: 'spiffe://corp/*', common_name: a }",
+            "clients[0].mtls: a certificate is matched by one name; keep one of `common_name`, \
+             `san_dns` and `san_uri`",
+        ),
+        (
+            &with_ca,
+            "{ san_dns: Opa.corp.example }",
+            "clients[0].mtls.san_dns: no certificate has \"Opa.corp.example\" here; write a DNS \
+             name in lower case such as \"opa.corp.example\"",
+        ),
+        (
+            &with_ca,
+            "{ common_name_regex: '.*' }",
+            "clients[0].mtls.common_name_regex: matches any identity; name the expected one",
+        ),
+        (
+            &format!("{tls}, client_ca: tls.key"),
+            "{ common_name: a }",
+            "server.tls.client_ca: tls.key has no certificate; use PEM certificates (-----BEGIN \
+             CERTIFICATE-----)",
+        ),
+    ] {
+        let error = parse(tls, mtls).map(drop).unwrap_err().to_string();
+        assert_eq!(error.split_once(": ").unwrap().1, expected, "{tls} {mtls}");
     }
 }
 

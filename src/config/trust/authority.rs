@@ -10,13 +10,14 @@ use crate::{
     config::{
         files::Base,
         keys,
+        name_matcher::{NameMatcher, refused},
         problem::Problem,
         raw,
         values::{self, PointInTime, name},
     },
     verify::{
-        Authority, AuthorityKey, AuthorityKind, BadKey, BadPattern, CaRoots, FulcioExtension,
-        Identity, Pattern, PublicKey, San, Scheme, SigningTime, TlogPolicy, TrustRoot, X509,
+        Authority, AuthorityKey, AuthorityKind, BadKey, CaRoots, FulcioExtension, Identity,
+        Pattern, PublicKey, San, Scheme, SigningTime, TlogPolicy, TrustRoot, X509,
     },
 };
 
@@ -266,52 +267,6 @@ fn claim(name: &str, text: &str) -> Result<(FulcioExtension, Pattern), Problem> 
         Problem::new(format!("unknown claim; {suggestion}"))
     })?;
     Ok((claim, Pattern::glob(text).map_err(refused)?))
-}
-
-/// A name in a certificate: `KEY`, with `*` in it, or `KEY_regex`.
-struct NameMatcher {
-    key: &'static str,
-    /// Whether a certificate can have this name; a pattern for an impossible name never matches.
-    is: fn(&str) -> bool,
-    kind: &'static str,
-}
-
-impl NameMatcher {
-    fn pattern(
-        self,
-        glob: Option<String>,
-        regex: Option<String>,
-    ) -> Result<Option<Pattern>, Problem> {
-        let Self { key, is, kind } = self;
-        let key_regex = format!("{key}_regex");
-        match (glob, regex) {
-            (Some(_), Some(_)) => Err(Problem::new(format!(
-                "`{key}` and `{key_regex}` are alternatives; keep one"
-            ))
-            .at(&key_regex)),
-            (Some(text), None) => {
-                let pattern = Pattern::glob(&text).map_err(|error| refused(error).at(key))?;
-                if !is(&text) || text.chars().any(char::is_control) {
-                    return Err(Problem::new(format!(
-                        "no certificate has {text:?} here; write {kind}"
-                    ))
-                    .at(key));
-                }
-                Ok(Some(pattern))
-            }
-            (None, Some(text)) => Pattern::regex(&text)
-                .map(Some)
-                .map_err(|error| refused(error).at(&key_regex)),
-            (None, None) => Ok(None),
-        }
-    }
-}
-
-fn refused(error: BadPattern) -> Problem {
-    Problem::new(match error {
-        BadPattern::Regex(_) => format!("{error}; correct it"),
-        BadPattern::Empty | BadPattern::MatchesEverything => error.to_string(),
-    })
 }
 
 fn private_ca(

@@ -50,6 +50,7 @@ where
     let slot = IdleConnections::new(Limits::new(10, 10, deadlines)).register();
     let peer = Peer {
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        certificate: None,
         slot: Arc::clone(&slot),
         is_over_limit: false,
     };
