@@ -26,7 +26,7 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
-//! | [`access`] | how clients prove who they are: password files, certificates; no I/O | `verify` (its `Pattern`) |
+//! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
 //!
@@ -188,6 +188,20 @@
 //! cache of failures: requests never make it check more often than its schedule says. It ends when
 //! no request has used the entry for `idle`.
 //!
+//! # Clients
+//!
+//! One function decides what a client may read (`server::clients`), for each request and again when
+//! a held one is answered. What a request keeps of its credential is never a secret: the hash of a
+//! token, the user whose password was right for a certain hash, a JSON Web Token whose signature is
+//! valid, the identity in a certificate. These are facts that do not change; whether they suffice is
+//! compared each time with the clients, the keys of issuers and the clock. So nothing that is
+//! remembered has to be invalidated when a file changes, and a removed user or an expired token is
+//! refused without asking the client again.
+//!
+//! Checks that take time come before the bundle is looked up, and hold no thread that serves
+//! clients: bcrypt (`server::password_checks`), and the keys of an issuer, which may have published
+//! a new one a moment ago ([`access::RemoteKeys`]).
+//!
 //! # Push
 //!
 //! A check can come before the next poll: when an operator asks for it (`POST /refresh/NAME`),
@@ -286,6 +300,8 @@
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
 //! | right passwords that are remembered; other results, for a minute | 16 384; 4 096 | – |
+//! | JSON Web Token; those that are remembered | 16 KiB; 16 MiB | – |
+//! | JSON Web Key Set from a URL; its keys; time for a fetch | 1 MiB; 64; 10 seconds | – |
 //! | log lines about refused requests | one a minute for each address and reason, 200 a minute | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
 //! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |

@@ -135,8 +135,10 @@ mod tests {
         let issuer = Issuer::new(ca, ca_key);
         let mut leaf = CertificateParams::default();
         leaf.distinguished_name = rcgen::DistinguishedName::new();
-        for name in common_names {
-            leaf.distinguished_name.push(DnType::CommonName, *name);
+        // rcgen replaces a name of the same type.
+        let types = [DnType::CommonName, DnType::CustomDnType(vec![2, 5, 4, 3])];
+        for (name, kind) in common_names.iter().zip(types) {
+            leaf.distinguished_name.push(kind, *name);
         }
         let dns = dns
             .iter()

@@ -1,9 +1,15 @@
 //! How clients prove who they are, apart from bearer tokens, which are only compared: password
-//! files and certificates. Pure: what is cached, and how many checks run at a time, is decided by
-//! the server.
+//! files, certificates and JSON Web Tokens. What is cached, and how many checks run at a time, is
+//! decided by the server. The only I/O is fetching the keys of issuers ([`RemoteKeys`]).
 
 mod certificate;
+mod jwt;
+mod key_set;
 mod password_file;
+mod remote_keys;
 
 pub use certificate::{CertificateIdentity, CertificateName};
+pub use jwt::{Jwt, TokenError, TokenRule, VerifiedToken};
+pub use key_set::{InvalidKeySet, KeySet};
 pub use password_file::{InvalidPasswordFile, PasswordFile, User};
+pub use remote_keys::{KeySource, KeyUrl, RemoteKeySets, RemoteKeys};

@@ -5,15 +5,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use url::{Host, Url};
+
 use super::{
     files::{self, Base},
-    name_matcher::NameMatcher,
+    name_matcher::{NameMatcher, refused},
     problem::Problem,
     raw,
 };
 use crate::{
-    access::{CertificateName, PasswordFile},
+    access::{CertificateName, InvalidKeySet, KeySet, KeyUrl, PasswordFile, TokenRule},
     oci::read_regular,
+    verify::Pattern,
 };
 
 /// The credential of a client.
@@ -37,6 +40,27 @@ pub enum Credential {
     },
     /// A client certificate with this name, issued by an authority of `server.tls.client_ca`.
     Certificate(CertificateName),
+    /// A JSON Web Token.
+    Jwt {
+        /// The claims that it must have.
+        rule: TokenRule,
+        /// The keys of the issuer.
+        keys: Jwks,
+    },
+}
+
+/// Where the keys of an issuer are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Jwks {
+    /// In a file.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The keys; none only if all were removed.
+        keys: KeySet,
+    },
+    /// At a URL.
+    Url(KeyUrl),
 }
 
 /// A text that `Debug` does not print.
@@ -51,8 +75,8 @@ impl Secret {
 }
 
 impl Credential {
-    /// Removes the tokens and users that are no longer in their file, and returns whether there
-    /// were any. It ignores errors elsewhere in the configuration: they must not keep a leaked
+    /// Removes the tokens, users and keys that are no longer in their file, and returns whether
+    /// there were any. It ignores errors elsewhere in the configuration: they must not keep a leaked
     /// credential valid. A deleted file has none; a file that can't be read for another reason
     /// changes nothing. Blocks.
     pub fn revoke(&mut self) -> bool {
@@ -66,6 +90,7 @@ impl Credential {
         };
         match self {
             Self::Anonymous | Self::Certificate(_) => false,
+            Self::Jwt { keys, .. } => keys.retain_keys_of(&left),
             Self::Tokens { tokens, .. } => retain_tokens_of(&left, tokens),
             Self::Passwords { users, .. } => users.retain_lines_of(&left),
         }
@@ -74,7 +99,15 @@ impl Credential {
     /// The file from which credentials can be removed, if there is one.
     fn file(&self) -> Option<&Path> {
         match self {
-            Self::Anonymous | Self::Certificate(_) => None,
+            Self::Anonymous
+            | Self::Certificate(_)
+            | Self::Jwt {
+                keys: Jwks::Url(_), ..
+            } => None,
+            Self::Jwt {
+                keys: Jwks::File { file, .. },
+                ..
+            } => Some(file),
             Self::Tokens { file, .. } | Self::Passwords { file, .. } => Some(file),
         }
     }
@@ -86,6 +119,25 @@ impl Credential {
             Self::Tokens { .. } => "bearer_token_file",
             Self::Passwords { .. } => "basic_file",
             Self::Certificate(_) => "mtls",
+            Self::Jwt { .. } => "jwt",
+        }
+    }
+}
+
+impl Jwks {
+    /// Removes the keys that are not in a document, and returns whether there were any. A document
+    /// that is malformed changes nothing, but an empty one has no keys.
+    fn retain_keys_of(&mut self, document: &[u8]) -> bool {
+        let Self::File { keys, .. } = self else {
+            return false;
+        };
+        if document.trim_ascii().is_empty() {
+            return keys.clear();
+        }
+        match KeySet::parse(document) {
+            Ok(left) => keys.retain_keys_of(&left),
+            Err(InvalidKeySet::Empty) => keys.clear(),
+            Err(_) => false,
         }
     }
 }
@@ -123,6 +175,7 @@ pub(super) fn credential(
         Kind::Certificate(raw) => {
             certificate(raw, has_client_ca).map_err(|problem| problem.at("mtls"))
         }
+        Kind::Jwt(raw) => jwt(raw, base).map_err(|problem| problem.at("jwt")),
     }
 }
 
@@ -132,6 +185,7 @@ enum Kind<'a> {
     Tokens(&'a Path),
     Passwords(&'a Path),
     Certificate(&'a raw::Mtls),
+    Jwt(&'a raw::ClientJwt),
 }
 
 /// The only kind of credential of a client.
@@ -147,6 +201,7 @@ fn the_kind(raw: &raw::Client) -> Result<Kind<'_>, Problem> {
         ),
         ("basic_file", raw.basic_file.as_deref().map(Kind::Passwords)),
         ("mtls", raw.mtls.as_ref().map(Kind::Certificate)),
+        ("jwt", raw.jwt.as_ref().map(Kind::Jwt)),
     ];
     let mut written = kinds
         .into_iter()
@@ -155,7 +210,7 @@ fn the_kind(raw: &raw::Client) -> Result<Kind<'_>, Problem> {
         (Some((_, kind)), None) => Ok(kind),
         (None, _) => {
             let message = "the client has no credential; write one of `bearer_token_file`, \
-                `basic_file`, `mtls` and `anonymous: true`";
+                `basic_file`, `mtls`, `jwt` and `anonymous: true`";
             Err(Problem::new(message))
         }
         (Some((one, _)), Some((other, _))) => {
@@ -224,6 +279,88 @@ fn certificate_name(raw: &raw::Mtls) -> Result<CertificateName, Problem> {
             "a certificate is matched by one name; keep one of `common_name`, `san_dns` and \
              `san_uri`",
         )),
+    }
+}
+
+fn jwt(raw: &raw::ClientJwt, base: Base<'_>) -> Result<Credential, Problem> {
+    for (key, text) in [("issuer", &raw.issuer), ("audience", &raw.audience)] {
+        if text.is_empty() {
+            return Err(Problem::new("empty; write the value of the token's claim").at(key));
+        }
+    }
+    let claims = raw.claims.iter().map(|(name, text)| {
+        let pattern = Pattern::glob(text).map_err(|error| refused(error).at(name));
+        Ok((name.clone(), pattern?))
+    });
+    let rule = TokenRule {
+        issuer: raw.issuer.clone(),
+        audience: raw.audience.clone(),
+        claims: claims
+            .collect::<Result<_, Problem>>()
+            .map_err(|problem| problem.at("claims"))?,
+    };
+    let keys = jwks(raw, base)?;
+    Ok(Credential::Jwt { rule, keys })
+}
+
+fn jwks(raw: &raw::ClientJwt, base: Base<'_>) -> Result<Jwks, Problem> {
+    match (&raw.jwks_file, &raw.jwks_url) {
+        (Some(file), None) => {
+            if raw.ca_file.is_some() {
+                let message = "nothing is fetched with `jwks_file`; remove it";
+                return Err(Problem::new(message).at("ca_file"));
+            }
+            key_file(file, base).map_err(|problem| problem.at("jwks_file"))
+        }
+        (None, Some(url)) => {
+            let url = key_url(url).map_err(|problem| problem.at("jwks_url"))?;
+            let extra_roots = match &raw.ca_file {
+                Some(file) => base.roots(file).map_err(|problem| problem.at("ca_file"))?,
+                None => Vec::new(),
+            };
+            Ok(Jwks::Url(KeyUrl { url, extra_roots }))
+        }
+        (None, None) => Err(Problem::new(
+            "no keys verify the tokens; write `jwks_file` or `jwks_url`",
+        )),
+        (Some(_), Some(_)) => Err(Problem::new(
+            "the keys are in one place; keep `jwks_file` or `jwks_url`",
+        )),
+    }
+}
+
+fn key_file(file: &Path, base: Base<'_>) -> Result<Jwks, Problem> {
+    let keys = KeySet::parse(&base.bytes(file)?).map_err(|error| {
+        let message = format!("{error}; save the issuer's JSON Web Key Set");
+        in_file(file, &message)
+    })?;
+    let file = base.path(file)?;
+    Ok(Jwks::File { file, keys })
+}
+
+/// Parses the URL of a key set. Keys that come without TLS could be anyone's, except from this
+/// machine.
+fn key_url(text: &str) -> Result<Url, Problem> {
+    let example = "write one such as \"https://issuer.example/.well-known/jwks.json\"";
+    let url = Url::parse(text)
+        .map_err(|error| Problem::new(format!("{text:?} is not a URL ({error}); {example}")))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Problem::new(
+            "a URL with a user would appear in logs; remove the user",
+        ));
+    }
+    let is_local = match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_local => Ok(url),
+        _ => Err(Problem::new(format!(
+            "{text:?} is neither https nor http on this machine; {example}"
+        ))),
     }
 }
 

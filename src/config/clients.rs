@@ -85,7 +85,7 @@ fn distinct_credentials(clients: &[ClientConfig]) -> Result<(), Problem> {
     for (index, client) in clients.iter().enumerate() {
         let key = client.credential.key();
         let (noun, credentials): (_, Vec<&[u8]>) = match &client.credential {
-            Credential::Anonymous | Credential::Certificate(_) => continue,
+            Credential::Anonymous | Credential::Certificate(_) | Credential::Jwt { .. } => continue,
             Credential::Tokens { tokens, .. } => {
                 ("token", tokens.iter().map(Secret::expose).collect())
             }

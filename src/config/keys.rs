@@ -2,11 +2,8 @@
 
 use super::key_path::Segment;
 
-/// The message about an unknown key, which may be reserved for a later version or a typo.
+/// The message about an unknown key, which may be a typo.
 pub(super) fn unknown(path: &[Segment], known: &[&str]) -> String {
-    if RESERVED.iter().any(|pattern| matches(pattern, path)) {
-        return "not supported yet; remove it".to_owned();
-    }
     let Some(Segment::Key(name)) = path.last() else {
         return "unknown key".to_owned();
     };
@@ -57,16 +54,6 @@ pub(super) fn suggestion<'a>(name: &str, names: impl Iterator<Item = &'a str> + 
     }
 }
 
-fn matches(pattern: &str, path: &[Segment]) -> bool {
-    let mut steps = pattern.split('.');
-    let all = path.iter().all(|segment| match (steps.next(), segment) {
-        (Some("*"), Segment::Key(_)) | (Some("[]"), Segment::Index(_)) => true,
-        (Some(step), Segment::Key(key)) => step == key,
-        _ => false,
-    });
-    all && steps.next().is_none()
-}
-
 /// The optimal string alignment distance: insertions, deletions, replacements and transpositions.
 fn distance(left: &str, right: &str) -> usize {
     let (left, right) = (
@@ -94,8 +81,6 @@ fn distance(left: &str, right: &str) -> usize {
 const MAX_COMPARED_BYTES: usize = 64;
 /// The maximum number of names in a list.
 const MAX_LISTED: usize = 12;
-/// Keys that are reserved for later versions.
-const RESERVED: &[&str] = &["clients.[].jwt"];
 
 #[cfg(test)]
 mod tests {

@@ -37,7 +37,7 @@ mod tests;
 
 pub use bundles::BundleConfig;
 pub use cli_config::CliConfig;
-pub use client_credential::{Credential, Secret};
+pub use client_credential::{Credential, Jwks, Secret};
 pub use clients::ClientConfig;
 pub use limits::{Cache, Limits};
 pub use load::Config;

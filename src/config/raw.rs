@@ -78,7 +78,20 @@ pub(super) struct Client {
     pub(super) bearer_token_file: Option<PathBuf>,
     pub(super) basic_file: Option<PathBuf>,
     pub(super) mtls: Option<Mtls>,
+    pub(super) jwt: Option<ClientJwt>,
     pub(super) bundles: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientJwt {
+    pub(super) jwks_file: Option<PathBuf>,
+    pub(super) jwks_url: Option<String>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) issuer: String,
+    pub(super) audience: String,
+    #[serde(default)]
+    pub(super) claims: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -32,6 +32,7 @@ impl Folder {
         folder.write("tls.key", &signing_key.serialize_pem());
         folder.write("registry-ca.pem", &cert.pem());
         folder.write("clients-ca.pem", &cert.pem());
+        folder.write("issuer-ca.pem", &cert.pem());
         folder.write("edge.tokens", "s3cret-one\n\n  s3cret-two\r\n");
         let hash = bcrypt::hash_with_salt("s3cret-three", 4, [7; 16]).unwrap();
         folder.write("edge.users", &format!("edge:{hash}\n"));

@@ -1,7 +1,10 @@
 //! The options of the server, from the configuration.
 
+use std::sync::Arc;
+
 use crate::{
-    config::{ClientConfig, Config, Credential, Secret},
+    access::{KeySource, RemoteKeySets},
+    config::{ClientConfig, Config, Credential, Jwks, Secret},
     server::{self, Requirement, Tokens},
 };
 
@@ -29,15 +32,25 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
             spread: long_poll.spread.unwrap_or_default(),
             repeat_delay: long_poll.repeat_delay,
         },
-        clients: clients(&config.clients)?.into(),
+        clients: live_clients(&config.clients)?,
         webhooks: config.webhooks.clone().into(),
         trusted_proxies: config.server.trusted_proxies.clone(),
         deadlines: server::Deadlines::default(),
     })
 }
 
-/// The clients that may read bundles, from the configuration.
-pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients> {
+fn live_clients(config: &[ClientConfig]) -> anyhow::Result<server::LiveClients> {
+    let key_sets = RemoteKeySets::default();
+    let clients = clients(config, &key_sets)?;
+    Ok(server::LiveClients::new(clients, key_sets))
+}
+
+/// The clients that may read bundles, from the configuration. Keys that are fetched already are
+/// taken from `key_sets`.
+pub(super) fn clients(
+    config: &[ClientConfig],
+    key_sets: &RemoteKeySets,
+) -> anyhow::Result<server::Clients> {
     let mut clients = server::Clients::default();
     for client in config {
         let requirement = match &client.credential {
@@ -47,6 +60,13 @@ pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients
             }
             Credential::Passwords { users, .. } => Requirement::Password(users.clone()),
             Credential::Certificate(name) => Requirement::Certificate(name.clone()),
+            Credential::Jwt { rule, keys } => {
+                let keys = match keys {
+                    Jwks::File { keys, .. } => KeySource::File(Arc::new(keys.clone())),
+                    Jwks::Url(url) => KeySource::Url(key_sets.get(url)),
+                };
+                Requirement::Jwt(rule.clone(), keys)
+            }
         };
         clients.allow(&client.name, &client.bundles, requirement)?;
     }

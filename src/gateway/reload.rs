@@ -168,7 +168,7 @@ impl Reload {
         bundles: &mut Bundles,
     ) -> anyhow::Result<Result<(Applied, OtherChanges), String>> {
         let clients = changes.iter().find_map(|change| match change {
-            Change::SetClients(clients) => Some(options::clients(clients)),
+            Change::SetClients(clients) => Some(options::clients(clients, self.clients.key_sets())),
             _ => None,
         });
         let clients = match clients.transpose() {
@@ -220,7 +220,7 @@ impl Reload {
                 );
             }
         }
-        if let Ok(clients) = options::clients(config) {
+        if let Ok(clients) = options::clients(config, self.clients.key_sets()) {
             self.clients.replace(clients);
         }
     }

@@ -14,8 +14,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Catalog, Entry, LongPoll,
-    clients::{AccessDecision, Caller, Identification, LiveClients},
+    clients::{AccessDecision, Caller, Clients, LiveClients},
     connection::Peer,
+    credential_checks::{Check, CredentialChecks, Identification},
     drain::DrainSignal,
     holdout_tracker::{ClientId, HoldoutTracker},
     idle_connections::Slot,
@@ -23,7 +24,6 @@ use super::{
     long_poll::BundleRequest,
     metrics::ServerMetrics,
     pacer::Pacer,
-    password_checks::{PasswordCheck, PasswordChecks},
     prefer,
     refusal::RefusalLog,
     repeat_guard::{Download, RepeatGuard},
@@ -50,7 +50,7 @@ const MAX_ADDED: usize = 2;
 pub(super) struct BundleApi {
     pub(super) catalog: Catalog,
     pub(super) clients: LiveClients,
-    pub(super) passwords: PasswordChecks,
+    pub(super) checks: CredentialChecks,
     pub(super) refusals: RefusalLog,
     pub(super) trusted_proxies: TrustedProxies,
     pub(super) metrics: ServerMetrics,
@@ -110,16 +110,16 @@ impl BundleApi {
             return Answer::Now(self.count_other(response::unavailable(None)));
         }
         let clients = self.clients.current();
-        let credential = match clients.identify(head.authorization, &self.passwords) {
-            Identification::Credential(credential) => credential,
-            Identification::Password(check) => return self.decide_after(check, head, peer),
+        let credential = match self.checks.identify(&clients, head.authorization) {
+            Identification::Known(credential) => credential,
+            Identification::Pending(check) => return self.decide_after(check, head, peer),
         };
         let caller = Caller {
             credential,
             certificate: peer.certificate.clone(),
         };
         let address = || self.client_address(head, peer);
-        let entry = match self.route(head.path, &caller, address) {
+        let entry = match self.route(head.path, &clients, &caller, address) {
             Route::Done(response) => return Answer::Now(self.count_other(response)),
             Route::Bundle(entry) => {
                 if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
@@ -133,10 +133,10 @@ impl BundleApi {
         self.serve_later(entry, request)
     }
 
-    /// Decides about a request once its password was checked.
+    /// Decides about a request once its credential was checked.
     fn decide_after(
         self: &Arc<Self>,
-        check: PasswordCheck,
+        check: Check,
         head: &RequestHead<'_>,
         peer: &Peer,
     ) -> Answer<Reply> {
@@ -148,16 +148,19 @@ impl BundleApi {
         let mut request = self.bundle_request(head, unknown, peer);
         Answer::later(async move {
             let address = request.client.address;
-            let Ok(credential) = api.passwords.run(check, address).await else {
+            let checked = api.checks.run(check, &api.clients, address).await;
+            let Ok(credential) = checked else {
                 api.refusals.too_many_attempts(address);
                 return api.count_other(response::too_many_attempts());
             };
             request.client.caller.credential = credential;
-            let entry = match api.route(&path, &request.client.caller, || address) {
+            let clients = api.clients.current();
+            let entry = match api.route(&path, &clients, &request.client.caller, || address) {
                 Route::Done(response) => return api.count_other(response),
                 Route::Bundle(entry) => Ok(entry),
                 Route::Demand(name) => Err(name),
             };
+            drop(clients);
             api.serve_later(entry, request).get().await
         })
     }
@@ -188,7 +191,13 @@ impl BundleApi {
     }
 
     /// Finds the bundle of a request. A client without a right to it learns nothing of it.
-    fn route(&self, path: &str, caller: &Caller, address: impl FnOnce() -> IpAddr) -> Route {
+    fn route(
+        &self,
+        path: &str,
+        clients: &Clients,
+        caller: &Caller,
+        address: impl FnOnce() -> IpAddr,
+    ) -> Route {
         let Some(resource) = resource(path) else {
             let message = "the path is not percent-encoded UTF-8";
             return Route::Done(response::error(
@@ -202,7 +211,7 @@ impl BundleApi {
         let name = found
             .as_ref()
             .map_or_else(|| catalog::bundle_name(&resource), |entry| entry.name());
-        if let Some(denial) = self.denial(caller, name, address) {
+        if let Some(denial) = self.denial(clients, caller, name, address) {
             return Route::Done(denial);
         }
         // Only after the denial: a client learns nothing of patterns that it may not read, and
@@ -329,11 +338,11 @@ impl BundleApi {
     /// The response to a client that may not read the bundle `name`; `None` if it may.
     pub(super) fn denial(
         &self,
+        clients: &Clients,
         caller: &Caller,
         name: &str,
         address: impl FnOnce() -> IpAddr,
     ) -> Option<Response<ResponseBody>> {
-        let clients = self.clients.current();
         match clients.authorize(caller, name) {
             AccessDecision::Granted => None,
             AccessDecision::Hidden { client } => {
@@ -375,7 +384,7 @@ impl BundleApi {
             repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
             catalog,
             clients,
-            passwords: PasswordChecks::new(tokio::runtime::Handle::current()).unwrap(),
+            checks: CredentialChecks::new(tokio::runtime::Handle::current()).unwrap(),
             refusals: RefusalLog::default(),
             trusted_proxies: TrustedProxies::default(),
             metrics,

@@ -1,6 +1,6 @@
 //! One connection: TLS, protocol detection, and how it is closed.
 
-use std::{future::poll_fn, net::IpAddr, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, io, net::IpAddr, pin::Pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
@@ -16,8 +16,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     close_signal::CloseReason, date, drain::DrainSignal, fast_path, http1, http2,
-    idle_connections::Slot, prefixed_stream::PrefixedStream, response_body::ResponseBody,
-    service::Service, write_timeout::WriteTimeout,
+    idle_connections::Slot, prefixed_stream::PrefixedStream, refusal::RefusalLog,
+    response_body::ResponseBody, service::Service, write_timeout::WriteTimeout,
 };
 use crate::access::CertificateIdentity;
 
@@ -74,8 +74,12 @@ pub(super) async fn serve_connection<V: Service>(
         // Boxed, because the futures that hand it on would each keep a copy.
         None => serve_stream(Box::new(stream), service, context).await,
         Some(tls) => {
-            // The handshake needs more memory than the connection afterwards.
-            if let Some(stream) = Box::pin(tls_handshake(stream, tls, &context)).await {
+            let stream = {
+                let refusals = service.bundle_api().map(|api| &api.refusals);
+                // The handshake needs more memory than the connection afterwards.
+                Box::pin(tls_handshake(stream, tls, &context, refusals)).await
+            };
+            if let Some(stream) = stream {
                 let chain = stream.get_ref().1.peer_certificates();
                 let identity = chain.and_then(CertificateIdentity::of_chain);
                 context.peer.certificate = identity.map(Arc::new);
@@ -89,16 +93,26 @@ async fn tls_handshake(
     stream: WriteTimeout<TcpStream>,
     tls: TlsAcceptor,
     context: &ConnectionContext,
+    refusals: Option<&RefusalLog>,
 ) -> Option<Box<TlsStream<WriteTimeout<TcpStream>>>> {
     let handshake = timeout(context.peer.slot.deadlines().handshake, tls.accept(stream));
     match context.until_close(Box::pin(handshake)).await? {
         Ok(Ok(stream)) => Some(Box::new(stream)),
         Ok(Err(error)) => {
             tracing::debug!(%error, "TLS handshake");
+            if let (Some(refusals), Some(reason)) = (refusals, certificate_error(&error)) {
+                refusals.certificate(reason, context.peer.address);
+            }
             None
         }
         Err(_) => None,
     }
+}
+
+/// Why the certificate of the client was refused, if that is why the handshake failed.
+fn certificate_error(error: &io::Error) -> Option<&rustls::Error> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    matches!(error, rustls::Error::InvalidCertificate(_)).then_some(error)
 }
 
 /// Serves the plain requests of OPA on the fast path, and from the first other request on

@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use super::refusal::Reason;
-use crate::access::User;
+use crate::access::{User, VerifiedToken};
 
 /// The base64 of basic credentials, whose padding some programs leave out.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -33,6 +33,8 @@ pub(super) enum Credential {
     Token(TokenHash),
     /// A user whose password was right for this hash.
     User(Arc<User>),
+    /// A token with a valid signature, whose claims may hold or not.
+    Jwt(Arc<VerifiedToken>),
     /// The credential is no client's, whatever the configuration says later.
     Rejected(Reason),
 }
@@ -106,16 +108,6 @@ impl UserPassword {
 impl Credential {
     pub(super) fn token(token: &[u8]) -> Self {
         Self::Token(token_hash(token))
-    }
-
-    /// Why this credential is refused if it is no client's.
-    pub(super) fn reason(&self) -> Reason {
-        match self {
-            Self::None => Reason::Missing,
-            Self::Token(_) => Reason::UnknownToken,
-            Self::User(_) => Reason::WrongPassword,
-            Self::Rejected(reason) => *reason,
-        }
     }
 }
 

@@ -13,12 +13,12 @@ use super::{
     Catalog, Options,
     admin::AdminApi,
     bundle_api::BundleApi,
+    credential_checks::CredentialChecks,
     drain::{DrainSignal, Phase},
     holdout_tracker::HoldoutTracker,
     listener::{Connections, bind, warn_if_backlog_is_small},
     metrics::ServerMetrics,
     pacer::Pacer,
-    password_checks::PasswordChecks,
     refusal::RefusalLog,
     repeat_guard::RepeatGuard,
     webhook_api::WebhookApi,
@@ -35,7 +35,7 @@ pub struct Server {
     options: Options,
     catalog: Catalog,
     metrics: ServerMetrics,
-    passwords: PasswordChecks,
+    checks: CredentialChecks,
     background: Handle,
 }
 
@@ -60,7 +60,7 @@ impl Server {
             options,
             catalog,
             metrics,
-            passwords: PasswordChecks::new(background.clone())?,
+            checks: CredentialChecks::new(background.clone())?,
             background,
         })
     }
@@ -89,7 +89,7 @@ impl Server {
             options,
             catalog,
             metrics,
-            passwords,
+            checks,
             background,
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
@@ -129,10 +129,11 @@ impl Server {
             metrics.paced_requests.clone(),
         );
         let repeats = RepeatGuard::new(long_poll.repeat_delay, metrics.delayed_downloads.clone());
+        clients.key_sets().start(&background);
         let bundle_api = Arc::new(BundleApi {
             catalog: catalog.clone(),
             clients,
-            passwords,
+            checks,
             refusals: RefusalLog::default(),
             trusted_proxies,
             metrics,

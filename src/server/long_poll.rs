@@ -141,8 +141,9 @@ impl BundleApi {
             }
         };
         // The client's right may have been removed while its request was held.
+        let (clients, caller) = (self.clients.current(), &request.client.caller);
         let address = || request.client.address;
-        let denial = self.denial(&request.client.caller, entry.name(), address);
+        let denial = self.denial(&clients, caller, entry.name(), address);
         Some(denial.map_or(reply, Reply::from))
     }
 

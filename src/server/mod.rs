@@ -18,7 +18,8 @@
 //! | `pacer` | when bodies are sent: bandwidth and spread |
 //! | `repeat_guard` | delays clients that download the same version again and again |
 //! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `credential` | what a request says |
-//! | `clients`, `password_checks` | whose credential it is, and what that client may read |
+//! | `credential_checks`, `password_checks`, `jwt_checks` | whether a credential is genuine |
+//! | `clients` | whose credential it is, and what that client may read |
 //! | `refusal` | why a request is refused, in the response, the log and the metrics |
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `response` | every status line, header and error body |
@@ -38,6 +39,7 @@ mod clients;
 mod close_signal;
 mod connection;
 mod credential;
+mod credential_checks;
 mod date;
 mod drain;
 mod fast_path;
@@ -48,6 +50,7 @@ mod http1;
 mod http2;
 mod idle_connections;
 mod if_none_match;
+mod jwt_checks;
 mod lifecycle;
 mod listener;
 mod local_request;

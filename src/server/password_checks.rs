@@ -22,6 +22,7 @@ use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 use super::{
     clients::Clients,
     credential::{Credential, UserPassword},
+    credential_checks::{Check, Identification},
     refusal::Reason,
 };
 use crate::access::User;
@@ -61,12 +62,6 @@ pub(super) struct PasswordChecks {
 /// of the file leads to another key.
 type CheckKey = [u8; 32];
 
-/// The result for a pair that is known, or the check that has to run.
-pub(super) enum Lookup {
-    Known(Credential),
-    Unknown(PasswordCheck),
-}
-
 /// A check that has not run yet.
 pub(super) struct PasswordCheck {
     key: CheckKey,
@@ -105,30 +100,36 @@ impl PasswordChecks {
     }
 
     /// Looks up basic credentials. Does not block.
-    pub(super) fn look_up(&self, clients: &Clients, encoded: &[u8]) -> Lookup {
+    pub(super) fn look_up(&self, clients: &Clients, encoded: &[u8]) -> Identification {
         let Some(pair) = UserPassword::decode(encoded) else {
-            return Lookup::Known(Credential::Rejected(Reason::Malformed));
+            return Identification::Known(Credential::Rejected(Reason::Malformed));
         };
         let user = clients.user(pair.user());
         // A user that does not exist costs as much as one that does, on average also where the
         // hashes have different costs.
         let decoy = || clients.nth_user(self.decoys.hash_one(pair.user()));
         let Some(compared) = user.or_else(decoy).cloned() else {
-            return Lookup::Known(Credential::Rejected(Reason::Scheme));
+            // No client has users, or all of them were removed.
+            let reason = if clients.kinds().basic {
+                Reason::WrongPassword
+            } else {
+                Reason::Scheme
+            };
+            return Identification::Known(Credential::Rejected(reason));
         };
         let key = self.key(&pair, user.map_or("", |user| user.hash()));
         if let Some(user) = user
             && self.verified.get(&key).is_some()
         {
-            return Lookup::Known(Credential::User(Arc::clone(user)));
+            return Identification::Known(Credential::User(Arc::clone(user)));
         }
         let exists = user.is_some();
-        Lookup::Unknown(PasswordCheck {
+        Identification::Pending(Check::Password(PasswordCheck {
             key,
             pair,
             compared,
             exists,
-        })
+        }))
     }
 
     /// Runs a check, or waits for one that runs. Cancel-safe.
@@ -252,6 +253,13 @@ mod tests {
         base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
     }
 
+    fn password(check: Check) -> PasswordCheck {
+        match check {
+            Check::Password(check) => check,
+            Check::Keys(_) => panic!("it is no check of a password"),
+        }
+    }
+
     impl PasswordChecks {
         fn fixture() -> Self {
             Self::new(Handle::current()).unwrap()
@@ -264,8 +272,8 @@ mod tests {
             encoded: &str,
         ) -> (Result<Credential, TooManyChecks>, bool) {
             match self.look_up(clients, encoded.as_bytes()) {
-                Lookup::Known(credential) => (Ok(credential), true),
-                Lookup::Unknown(check) => (self.run(check, HERE).await, false),
+                Identification::Known(credential) => (Ok(credential), true),
+                Identification::Pending(check) => (self.run(password(check), HERE).await, false),
             }
         }
     }
@@ -296,9 +304,10 @@ mod tests {
         let clients = clients(&line("edge", "s3cret"));
         // Even with the password of the user that it is compared with.
         let nobody = encoded("nobody", "s3cret");
-        let Lookup::Unknown(check) = checks.look_up(&clients, nobody.as_bytes()) else {
+        let Identification::Pending(check) = checks.look_up(&clients, nobody.as_bytes()) else {
             panic!("nothing was compared");
         };
+        let check = password(check);
         assert_eq!((check.compared.name(), check.exists), ("edge", false));
         let wrong = Ok(Credential::Rejected(Reason::WrongPassword));
         for _ in 0..2 {
@@ -345,13 +354,14 @@ mod tests {
         let other = async {
             tokio::task::yield_now().await;
             let elsewhere = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-            let Lookup::Unknown(check) =
+            let Identification::Pending(check) =
                 checks.look_up(&clients, encoded("edge", "s3cret").as_bytes())
             else {
                 panic!("it was not checked before");
             };
-            let (credential, ()) =
-                tokio::join!(checks.run(check, elsewhere), async { drop(turns) });
+            let (credential, ()) = tokio::join!(checks.run(password(check), elsewhere), async {
+                drop(turns)
+            });
             credential
         };
         let (all, other) = tokio::join!(asking, other);

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::telemetry::{NAME_BYTES, cut};
+use crate::{
+    access::TokenError,
+    telemetry::{NAME_BYTES, SENTENCE_BYTES, cut},
+};
 
 /// Refusals of one client or address are logged once in this time.
 const LOG_WINDOW: Duration = Duration::from_secs(60);
@@ -34,6 +37,8 @@ pub(super) enum Reason {
     ExpiredCertificate,
     /// The certificate has the name of no client.
     UnknownCertificate,
+    /// The token is no client's.
+    Jwt(TokenError),
 }
 
 /// The kinds of credentials that some client has.
@@ -42,6 +47,7 @@ pub(super) struct AcceptedKinds {
     pub(super) bearer: bool,
     pub(super) basic: bool,
     pub(super) certificate: bool,
+    pub(super) jwt: bool,
 }
 
 /// Limits the log lines about refused requests.
@@ -67,6 +73,18 @@ impl Reason {
             Self::WrongPassword => "password",
             Self::ExpiredCertificate => "certificate_expired",
             Self::UnknownCertificate => "certificate",
+            Self::Jwt(error) => match error {
+                TokenError::Malformed => "jwt_malformed",
+                TokenError::Algorithm => "jwt_algorithm",
+                TokenError::Issuer => "jwt_issuer",
+                TokenError::NoKeys => "jwt_no_keys",
+                TokenError::UnknownKey => "jwt_key",
+                TokenError::Signature => "jwt_signature",
+                TokenError::Expired => "jwt_expired",
+                TokenError::NotYetValid => "jwt_not_yet_valid",
+                TokenError::Audience => "jwt_audience",
+                TokenError::Claim => "jwt_claim",
+            },
         }
     }
 
@@ -81,6 +99,18 @@ impl Reason {
             Self::WrongPassword => "unknown user or wrong password",
             Self::ExpiredCertificate => "the client certificate is not valid any more",
             Self::UnknownCertificate => "the client certificate has the name of no client",
+            Self::Jwt(error) => match error {
+                TokenError::Malformed => "the token is malformed",
+                TokenError::Algorithm => "the algorithm of the token is not accepted",
+                TokenError::Issuer => "the issuer of the token is not accepted",
+                TokenError::NoKeys => "the keys of the token's issuer are not known at present",
+                TokenError::UnknownKey => "the token's issuer has no such key",
+                TokenError::Signature => "the signature of the token is wrong",
+                TokenError::Expired => "the token has expired",
+                TokenError::NotYetValid => "the token is not valid yet",
+                TokenError::Audience => "the token is for another audience",
+                TokenError::Claim => "a claim of the token does not match",
+            },
         }
     }
 }
@@ -88,7 +118,7 @@ impl Reason {
 impl AcceptedKinds {
     /// The values of `WWW-Authenticate`. There is at least one, as RFC 9110 requires.
     pub(super) fn challenges(self) -> impl Iterator<Item = &'static str> {
-        let bearer = (self.bearer || !self.basic).then_some("Bearer");
+        let bearer = (self.bearer || self.jwt || !self.basic).then_some("Bearer");
         let basic = self
             .basic
             .then_some("Basic realm=\"bundlegate\", charset=\"UTF-8\"");
@@ -99,6 +129,7 @@ impl AcceptedKinds {
     pub(super) fn words(self) -> String {
         let words = [
             (self.bearer, "a bearer token"),
+            (self.jwt, "a JWT of a configured issuer as bearer token"),
             (self.basic, "a user name and password (Basic)"),
             (self.certificate, "a client certificate"),
         ];
@@ -136,6 +167,15 @@ impl RefusalLog {
         if self.admits(address, client) {
             let bundle = cut(bundle, NAME_BYTES);
             tracing::warn!(client, %address, %bundle, "the client may not read this name");
+        }
+    }
+
+    /// Logs a client certificate that was refused in the handshake.
+    pub(super) fn certificate(&self, reason: &rustls::Error, address: IpAddr) {
+        if self.admits(address, "handshake") {
+            let reason = reason.to_string();
+            let reason = &*cut(&reason, SENTENCE_BYTES);
+            tracing::warn!(%address, reason, "client certificate refused");
         }
     }
 
@@ -183,7 +223,7 @@ mod tests {
         let kinds = |bearer, basic| AcceptedKinds {
             bearer,
             basic,
-            certificate: false,
+            ..AcceptedKinds::default()
         };
         let challenges = |kinds: AcceptedKinds| kinds.challenges().collect::<Vec<_>>();
         let basic = "Basic realm=\"bundlegate\", charset=\"UTF-8\"";

@@ -33,6 +33,7 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "gateway",
         &[
+            "access",
             "bundle",
             "catalog",
             "config",

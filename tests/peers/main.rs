@@ -15,6 +15,7 @@ mod airgap;
 mod archives;
 mod artifacts;
 mod builds;
+mod clients;
 mod cold_clients;
 mod connections;
 mod cosign;

@@ -2,6 +2,7 @@
 //! files as a module of its own.
 
 pub(crate) mod gateway;
+pub(crate) mod issuer;
 mod process;
 mod wait;
 

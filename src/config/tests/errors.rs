@@ -69,20 +69,6 @@ fn unknown_keys_are_named() {
 }
 
 #[test]
-fn keys_of_later_versions_are_known_as_such() {
-    let later = |key: &str, typed: &str| {
-        let error = Folder::new()
-            .parse(&format!("version: 1\n{typed}"))
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("line 2: {key}: not supported yet; remove it")
-        );
-    };
-    later("clients[0].jwt", "clients: [{ name: a, jwt: x }]");
-}
-
-#[test]
 fn errors_in_patterns_name_the_key_and_a_fix() {
     let base = "trust: { policies: { dev: unsigned } }\n";
     let one = |resource: &str, reference: &str, more: &str| {
@@ -315,8 +301,8 @@ fn client_errors_name_the_key_and_a_fix() {
     for (client, expected) in [
         (
             "name: a, bundles: ['**']",
-            ": the client has no credential; write one of `bearer_token_file`, `basic_file`, `mtls` \
-          and `anonymous: true`",
+            ": the client has no credential; write one of `bearer_token_file`, `basic_file`, `mtls`, \
+          `jwt` and `anonymous: true`",
         ),
         (
             "name: a, anonymous: true, bearer_token_file: edge.tokens, bundles: ['**']",
@@ -438,6 +424,92 @@ fn errors_in_client_certificates_name_the_key_and_a_fix() {
     ] {
         let error = parse(tls, mtls).map(drop).unwrap_err().to_string();
         assert_eq!(error.split_once(": ").unwrap().1, expected, "{tls} {mtls}");
+    }
+}
+
+#[test]
+fn errors_in_tokens_of_clients_name_the_key_and_a_fix() {
+    let folder = Folder::new();
+    folder.write("jwks.json", r#"{"keys":[{"kty":"oct","k":"AQAB"}]}"#);
+    let parse = |keys: &str, issuer: &str, more: &str| {
+        let jwt = format!("{{ {keys}, issuer: {issuer}, audience: gate {more} }}");
+        let client = format!("{{ name: a, jwt: {jwt}, bundles: [x] }}");
+        folder.parse(&format!("version: 1\nclients: [{client}]"))
+    };
+    let url = "jwks_url: 'https://issuer.example/jwks'";
+    for accepted in [
+        url,
+        "jwks_url: 'http://127.0.0.1:80/x'",
+        "jwks_url: 'http://[::1]/'",
+        "jwks_url: 'https://issuer.example/jwks', ca_file: registry-ca.pem",
+    ] {
+        parse(accepted, "i", ", claims: { sub: 'a:*' }").unwrap();
+    }
+    let no_url = "is neither https nor http on this machine; write one such as \
+                  \"https://issuer.example/.well-known/jwks.json\"";
+    for (keys, issuer, more, expected) in [
+        (
+            "claims: {}",
+            "i",
+            "",
+            ": no keys verify the tokens; write `jwks_file` or `jwks_url`".to_owned(),
+        ),
+        (
+            &format!("{url}, jwks_file: jwks.json"),
+            "i",
+            "",
+            ": the keys are in one place; keep `jwks_file` or `jwks_url`".to_owned(),
+        ),
+        (
+            "jwks_file: jwks.json, ca_file: registry-ca.pem",
+            "i",
+            "",
+            ".ca_file: nothing is fetched with `jwks_file`; remove it".to_owned(),
+        ),
+        (
+            "jwks_file: edge.tokens",
+            "i",
+            "",
+            ".jwks_file: edge.tokens: it is not a JSON Web Key Set (a mapping with `keys`); save \
+             the issuer's JSON Web Key Set"
+                .to_owned(),
+        ),
+        (
+            "jwks_file: jwks.json",
+            "i",
+            "",
+            ".jwks_file: jwks.json: it has no key for signatures with RS256, RS384, RS512, PS256, \
+             PS384, PS512, ES256, ES384 or EdDSA (Ed25519); save the issuer's JSON Web Key Set"
+                .to_owned(),
+        ),
+        (
+            "jwks_url: 'http://issuer.example/'",
+            "i",
+            "",
+            format!(".jwks_url: \"http://issuer.example/\" {no_url}"),
+        ),
+        (
+            "jwks_url: 'https://me:s3cret@issuer.example/'",
+            "i",
+            "",
+            ".jwks_url: a URL with a user would appear in logs; remove the user".to_owned(),
+        ),
+        (
+            url,
+            "''",
+            "",
+            ".issuer: empty; write the value of the token's claim".to_owned(),
+        ),
+        (
+            url,
+            "i",
+            ", claims: { sub: '*' }",
+            ".claims.sub: matches any identity; name the expected one".to_owned(),
+        ),
+    ] {
+        let error = parse(keys, issuer, more).map(drop).unwrap_err().to_string();
+        let expected = format!("clients[0].jwt{expected}");
+        assert_eq!(error.split_once(": ").unwrap().1, expected, "{keys} {more}");
     }
 }
 

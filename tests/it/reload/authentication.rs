@@ -8,6 +8,7 @@ use rcgen::{
 use reqwest::{Client, Identity};
 
 use super::*;
+use crate::shared::issuer::{AUDIENCE, Issuer as TokenIssuer};
 
 /// An authority, with the files of a server that it has issued a certificate for.
 struct Authority(Issuer<'static, KeyPair>, String);
@@ -111,17 +112,18 @@ async fn a_certificate_is_accepted_for_its_name_while_it_is_valid() {
     ] {
         assert_eq!(asks(&gateway, &http, "", 0).await, Ok(status));
     }
-    // The handshake fails.
+    // The handshake fails, and the log says why.
     for http in [
         foreign.client("spiffe://corp/opa/edge", HOUR),
         authority.client("spiffe://corp/opa/edge", Duration::ZERO),
     ] {
-        let error = asks(&gateway, &http, "", 0).await.unwrap_err();
-        assert!(
-            error.contains("Alert") || error.contains("alert"),
-            "{error}"
-        );
+        assert!(asks(&gateway, &http, "", 0).await.is_err());
     }
+    gateway
+        .said("client certificate refused", |line| {
+            line["address"] == "127.0.0.1"
+        })
+        .await;
     for (message, reason) in [
         ("unauthorized request", "no credential"),
         (
@@ -162,6 +164,144 @@ async fn a_certificate_that_expires_while_a_request_is_held_is_refused() {
         "after {:?}",
         began.elapsed()
     );
-    // The connection is closed, and the handshake of the next one fails.
-    assert!(asks(&gateway, &http, "", 0).await.is_err());
+    // The next connection fails in the handshake, or resumes the session and is refused as well.
+    assert_ne!(asks(&gateway, &http, "", 0).await, Ok(StatusCode::OK));
+}
+
+/// A gateway for tokens of `issuer`, with these keys.
+async fn with_tokens(
+    registry: &FaultyRegistry,
+    signer: &Signer,
+    issuer: &TokenIssuer,
+    keys: (&str, String),
+) -> TestGateway {
+    let files = |folder: &TempDir| {
+        fs::write(folder.path().join("key.pub"), signer.public_pem()).unwrap();
+        fs::write(folder.path().join("jwks.json"), issuer.jwks().to_string()).unwrap();
+    };
+    let mut config = config(registry);
+    let mut jwt = json!({
+        "issuer": issuer.url, "audience": AUDIENCE, "claims": { "sub": "opa-*" },
+    });
+    jwt[keys.0] = json!(keys.1);
+    config["clients"] = json!([{ "name": "cluster", "jwt": jwt, "bundles": ["**"] }]);
+    TestGateway::start(files, &config).await
+}
+
+async fn asks_with(gateway: &TestGateway, token: &str, tags: &str, wait: u32) -> Response {
+    let request = gateway
+        .http
+        .get(format!("{}/bundles/authz", gateway.url))
+        .bearer_auth(token);
+    wishing(request, tags, wait).send().await.unwrap()
+}
+
+async fn status_with(gateway: &TestGateway, token: &str) -> StatusCode {
+    asks_with(gateway, token, "", 0).await.status()
+}
+
+async fn is_refused_soon(gateway: &TestGateway, token: &str) {
+    gateway
+        .until("the token is refused", async || {
+            (status_with(gateway, token).await == StatusCode::UNAUTHORIZED).then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_token_counts_for_its_claims_until_it_expires_or_its_key_is_removed() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let issuer = TokenIssuer::start(None).await;
+    let keys = ("jwks_file", "jwks.json".to_owned());
+    let gateway = with_tokens(&registry, &signer, &issuer, keys).await;
+    let token = issuer.token("opa-edge", 300);
+    let served = asks_with(&gateway, &token, "", 60).await;
+    assert_eq!(served.status(), StatusCode::OK);
+    for (token, message) in [
+        (
+            issuer.token("other", 300),
+            "a claim of the token does not match",
+        ),
+        (issuer.token("opa-edge", -60), "the token has expired"),
+        (format!("{token}x"), "the signature of the token is wrong"),
+        ("s3cret".to_owned(), "unknown bearer token"),
+    ] {
+        let refused = asks_with(&gateway, &token, "", 0).await;
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{message}");
+        assert_eq!(refused.headers()["www-authenticate"], "Bearer");
+        let text = error(refused).await["message"].to_string();
+        assert!(text.contains(message), "{text}");
+    }
+    // Another mistake in the configuration keeps no removed key valid.
+    let broken = fs::read_to_string(gateway.path("bundlegate.yaml")).unwrap();
+    gateway.write("bundlegate.yaml", broken.replace("any_of", "any"));
+    issuer.rotate();
+    gateway.write("jwks.json", issuer.jwks().to_string());
+    is_refused_soon(&gateway, &token).await;
+    gateway.write("bundlegate.yaml", broken);
+    gateway
+        .until("the new key counts", async || {
+            let status = status_with(&gateway, &issuer.token("opa-edge", 300)).await;
+            (status == StatusCode::OK).then_some(())
+        })
+        .await;
+    let log = gateway.runner.process.log();
+    let signature = token.rsplit('.').next().unwrap();
+    assert!(!log.contains(signature), "the token is in the log");
+}
+
+#[tokio::test]
+async fn a_token_that_expires_while_its_request_is_held_is_refused() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let issuer = TokenIssuer::start(None).await;
+    let keys = ("jwks_file", "jwks.json".to_owned());
+    let gateway = with_tokens(&registry, &signer, &issuer, keys).await;
+    // The clocks may differ by 30 s.
+    let token = issuer.token("opa-edge", 6 - 30);
+    let served = asks_with(&gateway, &token, "", 4).await;
+    let etag = tag(&served);
+    assert_eq!(served.status(), StatusCode::OK);
+    let held = asks_with(&gateway, &token, &etag, 10).await;
+    assert_eq!(held.status(), StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn keys_are_fetched_when_a_token_names_a_new_one_and_stay_while_the_issuer_fails() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let issuer = TokenIssuer::start(None).await;
+    let keys = ("jwks_url", format!("{}/jwks", issuer.url));
+    let gateway = with_tokens(&registry, &signer, &issuer, keys).await;
+    let token = issuer.token("opa-edge", 300);
+    let served = asks_with(&gateway, &token, "", 60).await;
+    assert_eq!(served.status(), StatusCode::OK);
+    assert_eq!(issuer.fetches(), 1);
+    // While the issuer fails, the keys stay. Unknown keys are asked for at most every ten seconds.
+    let began = Instant::now();
+    issuer.fail(true);
+    issuer.rotate();
+    let new = issuer.token("opa-edge", 300);
+    for _ in 0..50 {
+        assert_eq!(status_with(&gateway, &token).await, StatusCode::OK);
+        assert_eq!(status_with(&gateway, &new).await, StatusCode::UNAUTHORIZED);
+    }
+    let allowed = 2 + began.elapsed().as_secs() / 10;
+    assert!(
+        issuer.fetches() as u64 <= allowed,
+        "{} fetches",
+        issuer.fetches()
+    );
+    // The new key is fetched for a token that it has signed.
+    issuer.fail(false);
+    gateway
+        .until("the new key counts", async || {
+            (status_with(&gateway, &new).await == StatusCode::OK).then_some(())
+        })
+        .await;
+    assert_eq!(
+        status_with(&gateway, &token).await,
+        StatusCode::UNAUTHORIZED
+    );
 }

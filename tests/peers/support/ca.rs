@@ -1,8 +1,9 @@
 //! A certificate authority that nobody knows.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tempfile::TempDir;
 
 /// Issues certificates for loopback.
@@ -17,6 +18,24 @@ pub(crate) struct Ca {
 pub(crate) struct Certificate {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
+}
+
+impl Certificate {
+    /// The configuration of a server in the process of the test.
+    pub(crate) fn server_tls(&self) -> Arc<rustls::ServerConfig> {
+        let chain = CertificateDer::pem_slice_iter(&fs::read(&self.certificate).unwrap())
+            .collect::<Result<Vec<_>, _>>()
+            .unwrap();
+        let key = PrivateKeyDer::from_pem_slice(&fs::read(&self.key).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        Arc::new(config)
+    }
 }
 
 impl Ca {

@@ -35,7 +35,7 @@ pub(crate) use load::Load;
 pub(crate) use opa::{Opa, OpaVersion, free_address, long_polling};
 pub(crate) use programs::{program, run, search_path};
 pub(crate) use proxy::Proxy;
-pub(crate) use registry::{Kind, PASSWORD, Registry, USER};
+pub(crate) use registry::{HTPASSWD, Kind, PASSWORD, Registry, USER};
 pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};
 pub(crate) use terminal::Terminal;
 pub(crate) use tls_front::{Clients, TlsFront};

@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,7 +10,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -67,7 +65,8 @@ impl TokenServer {
             }),
             issued: Mutex::default(),
         });
-        let (acceptor, serving) = (certificate.map(acceptor), Arc::clone(&shared));
+        let acceptor = certificate.map(|files| TlsAcceptor::from(files.server_tls()));
+        let serving = Arc::clone(&shared);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -118,21 +117,6 @@ impl TokenServer {
     pub(crate) fn take(&self) -> Vec<Issued> {
         std::mem::take(&mut *lock(&self.shared.issued))
     }
-}
-
-fn acceptor(files: &Certificate) -> TlsAcceptor {
-    let chain = CertificateDer::pem_slice_iter(&fs::read(&files.certificate).unwrap())
-        .collect::<Result<Vec<_>, _>>()
-        .unwrap();
-    let key = PrivateKeyDer::from_pem_slice(&fs::read(&files.key).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    TlsAcceptor::from(Arc::new(config))
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
