@@ -114,8 +114,8 @@ impl Credential {
 /// The hash by which bearer tokens are compared.
 pub(super) fn token_hash(token: &[u8]) -> TokenHash {
     let mut hash = TokenHash::default();
-    let digest = Sha256::digest(token);
-    hash.copy_from_slice(&digest[..hash.len()]);
+    let (digest, length) = (Sha256::digest(token), hash.len());
+    hash.copy_from_slice(&digest[..length]);
     hash
 }
 
