@@ -92,11 +92,13 @@ impl BalancerKind {
 }
 
 /// One process, so that nothing is left behind when it is killed; connections to replicas
-/// are not kept, so that no client stays with one of them.
+/// are not kept, so that no client stays with one of them. No replica is left out after a failure
+/// (`max_fails`): nginx would include it again only once a request to it is complete, and a long
+/// poll takes minutes.
 fn nginx(address: &str, replicas: &[&TestGateway]) -> String {
     let servers: String = replicas
         .iter()
-        .map(|gate| format!("server {} fail_timeout=1s;", gate.data))
+        .map(|gate| format!("server {} max_fails=0;", gate.data))
         .collect();
     format!(
         "daemon off; master_process off; pid pid; events {{ worker_connections 8192; }}
