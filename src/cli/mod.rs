@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, and all terminal output.
 
+mod admin_client;
 mod artifact;
 mod build;
 mod command;

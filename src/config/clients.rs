@@ -56,22 +56,27 @@ impl ClientConfig {
     /// deleted file has no tokens; a file that can't be read for another reason changes nothing.
     /// Blocks.
     pub fn revoke(&mut self) -> bool {
-        let Credential::Tokens { file, tokens } = &mut self.credential else {
-            return false;
-        };
-        let left = match read_regular(file, files::MAX_FILE_BYTES) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(_) => return false,
-        };
-        let before = tokens.len();
-        let is_left = |token: &Secret| {
-            left.split(|byte| *byte == b'\n')
-                .any(|line| line.trim_ascii() == token.expose())
-        };
-        tokens.retain(is_left);
-        tokens.len() < before
+        match &mut self.credential {
+            Credential::Tokens { file, tokens } => retain_listed(file, tokens),
+            Credential::Anonymous => false,
+        }
     }
+}
+
+/// Removes the tokens that are no longer in their file; see [`ClientConfig::revoke`].
+pub(super) fn retain_listed(file: &Path, tokens: &mut Vec<Secret>) -> bool {
+    let left = match read_regular(file, files::MAX_FILE_BYTES) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(_) => return false,
+    };
+    let before = tokens.len();
+    let is_left = |token: &Secret| {
+        left.split(|byte| *byte == b'\n')
+            .any(|line| line.trim_ascii() == token.expose())
+    };
+    tokens.retain(is_left);
+    tokens.len() < before
 }
 
 impl fmt::Debug for Secret {
@@ -151,7 +156,7 @@ fn client(raw: raw::Client, base: Base<'_>) -> Result<ClientConfig, Problem> {
 }
 
 /// Reads one token per line. Errors name the line and do not quote it.
-fn tokens(text: &str) -> Result<Vec<Secret>, String> {
+pub(super) fn tokens(text: &str) -> Result<Vec<Secret>, String> {
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let token = line.trim();

@@ -15,13 +15,13 @@ use super::{
     metrics::GatewayMetrics,
     open_files,
     plan::Change,
-    reload::{Cause, Reload},
+    reload::{Cause, LiveOptions, Reload},
 };
 use crate::{
     config::Config,
     metrics::Metrics,
     registry::Registries,
-    server::{self, Catalog, Server},
+    server::{self, AdminAddress, Catalog, Server},
     store::{self, Store},
     telemetry,
     verify::TrustRoots,
@@ -104,7 +104,7 @@ impl Gateway {
                 let reload = Reload::new(
                     file.to_owned(),
                     config,
-                    (options.clients.clone(), options.webhooks.clone()),
+                    LiveOptions::of(&options),
                     roots,
                     metrics.reload,
                 )?;
@@ -139,11 +139,11 @@ impl Gateway {
         Ok(self.server.data_address()?)
     }
 
-    /// The address of the admin listener.
+    /// Where the admin listener listens.
     ///
     /// # Errors
-    /// When the system does not report it.
-    pub fn admin_address(&self) -> anyhow::Result<SocketAddr> {
+    /// When the system does not report its address.
+    pub fn admin_address(&self) -> anyhow::Result<AdminAddress> {
         Ok(self.server.admin_address()?)
     }
 

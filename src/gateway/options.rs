@@ -1,7 +1,7 @@
 //! The options of the server, from the configuration.
 
 use crate::{
-    config::{ClientConfig, Config, Credential, Secret},
+    config::{self, ClientConfig, Config, Credential, Secret, TokenFile},
     server,
 };
 
@@ -13,7 +13,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
     let (drain, long_poll) = (config.server.drain, config.long_poll);
     Ok(server::Options {
         listen: config.server.listen,
-        admin: config.server.admin,
+        admin: admin_options(&config.server),
         tls: config.server.tls.clone(),
         max_connections: config.server.max_connections,
         ready_after: config.server.ready_after,
@@ -49,4 +49,22 @@ pub(super) fn clients(config: &[ClientConfig]) -> anyhow::Result<server::Clients
         }
     }
     Ok(clients)
+}
+
+fn admin_options(config: &config::Server) -> server::AdminOptions {
+    let tokens = server::AdminTokens::default();
+    set_admin_tokens(&tokens, config.admin_tokens.as_ref());
+    server::AdminOptions {
+        address: config.admin.clone(),
+        tls: config.admin_tls.clone(),
+        tokens,
+        hosts: config.admin_hosts.clone(),
+    }
+}
+
+/// Replaces the tokens of the admin listener.
+pub(super) fn set_admin_tokens(tokens: &server::AdminTokens, file: Option<&TokenFile>) {
+    let secrets: Option<Vec<_>> =
+        file.map(|file| file.tokens().iter().map(Secret::expose).collect());
+    tokens.replace(secrets.as_deref());
 }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    server::{LiveClients, LiveWebhooks},
+    server::{self, AdminTokens, LiveClients, LiveWebhooks},
     verify::TrustRoots,
 };
 
@@ -39,8 +39,7 @@ const MAX_READS: usize = 5;
 #[derive(Debug)]
 pub(super) struct Reload {
     reader: Reader,
-    clients: LiveClients,
-    webhooks: LiveWebhooks,
+    live: LiveOptions,
     metrics: ReloadMetrics,
     hangup: Signal,
     files: WatchedFiles,
@@ -48,6 +47,14 @@ pub(super) struct Reload {
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
+}
+
+/// The options of the server that are replaced while it runs.
+#[derive(Debug, Clone)]
+pub(super) struct LiveOptions {
+    clients: LiveClients,
+    webhooks: LiveWebhooks,
+    admin_tokens: AdminTokens,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -79,6 +86,17 @@ pub(super) enum Cause {
 struct OtherChanges {
     clients: bool,
     webhooks: bool,
+    admin_tokens: bool,
+}
+
+impl LiveOptions {
+    pub(super) fn of(options: &server::Options) -> Self {
+        Self {
+            clients: options.clients.clone(),
+            webhooks: options.webhooks.clone(),
+            admin_tokens: options.admin.tokens.clone(),
+        }
+    }
 }
 
 impl Reload {
@@ -87,7 +105,7 @@ impl Reload {
     pub(super) fn new(
         file: PathBuf,
         running: Config,
-        (clients, webhooks): (LiveClients, LiveWebhooks),
+        live: LiveOptions,
         roots: TrustRoots,
         metrics: ReloadMetrics,
     ) -> std::io::Result<Self> {
@@ -100,8 +118,7 @@ impl Reload {
         let (files, restart_keys) = (WatchedFiles::new(), Vec::new());
         Ok(Self {
             reader,
-            clients,
-            webhooks,
+            live,
             metrics,
             hangup,
             files,
@@ -184,11 +201,18 @@ impl Reload {
         }
         let has_clients = clients.is_some();
         if let Some(clients) = clients {
-            self.clients.replace(clients);
+            self.live.clients.replace(clients);
         }
         let webhooks = changes.iter().any(|change| match change {
             Change::SetWebhooks(webhooks) => {
-                self.webhooks.replace(webhooks.iter().cloned());
+                self.live.webhooks.replace(webhooks.iter().cloned());
+                true
+            }
+            _ => false,
+        });
+        let admin_tokens = changes.iter().any(|change| match change {
+            Change::SetAdminTokens(file) => {
+                options::set_admin_tokens(&self.live.admin_tokens, file.as_ref());
                 true
             }
             _ => false,
@@ -203,6 +227,7 @@ impl Reload {
         let others = OtherChanges {
             clients: has_clients,
             webhooks,
+            admin_tokens,
         };
         Ok(Ok((applied, others)))
     }
@@ -220,7 +245,15 @@ impl Reload {
             }
         }
         if let Ok(clients) = options::clients(config) {
-            self.clients.replace(clients);
+            self.live.clients.replace(clients);
+        }
+        if let Some(file) = &mut self.reader.running.server.admin_tokens
+            && file.revoke()
+        {
+            tracing::warn!(
+                "tokens that are not in server.admin_token_file any more are refused from now on"
+            );
+            options::set_admin_tokens(&self.live.admin_tokens, Some(file));
         }
     }
 
@@ -228,8 +261,12 @@ impl Reload {
         self.refusal = None;
         self.metrics.set_last_successful(true);
         if cause != Cause::Start {
-            let OtherChanges { clients, webhooks } = others;
-            let outcome = if clients || webhooks || applied != Applied::default() {
+            let OtherChanges {
+                clients,
+                webhooks,
+                admin_tokens,
+            } = others;
+            let outcome = if clients || webhooks || admin_tokens || applied != Applied::default() {
                 "applied"
             } else {
                 "unchanged"
@@ -256,6 +293,7 @@ impl Reload {
                 fallbacks,
                 clients,
                 webhooks,
+                admin_tokens,
                 outcome,
                 "configuration read again"
             );

@@ -13,6 +13,7 @@ use tokio::{runtime, time::Instant};
 
 use super::{
     Catalog, Entry,
+    admin_access::AdminAccess,
     bundle_api::BundleApi,
     connection::Peer,
     drain::DrainSignal,
@@ -35,45 +36,47 @@ use crate::{
 /// The handler of the admin API.
 #[derive(Debug)]
 pub(super) struct AdminApi {
+    access: AdminAccess,
     state: Arc<AdminState>,
     webhooks: WebhookApi,
     status: Renderer,
     metrics: Renderer,
 }
 
+/// What the admin API shows.
+#[derive(Debug)]
+pub(super) struct AdminContext {
+    pub(super) catalog: Catalog,
+    pub(super) metrics: ServerMetrics,
+    pub(super) holdouts: HoldoutTracker,
+    /// When the replica is ready at the latest.
+    pub(super) ready_at: Instant,
+    pub(super) drain: DrainSignal,
+}
+
 #[derive(Debug)]
 struct AdminState {
-    catalog: Catalog,
-    metrics: ServerMetrics,
-    holdouts: HoldoutTracker,
-    ready_at: Instant,
+    context: AdminContext,
     /// Once ready, the replica stays ready until the drain, whatever happens to bundles.
     was_ready: AtomicBool,
-    drain: DrainSignal,
     since: String,
 }
 
 impl AdminApi {
     pub(super) fn new(
-        catalog: Catalog,
-        metrics: ServerMetrics,
-        holdouts: HoldoutTracker,
-        ready_at: Instant,
-        drain: DrainSignal,
+        context: AdminContext,
+        access: AdminAccess,
         webhooks: WebhookApi,
         background: &runtime::Handle,
     ) -> Self {
         let since = format!("{:.3}", crate::telemetry::now());
         let state = AdminState {
-            catalog,
-            metrics,
-            holdouts,
-            ready_at,
+            context,
             was_ready: AtomicBool::new(false),
-            drain,
             since,
         };
         Self {
+            access,
             state: Arc::new(state),
             webhooks,
             status: Renderer::new(background.clone()),
@@ -94,9 +97,12 @@ impl AdminApi {
             };
         }
         if path.starts_with(refresh_api::PREFIX) {
-            return match is_post {
-                true => refresh_api::handle(&self.state.catalog, request, &peer).await,
-                false => webhook_api::method_not_allowed(),
+            if !is_post {
+                return webhook_api::method_not_allowed();
+            }
+            return match self.access.admit(request, &peer).await {
+                Ok(head) => refresh_api::handle(&self.state.context.catalog, &head).await,
+                Err(refused) => refused,
             };
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -153,7 +159,7 @@ impl AdminState {
         } else {
             StatusCode::SERVICE_UNAVAILABLE
         };
-        let draining = self.drain.is_draining();
+        let draining = self.context.drain.is_draining();
         let waiting_for = if ready {
             Vec::new()
         } else {
@@ -166,11 +172,11 @@ impl AdminState {
     }
 
     fn is_ready(&self) -> bool {
-        if self.drain.is_draining() {
+        if self.context.drain.is_draining() {
             return false;
         }
         if self.was_ready.load(Ordering::Relaxed)
-            || Instant::now() >= self.ready_at
+            || Instant::now() >= self.context.ready_at
             || self.waiting_for().is_empty()
         {
             self.was_ready.store(true, Ordering::Relaxed);
@@ -180,7 +186,7 @@ impl AdminState {
     }
 
     fn waiting_for(&self) -> Vec<String> {
-        let entries = self.catalog.entries().into_iter();
+        let entries = self.context.catalog.entries().into_iter();
         entries
             // A bundle that is added on demand was asked for at a replica that was ready, or is
             // not what its readiness is about.
@@ -191,9 +197,11 @@ impl AdminState {
 
     /// All bundles. Drops the clients of bundles that are no longer configured.
     fn entries(&self) -> Vec<Arc<Entry>> {
-        self.holdouts
-            .retain(|bundle| self.catalog.get(bundle).is_some());
-        self.catalog.entries()
+        let AdminContext {
+            catalog, holdouts, ..
+        } = &self.context;
+        holdouts.retain(|bundle| catalog.get(bundle).is_some());
+        catalog.entries()
     }
 
     fn status(&self, webhooks: Value) -> Value {
@@ -227,16 +235,16 @@ impl AdminState {
             .withdrawal()
             .and_then(|withdrawal| withdrawal.version)
         else {
-            self.holdouts.clear(handle.name());
+            self.context.holdouts.clear(handle.name());
             return None;
         };
-        let clients = self.holdouts.count(handle.name(), &lost);
+        let clients = self.context.holdouts.count(handle.name(), &lost);
         Some((lost, clients))
     }
 
     /// Sets the gauges that are derived from the published state. One caller at a time.
     fn update_gauges(&self) {
-        let gauges = &self.metrics.status;
+        let gauges = &self.context.metrics.status;
         gauges.reset();
         for entry in &self.entries() {
             let handle = entry.handle();
@@ -255,7 +263,7 @@ impl AdminState {
 
     fn render_metrics(&self) -> Option<Bytes> {
         self.update_gauges();
-        match self.metrics.registry.render() {
+        match self.context.metrics.registry.render() {
             Ok(text) => Some(text.into()),
             Err(error) => {
                 tracing::error!(%error, "encoding the metrics failed; please report this");

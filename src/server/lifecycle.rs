@@ -1,6 +1,6 @@
 //! Both listeners: binding, serving and draining.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use tokio::{
     net::TcpListener,
@@ -10,8 +10,9 @@ use tokio::{
 };
 
 use super::{
-    Catalog, Options,
-    admin::AdminApi,
+    AdminAddress, AdminOptions, Catalog, Options,
+    admin::{AdminApi, AdminContext},
+    admin_access::AdminAccess,
     bundle_api::BundleApi,
     drain::{DrainSignal, Phase},
     holdout_tracker::HoldoutTracker,
@@ -19,6 +20,7 @@ use super::{
     metrics::ServerMetrics,
     pacer::Pacer,
     repeat_guard::RepeatGuard,
+    unix_socket::UnixSocket,
     webhook_api::WebhookApi,
 };
 
@@ -29,11 +31,17 @@ const MAX_ADMIN_CONNECTIONS: usize = 128;
 #[derive(Debug)]
 pub struct Server {
     data: TcpListener,
-    admin: TcpListener,
+    admin: AdminListener,
     options: Options,
     catalog: Catalog,
     metrics: ServerMetrics,
     background: Handle,
+}
+
+#[derive(Debug)]
+enum AdminListener {
+    Tcp(TcpListener),
+    Unix(UnixSocket),
 }
 
 impl Server {
@@ -49,7 +57,10 @@ impl Server {
         background: Handle,
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
-        let admin = bind(options.admin, "admin")?;
+        let admin = match &options.admin.address {
+            AdminAddress::Tcp(address) => AdminListener::Tcp(bind(*address, "admin")?),
+            AdminAddress::Unix(path) => AdminListener::Unix(bind_unix(path).await?),
+        };
         warn_if_backlog_is_small(options.max_connections);
         Ok(Self {
             data,
@@ -69,12 +80,15 @@ impl Server {
         self.data.local_addr()
     }
 
-    /// The address of the admin API.
+    /// Where the admin API listens.
     ///
     /// # Errors
-    /// When the system does not return it.
-    pub fn admin_address(&self) -> io::Result<SocketAddr> {
-        self.admin.local_addr()
+    /// When the system does not return its address.
+    pub fn admin_address(&self) -> io::Result<AdminAddress> {
+        match &self.admin {
+            AdminListener::Tcp(listener) => Ok(AdminAddress::Tcp(listener.local_addr()?)),
+            AdminListener::Unix(socket) => Ok(AdminAddress::Unix(socket.path().to_owned())),
+        }
     }
 
     /// Serves until `shutdown` completes, then drains.
@@ -96,10 +110,11 @@ impl Server {
             long_poll,
             clients,
             webhooks,
+            trusted_proxies,
             deadlines,
+            admin: admin_options,
             ..
         } = options;
-        let trusted_proxies = options.trusted_proxies;
         let drain_signal = DrainSignal::new(phase_receiver, drain.over);
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
@@ -109,15 +124,20 @@ impl Server {
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
-        let admin_api = AdminApi::new(
-            catalog.clone(),
-            metrics.clone(),
-            holdouts.clone(),
+        let (admin_tls, access) = admin_access(admin_options);
+        let context = AdminContext {
+            catalog: catalog.clone(),
+            metrics: metrics.clone(),
+            holdouts: holdouts.clone(),
             ready_at,
-            drain_signal.clone(),
+            drain: drain_signal.clone(),
+        };
+        let admin_api = Arc::new(AdminApi::new(
+            context,
+            access,
             webhooks.clone(),
             &background,
-        );
+        ));
         let pacer = Pacer::new(
             long_poll.bandwidth,
             long_poll.spread,
@@ -137,7 +157,14 @@ impl Server {
             webhooks,
         });
         let serve_bundles = connections.accept(data, tls, bundle_api);
-        let serve_admin = admin_connections.accept(admin, None, Arc::new(admin_api));
+        let serve_admin = async {
+            match admin {
+                AdminListener::Tcp(tcp) => {
+                    admin_connections.accept(tcp, admin_tls, admin_api).await
+                }
+                AdminListener::Unix(unix) => admin_connections.accept(unix, None, admin_api).await,
+            }
+        };
         let stop = async {
             shutdown.await;
             phase.send_replace(Phase::Notice);
@@ -153,4 +180,23 @@ impl Server {
         }
         connections.close().await;
     }
+}
+
+async fn bind_unix(path: &Path) -> io::Result<UnixSocket> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("server.admin {error}"));
+    let socket = UnixSocket::bind(path).await.map_err(named)?;
+    let address = AdminAddress::Unix(path.to_owned());
+    tracing::info!(listener = "admin", %address, "listening");
+    Ok(socket)
+}
+
+/// Splits the options into the TLS of the connections and what decides about requests.
+fn admin_access(options: AdminOptions) -> (Option<Arc<rustls::ServerConfig>>, AdminAccess) {
+    let (tls, certificate) = options.tls.map(|tls| (tls.config, tls.certificate)).unzip();
+    let access = AdminAccess {
+        tokens: options.tokens,
+        hosts: options.hosts,
+        certificate,
+    };
+    (tls, access)
 }

@@ -12,7 +12,9 @@ use bundlegate::{
     opa_check,
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
-    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
+    server::{
+        AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies,
+    },
     store,
     verify::TrustPolicy,
     watch::{ArtifactOptions, Expect, WatchOptions},
@@ -265,7 +267,7 @@ impl TestGateway<InProcess> {
         };
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
-            admin: "127.0.0.1:0".parse().unwrap(),
+            admin: AdminAddress::Tcp("127.0.0.1:0".parse().unwrap()).into(),
             tls: setup.tls,
             max_connections: setup.max_connections,
             ready_after: HOUR,
@@ -284,7 +286,9 @@ impl TestGateway<InProcess> {
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();
-        let admin = gateway.admin_address().unwrap();
+        let AdminAddress::Tcp(admin) = gateway.admin_address().unwrap() else {
+            panic!("no address")
+        };
         let metrics = gateway.metrics().clone();
         let handle = gateway.catalog().get(setup.name).unwrap().handle().clone();
         let (stop, stopped) = oneshot::channel();
