@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     block_on, block_on_with_server, build, completion, copy, dev, diagnostics, eprint,
     eprint_lines, eval, generate_key_pair, images, init, inspect, login, one_line,
-    path::path_value, print, pull, push, refresh, repl, rm, save, serve, sign, tag, tags, usage,
-    verify, verify_bundle, version,
+    path::path_value, print, pull, push, refresh, reload, repl, rm, save, serve, sign, tag, tags,
+    usage, verify, verify_bundle, version,
 };
 use crate::{config::Config, gateway, telemetry};
 
@@ -54,6 +54,12 @@ enum Command {
     /// Waits for the check, and prints what it found. Succeeds if the registry's version is served.
     #[command(after_help = refresh::EXAMPLES)]
     Refresh(refresh::Options),
+    /// Have a running gateway read its configuration again.
+    ///
+    /// Waits for the outcome, and fails with the reason if the configuration is refused. SIGHUP does
+    /// the same without an answer.
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::Options),
     /// Build, sign and serve a policy folder, and rebuild on every change.
     ///
     /// Builds the folder into a bundle, signs it with a temporary key, and serves it verified,
@@ -205,6 +211,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             block_on_with_server(|serving| serve::run(&config, serving))
         }
         Command::Refresh(options) => block_on(refresh::run(options)),
+        Command::Reload(options) => block_on(reload::run(options)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);

@@ -27,6 +27,7 @@ mod pull;
 mod push;
 mod read;
 mod refresh;
+mod reload;
 mod remote_list;
 mod repl;
 mod rm;

@@ -59,6 +59,7 @@ fn admin_options(config: &config::Server) -> server::AdminOptions {
         tls: config.admin_tls.clone(),
         tokens,
         hosts: config.admin_hosts.clone(),
+        reloads: server::ConfigReloads::default(),
     }
 }
 

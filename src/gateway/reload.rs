@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     config::Config,
-    server::{self, AdminTokens, LiveClients, LiveWebhooks},
+    server::{
+        self, AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, ReloadOutcome, ReloadRequests,
+    },
+    telemetry,
     verify::TrustRoots,
 };
 
@@ -42,6 +45,7 @@ pub(super) struct Reload {
     live: LiveOptions,
     metrics: ReloadMetrics,
     hangup: Signal,
+    requests: ReloadRequests,
     files: WatchedFiles,
     /// The reason for which the configuration is refused; `None` while it is in force.
     refusal: Option<String>,
@@ -55,6 +59,7 @@ pub(super) struct LiveOptions {
     clients: LiveClients,
     webhooks: LiveWebhooks,
     admin_tokens: AdminTokens,
+    reloads: ConfigReloads,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -73,6 +78,8 @@ pub(super) enum Cause {
     Start,
     /// SIGHUP.
     Signal,
+    /// `POST /reload`.
+    Request,
     /// The configuration, or a file that its trust or its clients name, has another content.
     Files,
     /// A trust root was refreshed.
@@ -95,6 +102,7 @@ impl LiveOptions {
             clients: options.clients.clone(),
             webhooks: options.webhooks.clone(),
             admin_tokens: options.admin.tokens.clone(),
+            reloads: options.admin.reloads.clone(),
         }
     }
 }
@@ -110,6 +118,7 @@ impl Reload {
         metrics: ReloadMetrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
+        let requests = live.reloads.requests();
         let reader = Reader {
             file,
             running,
@@ -121,6 +130,7 @@ impl Reload {
             live,
             metrics,
             hangup,
+            requests,
             files,
             refusal: None,
             restart_keys,
@@ -131,6 +141,7 @@ impl Reload {
     pub(super) async fn next_cause(&mut self) -> Cause {
         tokio::select! {
             _ = self.hangup.recv() => Cause::Signal,
+            () = self.requests.requested() => Cause::Request,
             () = self.files.changed() => Cause::Files,
             () = self.reader.roots.changed() => Cause::Roots,
             () = sleep(RETRY_INTERVAL), if self.refusal.is_some() => Cause::Again,
@@ -146,6 +157,7 @@ impl Reload {
         cause: Cause,
         bundles: &mut Bundles,
     ) -> anyhow::Result<Self> {
+        let began = self.requests.begin();
         let known = self.files.contents().clone();
         let reader = self.reader;
         // Read on a blocking thread, because files may be on a network file system.
@@ -173,6 +185,12 @@ impl Reload {
                 self.log_refused(cause, refusal);
             }
         }
+        let outcome = ReloadOutcome {
+            at: telemetry::now(),
+            refusal: self.refusal.clone(),
+            restart_keys: self.restart_keys.clone(),
+        };
+        self.requests.conclude(began, outcome);
         Ok(self)
     }
 
@@ -364,6 +382,7 @@ impl Cause {
         match self {
             Self::Start => "start",
             Self::Signal => "SIGHUP",
+            Self::Request => "request",
             Self::Files => "files",
             Self::Roots => "roots",
             Self::Again => "again",

@@ -15,11 +15,12 @@ use super::{
     Catalog, Entry,
     admin_access::AdminAccess,
     bundle_api::BundleApi,
+    config_reloads::ConfigReloads,
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
-    refresh_api,
+    refresh_api, reload_api,
     renderer::Renderer,
     request_body::RequestBody,
     response,
@@ -46,6 +47,7 @@ pub(super) struct AdminApi {
 /// What the admin API shows.
 #[derive(Debug)]
 pub(super) struct AdminContext {
+    pub(super) reloads: ConfigReloads,
     pub(super) catalog: Catalog,
     pub(super) metrics: ServerMetrics,
     pub(super) holdouts: HoldoutTracker,
@@ -96,13 +98,10 @@ impl AdminApi {
                 false => webhook_api::method_not_allowed(),
             };
         }
-        if path.starts_with(refresh_api::PREFIX) {
-            if !is_post {
-                return webhook_api::method_not_allowed();
-            }
-            return match self.access.admit(request, &peer).await {
-                Ok(head) => refresh_api::handle(&self.state.context.catalog, &head).await,
-                Err(refused) => refused,
+        if let Some(operation) = Operation::at(path) {
+            return match is_post {
+                true => self.operate(operation, request, &peer).await,
+                false => webhook_api::method_not_allowed(),
             };
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -128,10 +127,45 @@ impl AdminApi {
                 document_response(status.await, HeaderValue::from_static("application/json"))
             }
             _ => {
-                let message =
-                    "no such endpoint; use /livez, /readyz, /metrics, /status or /refresh/NAME";
+                let message = "no such endpoint; use /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
+        }
+    }
+}
+
+/// A request that may change something.
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Refresh,
+    Reload,
+}
+
+impl Operation {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/reload" => Some(Self::Reload),
+            path if path.starts_with(refresh_api::PREFIX) => Some(Self::Refresh),
+            _ => None,
+        }
+    }
+}
+
+impl AdminApi {
+    async fn operate(
+        &self,
+        operation: Operation,
+        request: Request<RequestBody>,
+        peer: &Peer,
+    ) -> Response<ResponseBody> {
+        let head = match self.access.admit(request, peer).await {
+            Ok(head) => head,
+            Err(refused) => return refused,
+        };
+        let context = &self.state.context;
+        match operation {
+            Operation::Refresh => refresh_api::handle(&context.catalog, &head).await,
+            Operation::Reload => reload_api::handle(&context.reloads, &head).await,
         }
     }
 }
@@ -225,8 +259,15 @@ impl AdminState {
             (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
-        let version = env!("CARGO_PKG_VERSION");
-        json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles, "webhooks": webhooks })
+        let reload = self.context.reloads.last();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "since": self.since,
+            "ready": self.is_ready(),
+            "config": reload.map(|outcome| outcome.status()),
+            "bundles": bundles,
+            "webhooks": webhooks,
+        })
     }
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.

@@ -15,13 +15,23 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;
 
 use super::{
-    admin_tokens::AdminTokens, clients::bearer_token, connection::Peer, request_body::RequestBody,
-    response, response_body::ResponseBody,
+    admin_tokens::AdminTokens,
+    clients::bearer_token,
+    connection::Peer,
+    prefer,
+    request_body::RequestBody,
+    request_head::{HeaderLines, PREFER},
+    response,
+    response_body::ResponseBody,
 };
 
 /// The size of a body, which says nothing yet.
 const MAX_BODY_BYTES: usize = 4 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request without `Prefer: wait` waits for its result.
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+/// The longest wait.
+const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// Decides who may change something.
 #[derive(Debug)]
@@ -165,6 +175,12 @@ impl Denied {
         }
         response
     }
+}
+
+/// How long a request waits for its result.
+pub(super) fn wait_of(head: &Parts) -> Duration {
+    let wait = prefer::wait(HeaderLines::of(&head.headers, &PREFER));
+    wait.map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT))
 }
 
 /// Checks that a program on this machine sends the request.

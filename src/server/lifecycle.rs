@@ -124,8 +124,10 @@ impl Server {
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
+        let reloads = admin_options.reloads.clone();
         let (admin_tls, access) = admin_access(admin_options);
         let context = AdminContext {
+            reloads,
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             holdouts: holdouts.clone(),

@@ -24,6 +24,7 @@
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
 //! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something |
 //! | `refresh_api` | checks of the registry on request |
+//! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
 //! | `metrics` | what the server counts |
@@ -38,6 +39,7 @@ mod both_paths;
 mod bundle_api;
 mod clients;
 mod close_signal;
+mod config_reloads;
 mod connection;
 mod date;
 mod drain;
@@ -59,6 +61,7 @@ mod plain_request;
 mod prefer;
 mod prefixed_stream;
 mod refresh_api;
+mod reload_api;
 mod renderer;
 mod repeat_guard;
 mod reply;
@@ -79,6 +82,7 @@ mod write_timeout;
 pub use self::{
     admin_tokens::AdminTokens,
     clients::{Clients, LiveClients},
+    config_reloads::{Began, ConfigReloads, ReloadOutcome, ReloadRequests},
     lifecycle::Server,
     metrics::{RequestMetrics, ServerMetrics},
     options::{AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LongPoll, Options},

@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time:
 
 use rustls::pki_types::CertificateDer;
 
-use super::{AdminTokens, LiveClients, LiveWebhooks, TrustedProxies};
+use super::{AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, TrustedProxies};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -44,6 +44,8 @@ pub struct AdminOptions {
     pub tokens: AdminTokens,
     /// Names by which requests with a token may call it, besides those of its certificate.
     pub hosts: Vec<String>,
+    /// The reloads of the configuration.
+    pub reloads: ConfigReloads,
 }
 
 /// Where the admin API listens.
@@ -95,6 +97,7 @@ impl From<AdminAddress> for AdminOptions {
             tls: None,
             tokens: AdminTokens::default(),
             hosts: Vec::new(),
+            reloads: ConfigReloads::default(),
         }
     }
 }

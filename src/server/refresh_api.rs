@@ -1,28 +1,19 @@
 //! `POST /refresh/NAME`: has the registry checked for a bundle now, and answers with the result.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use hyper::{Response, StatusCode, http::request::Parts};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Catalog, Entry,
-    bundle_api::resource,
-    prefer,
-    request_head::{HeaderLines, PREFER},
-    response,
-    response_body::ResponseBody,
+    Catalog, Entry, admin_access, bundle_api::resource, response, response_body::ResponseBody,
     status,
 };
 use crate::{publish::Checked, telemetry};
 
 /// The path of the requests, before the bundle's name.
 pub(super) const PREFIX: &str = "/refresh/";
-/// How long a request without `Prefer: wait` waits for the result.
-const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-/// The longest wait.
-const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// Answers a POST that may change something.
 pub(super) async fn handle(catalog: &Catalog, head: &Parts) -> Response<ResponseBody> {
@@ -38,9 +29,7 @@ pub(super) async fn handle(catalog: &Catalog, head: &Parts) -> Response<Response
         let message = "no bundle of this name is configured; see /status";
         return response::error(StatusCode::NOT_FOUND, "not_found", message, None);
     };
-    let wait = prefer::wait(HeaderLines::of(&head.headers, &PREFER))
-        .map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT));
-    match timeout(wait, check_now(catalog, entry)).await {
+    match timeout(admin_access::wait_of(head), check_now(catalog, entry)).await {
         Ok(Some((entry, checked))) => checked_response(&entry, &checked),
         Ok(None) => {
             let message = "the bundle was removed from the configuration";
