@@ -294,6 +294,19 @@ impl Handle {
         self.checks.borrow().concluded
     }
 
+    /// Whether it makes no difference to clients to wait longer: a version is served, the last check
+    /// has failed for a reason that time does not mend, or no check is made (`suspend`).
+    pub fn is_settled(&self) -> bool {
+        if self.state.borrow().snapshot().is_some() {
+            return true;
+        }
+        let has_concluded = self.has_concluded();
+        let status = self.lock_status();
+        let failure = status.last_failure.as_ref();
+        has_concluded
+            && (status.suspended || failure.is_some_and(|failure| !failure.class.may_pass()))
+    }
+
     /// The status for operators.
     pub fn status(&self) -> Status {
         self.lock_status().clone()

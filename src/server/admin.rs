@@ -59,6 +59,11 @@ pub(super) struct AdminContext {
 #[derive(Debug)]
 struct AdminState {
     context: AdminContext,
+    /// The names of the bundles whose first version the replica waits for: those of the configuration
+    /// at the start. One that a reload adds does not take the replica out of rotation, whether it
+    /// has been ready before or not. Nor does one that is added on demand: it was asked for at a
+    /// replica that was ready.
+    awaited: Vec<String>,
     /// Once ready, the replica stays ready until the drain, whatever happens to bundles.
     was_ready: AtomicBool,
     since: String,
@@ -71,15 +76,9 @@ impl AdminApi {
         webhooks: WebhookApi,
         background: &runtime::Handle,
     ) -> Self {
-        let since = format!("{:.3}", crate::telemetry::now());
-        let state = AdminState {
-            context,
-            was_ready: AtomicBool::new(false),
-            since,
-        };
         Self {
             access,
-            state: Arc::new(state),
+            state: Arc::new(AdminState::new(context)),
             webhooks,
             status: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
@@ -186,6 +185,17 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
+    fn new(context: AdminContext) -> Self {
+        let configured = context.catalog.entries().into_iter();
+        let configured = configured.filter(|entry| entry.pattern().is_none());
+        Self {
+            awaited: configured.map(|entry| entry.name().to_owned()).collect(),
+            context,
+            was_ready: AtomicBool::new(false),
+            since: format!("{:.3}", crate::telemetry::now()),
+        }
+    }
+
     fn readyz(&self) -> Response<ResponseBody> {
         let ready = self.is_ready();
         let status = if ready {
@@ -219,14 +229,14 @@ impl AdminState {
         false
     }
 
-    fn waiting_for(&self) -> Vec<String> {
-        let entries = self.context.catalog.entries().into_iter();
-        entries
-            // A bundle that is added on demand was asked for at a replica that was ready, or is
-            // not what its readiness is about.
-            .filter(|entry| entry.pattern().is_none() && !entry.has_concluded())
-            .map(|entry| entry.name().to_owned())
-            .collect()
+    /// The bundles that are neither served nor refused for good.
+    fn waiting_for(&self) -> Vec<&str> {
+        let is_awaited = |name: &&String| {
+            let entry = self.context.catalog.get(name);
+            entry.is_some_and(|entry| entry.pattern().is_none() && !entry.is_settled())
+        };
+        let awaited = self.awaited.iter().filter(is_awaited);
+        awaited.map(String::as_str).collect()
     }
 
     /// All bundles. Drops the clients of bundles that are no longer configured.
@@ -335,3 +345,132 @@ fn withdrawn_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
 }
 
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::watch, time::advance};
+
+    use super::*;
+    use crate::{
+        metrics::{BundleScope, Metrics},
+        publish::{
+            CheckEnd, Event, Failure, FailureClass, Outcome, Publisher, Step, pending, serving,
+        },
+        server::drain::Phase,
+    };
+
+    const READY_AFTER: Duration = Duration::from_secs(30);
+
+    /// A replica with the bundles `a` and `b`, of which `b` is served.
+    struct Replica {
+        admin: AdminState,
+        a: Publisher,
+        _b: Publisher,
+        phase: watch::Sender<Phase>,
+    }
+
+    impl Replica {
+        fn start() -> Self {
+            let (a, handle) = pending("a");
+            let (b, served) = serving("b", 1);
+            let catalog = Catalog::default();
+            let (phase, receiver) = watch::channel(Phase::Open);
+            let context = AdminContext {
+                catalog,
+                metrics: ServerMetrics::new(&Metrics::new()).unwrap(),
+                holdouts: HoldoutTracker::default(),
+                ready_at: Instant::now() + READY_AFTER,
+                drain: DrainSignal::new(receiver, Duration::ZERO),
+                reloads: ConfigReloads::default(),
+            };
+            for handle in [handle, served] {
+                insert(&context, handle);
+            }
+            Self {
+                admin: AdminState::new(context),
+                a,
+                _b: b,
+                phase,
+            }
+        }
+
+        /// A check of `a` ends with a failure of this class.
+        fn fails(&mut self, class: FailureClass) {
+            let failure = Failure {
+                class,
+                step: Step::Resolve,
+                digest: None,
+                below: Arc::default(),
+                etag: None,
+                reason: "test",
+                message: "a failure".to_owned(),
+            };
+            let outcome = Outcome::Failed(failure);
+            let at = crate::telemetry::now();
+            self.a.apply(&Event::Checked { outcome, at }, None).unwrap();
+            self.a.record_check(Instant::now(), false, CheckEnd::Failed);
+        }
+    }
+
+    fn insert(context: &AdminContext, handle: Handle) {
+        let requests = context
+            .metrics
+            .bundle(&BundleScope::new(handle.name().into()));
+        let reference = "r.example/a:live".parse().unwrap();
+        let entry = Entry::new(handle, reference, None, Arc::new(requests));
+        context.catalog.insert(Arc::new(entry));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_may_pass_is_waited_for_until_ready_after_and_no_other() {
+        for (class, is_awaited) in [
+            (FailureClass::Transient, true),
+            (FailureClass::RateLimited(None), true),
+            (FailureClass::NotFound, false),
+            (FailureClass::Denied, false),
+            (FailureClass::Evidence, false),
+            (FailureClass::Revoked, false),
+            (FailureClass::Defect, false),
+        ] {
+            let mut replica = Replica::start();
+            assert_eq!(replica.admin.waiting_for(), ["a"]);
+            assert!(!replica.admin.is_ready());
+            replica.fails(class);
+            assert_eq!(replica.admin.is_ready(), !is_awaited, "{class:?}");
+            advance(READY_AFTER - Duration::from_millis(1)).await;
+            assert_eq!(replica.admin.is_ready(), !is_awaited, "{class:?}");
+            advance(Duration::from_millis(1)).await;
+            assert!(replica.admin.is_ready(), "{class:?}");
+            // Nothing but the drain ends it.
+            replica.fails(FailureClass::Transient);
+            assert!(replica.admin.is_ready(), "{class:?}");
+            replica.phase.send_replace(Phase::Notice);
+            assert!(!replica.admin.is_ready(), "{class:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_a_bundle_that_a_reload_adds_nor_one_that_it_removes_is_waited_for() {
+        let mut replica = Replica::start();
+        let (_publisher, added) = pending("c");
+        insert(&replica.admin.context, added);
+        assert_eq!(replica.admin.waiting_for(), ["a"]);
+        replica.fails(FailureClass::Transient);
+        assert!(!replica.admin.is_ready());
+        replica.admin.context.catalog.remove("a");
+        assert!(replica.admin.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_bundle_is_not_waited_for() {
+        let replica = Replica::start();
+        let entry = replica.admin.context.catalog.get("a").unwrap();
+        entry.handle().set_suspended(true);
+        // It may be on the disk.
+        assert!(!replica.admin.is_ready());
+        replica.a.record_suspension();
+        assert!(replica.admin.is_ready());
+    }
+}
