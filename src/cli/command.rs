@@ -14,7 +14,10 @@ use super::{
     path::path_value, print, pull, push, refresh, reload, repl, rm, save, serve, sign, tag, tags,
     usage, verify, verify_bundle, version,
 };
-use crate::{config::Config, gateway, telemetry};
+use crate::{
+    config::{self, Config},
+    gateway, store, telemetry,
+};
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -178,8 +181,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check a configuration file and every file that it names, as `serve` would, and start the
-    /// `opa` of its `opa_check`.
+    /// Check a configuration file, every file that it names and `cache.directory`, as `serve` would,
+    /// and start the `opa` of its `opa_check`.
     Check {
         /// The configuration file.
         #[arg(value_parser = path_value())]
@@ -263,6 +266,7 @@ async fn check(file: &Path) -> anyhow::Result<()> {
             bail!("{}: {} errors; correct them", file.display(), all.len())
         }
     })?;
+    check_cache(&config.cache).with_context(|| file.display().to_string())?;
     gateway::start_opas(&config)
         .await
         .with_context(|| file.display().to_string())?;
@@ -272,6 +276,21 @@ async fn check(file: &Path) -> anyhow::Result<()> {
         count => format!(", {}", counted(count, "pattern")),
     };
     print(&format!("{}: ok, {bundles}{patterns}", file.display()))
+}
+
+/// Checks the cache folder without changing it. Where it is not required, a problem is a warning.
+fn check_cache(cache: &config::Cache) -> anyhow::Result<()> {
+    let checked = cache.directory.as_deref().map(store::check_folder);
+    match checked {
+        Some(Err(error)) if cache.required => {
+            bail!("{error}; or write `cache.required: false` to serve without a disk")
+        }
+        Some(Err(error)) => {
+            eprint(&format!("{error}; blobs would be held in memory only"));
+            Ok(())
+        }
+        Some(Ok(())) | None => Ok(()),
+    }
 }
 
 fn counted(count: usize, noun: &str) -> String {

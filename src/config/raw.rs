@@ -103,6 +103,7 @@ pub(super) struct LongPoll {
 #[serde(deny_unknown_fields)]
 pub(super) struct Cache {
     pub(super) directory: Option<PathBuf>,
+    pub(super) required: Option<bool>,
     pub(super) disk: Option<Size>,
     pub(super) memory: Option<Size>,
 }

@@ -123,8 +123,12 @@ fn the_example_shows_the_defaults() {
     assert_eq!(example.limits, least.limits);
     assert_eq!(example.long_poll, least.long_poll);
     assert_eq!(
-        (example.cache.disk, example.cache.memory),
-        (least.cache.disk, least.cache.memory)
+        (
+            example.cache.required,
+            example.cache.disk,
+            example.cache.memory
+        ),
+        (least.cache.required, least.cache.disk, least.cache.memory)
     );
     assert_eq!(example.server.drain, least.server.drain);
     assert_eq!(example.server.admin, least.server.admin);
@@ -178,6 +182,7 @@ fn absent_keys_have_the_documented_defaults() {
         config.cache,
         Cache {
             directory: None,
+            required: true,
             disk: 10 << 30,
             memory: 512 << 20
         }

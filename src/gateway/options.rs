@@ -55,11 +55,10 @@ fn admin_options(config: &config::Server) -> server::AdminOptions {
     let tokens = server::AdminTokens::default();
     set_admin_tokens(&tokens, config.admin_tokens.as_ref());
     server::AdminOptions {
-        address: config.admin.clone(),
         tls: config.admin_tls.clone(),
         tokens,
         hosts: config.admin_hosts.clone(),
-        reloads: server::ConfigReloads::default(),
+        ..config.admin.clone().into()
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
 use prometheus::IntGauge;
 use serde_json::{Map, Value, json};
-use tokio::{runtime, time::Instant};
+use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
     Catalog, Entry,
@@ -48,6 +48,7 @@ pub(super) struct AdminApi {
 #[derive(Debug)]
 pub(super) struct AdminContext {
     pub(super) reloads: ConfigReloads,
+    pub(super) cache_problem: watch::Receiver<Option<Arc<str>>>,
     pub(super) catalog: Catalog,
     pub(super) metrics: ServerMetrics,
     pub(super) holdouts: HoldoutTracker,
@@ -274,6 +275,7 @@ impl AdminState {
             "version": env!("CARGO_PKG_VERSION"),
             "since": self.since,
             "ready": self.is_ready(),
+            "cache": { "problem": self.context.cache_problem.borrow().as_deref() },
             "config": reload.map(|outcome| outcome.status()),
             "bundles": bundles,
             "webhooks": webhooks,
@@ -350,7 +352,7 @@ const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::T
 mod tests {
     use std::time::Duration;
 
-    use tokio::{sync::watch, time::advance};
+    use tokio::time::advance;
 
     use super::*;
     use crate::{
@@ -384,6 +386,7 @@ mod tests {
                 ready_at: Instant::now() + READY_AFTER,
                 drain: DrainSignal::new(receiver, Duration::ZERO),
                 reloads: ConfigReloads::default(),
+                cache_problem: watch::channel(None).1,
             };
             for handle in [handle, served] {
                 insert(&context, handle);

@@ -125,9 +125,11 @@ impl Server {
         let ready_at = Instant::now() + ready_after;
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
         let reloads = admin_options.reloads.clone();
+        let cache_problem = admin_options.cache_problem.clone();
         let (admin_tls, access) = admin_access(admin_options);
         let context = AdminContext {
             reloads,
+            cache_problem,
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             holdouts: holdouts.clone(),

@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
 
 use super::{AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, TrustedProxies};
 
@@ -46,6 +47,8 @@ pub struct AdminOptions {
     pub hosts: Vec<String>,
     /// The reloads of the configuration.
     pub reloads: ConfigReloads,
+    /// The problem of the cache folder, while there is one.
+    pub cache_problem: watch::Receiver<Option<Arc<str>>>,
 }
 
 /// Where the admin API listens.
@@ -98,6 +101,7 @@ impl From<AdminAddress> for AdminOptions {
             tokens: AdminTokens::default(),
             hosts: Vec::new(),
             reloads: ConfigReloads::default(),
+            cache_problem: watch::channel(None).1,
         }
     }
 }

@@ -168,6 +168,7 @@ impl Setup {
         } = self.cache.clone();
         config.cache = Cache {
             directory,
+            required: true,
             disk,
             memory,
         };

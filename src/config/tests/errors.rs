@@ -51,7 +51,7 @@ fn unknown_keys_are_named() {
         ),
         (
             "cache: { zebra: 1 }",
-            "cache.zebra: unknown key; known here: directory, disk, memory",
+            "cache.zebra: unknown key; known here: directory, required, disk, memory",
         ),
         (
             "registries: { ghcr.io: { credentials: { username: a, password: b } } }",
