@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     Snapshot,
-    state::State,
+    state::{FailureClass, State},
     status::{FailureStatus, Status},
     view::Fallback,
 };
@@ -305,6 +305,12 @@ impl Handle {
         let failure = status.last_failure.as_ref();
         has_concluded
             && (status.suspended || failure.is_some_and(|failure| !failure.class.may_pass()))
+    }
+
+    /// The class of the last failure, if no success has followed.
+    pub fn failure_class(&self) -> Option<FailureClass> {
+        let status = self.lock_status();
+        status.last_failure.as_ref().map(|failure| failure.class)
     }
 
     /// The status for operators.

@@ -20,6 +20,7 @@
 //! | `repeat_guard` | delays clients that download the same version again and again |
 //! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `clients` | what a request says |
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
+//! | `absence` | what a client learns about a bundle that has nothing to serve |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
 //! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something |
@@ -31,6 +32,7 @@
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
 
+mod absence;
 mod admin;
 mod admin_access;
 mod admin_tokens;

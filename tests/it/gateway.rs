@@ -20,7 +20,7 @@ use bundlegate::{
     watch::{ArtifactOptions, Expect, WatchOptions},
     webhooks::Webhook,
 };
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
@@ -36,6 +36,9 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// The name of the bundle that is served while the other is withdrawn.
 pub(crate) const FALLBACK: &str = "deny";
 
+/// A token of a client that may read all bundles. Who has it is told why there is no version.
+pub(crate) const READER: &str = "reader";
+
 /// The options of a gateway, with the values of most tests as defaults.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -48,7 +51,7 @@ pub(crate) struct Setup {
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: WatchOptions,
-    /// By default any client may read any bundle.
+    /// By default any client may read any bundle, with the token [`READER`] or without.
     pub(crate) clients: Option<Clients>,
     pub(crate) drain: Drain,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
@@ -258,7 +261,9 @@ impl TestGateway<InProcess> {
         let config = setup.config(registry);
         let clients = setup.clients.unwrap_or_else(|| {
             let mut clients = Clients::default();
-            clients.allow(&["**".to_owned()], None).unwrap();
+            let all = ["**".to_owned()];
+            clients.allow(&all, None).unwrap();
+            clients.allow(&all, Some(&[READER.as_bytes()])).unwrap();
             clients
         });
         let clients = LiveClients::from(clients);
@@ -325,6 +330,13 @@ impl TestGateway<InProcess> {
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
         self.asking(tags, wait).send().await.unwrap()
+    }
+
+    /// The error that a client with a token gets, which has the whole reason.
+    pub(crate) async fn refusal(&self) -> Value {
+        let response = self.asking("", 0).bearer_auth(READER).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        error(response).await
     }
 
     /// A request for the bundle, not yet sent.
