@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::tree::{Key, Node, Value};
 
 /// The paths of the keys in which two texts differ, without those that are applied while serving
-/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`, `webhooks`, `server.admin_token_file`). A key with its default
-/// value differs from an absent key.
+/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`, `webhooks`,
+/// `server.admin_token_file`). A key with its default value differs from an absent key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
     // Both have been parsed before.

@@ -31,6 +31,7 @@ impl Folder {
         folder.write("tls.crt", &cert.pem());
         folder.write("tls.key", &signing_key.serialize_pem());
         folder.write("registry-ca.pem", &cert.pem());
+        folder.write("admin.tokens", "s3cret-admin\n");
         folder.write("edge.tokens", "s3cret-one\n\n  s3cret-two\r\n");
         folder.write("ghcr.password", "s3cret-password\n");
         for name in ["release.pub", "other.pub"] {
@@ -158,6 +159,7 @@ fn absent_keys_have_the_documented_defaults() {
     let config = Folder::new().with("").unwrap();
     assert_eq!(config.server.listen.to_string(), "[::]:8080");
     assert_eq!(config.server.admin.to_string(), "127.0.0.1:8090");
+    assert!(config.server.admin_tls.is_none() && config.server.admin_tokens.is_none());
     assert!(config.server.tls.is_none());
     assert_eq!(config.server.max_connections, 20_000);
     assert_eq!(config.server.ready_after, secs(30));

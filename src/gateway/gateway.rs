@@ -60,8 +60,8 @@ impl Gateway {
     /// never changes.
     ///
     /// # Errors
-    /// When the clock or the cache folder is unusable, an `opa` does not start, a registry's options make no client,
-    /// or an address can't be bound.
+    /// When the clock or the cache folder is unusable, an `opa` does not start, a registry's options
+    /// make no client, or an address can't be bound.
     pub async fn start_on(
         serving: Handle,
         config: Config,

@@ -17,7 +17,7 @@ pub struct AdminTokens(Arc<RwLock<Option<Arc<Tokens>>>>);
 pub(super) struct Tokens(Vec<[u8; 32]>);
 
 impl AdminTokens {
-    /// Replaces the tokens; `None` if no file is configured. With an empty list no token is accepted.
+    /// Replaces the tokens; `None` if no file is configured. With an empty list none is accepted.
     pub fn replace(&self, tokens: Option<&[&[u8]]>) {
         let hash = |token: &&[u8]| Sha256::digest(token).into();
         let tokens = tokens.map(|tokens| Arc::new(Tokens(tokens.iter().map(hash).collect())));

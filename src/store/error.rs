@@ -85,3 +85,38 @@ impl DiskError {
         !matches!(self, Self::Full { .. } | Self::IndexTooLong { .. })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_lock_are_temporary_and_nothing_else_is() {
+        let path = || PathBuf::from("/cache");
+        let io = |errno: Errno| DiskError::Io {
+            path: path(),
+            source: errno.into(),
+        };
+        let layout = |errno: Errno| LayoutError::Io {
+            operation: "write",
+            path: path(),
+            source: errno.into(),
+        };
+        for (error, expected) in [
+            (DiskError::Locked { path: path() }, true),
+            (io(Errno::NOSPC), true),
+            (io(Errno::DQUOT), true),
+            (layout(Errno::NOSPC).into(), true),
+            (io(Errno::ACCESS), false),
+            (io(Errno::ROFS), false),
+            (layout(Errno::ROFS).into(), false),
+            (DiskError::Foreign { path: path() }, false),
+            (DiskError::NotACache { path: path() }, false),
+        ] {
+            let error = FolderError::from(error);
+            assert_eq!(error.is_temporary(), expected, "{error}");
+        }
+    }
+}
