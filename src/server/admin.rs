@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
-    Catalog, Entry,
+    AdminOptions, Catalog, Entry,
     admin_access::AdminAccess,
     bundle_api::BundleApi,
     config_reloads::ConfigReloads,
@@ -47,8 +47,6 @@ pub(super) struct AdminApi {
 /// What the admin API shows.
 #[derive(Debug)]
 pub(super) struct AdminContext {
-    pub(super) reloads: ConfigReloads,
-    pub(super) cache_problem: watch::Receiver<Option<Arc<str>>>,
     pub(super) catalog: Catalog,
     pub(super) metrics: ServerMetrics,
     pub(super) holdouts: HoldoutTracker,
@@ -60,6 +58,8 @@ pub(super) struct AdminContext {
 #[derive(Debug)]
 struct AdminState {
     context: AdminContext,
+    reloads: ConfigReloads,
+    cache_problem: watch::Receiver<Option<Arc<str>>>,
     /// The names of the bundles whose first version the replica waits for: those of the configuration
     /// at the start. One that a reload adds does not take the replica out of rotation, whether it
     /// has been ready before or not. Nor does one that is added on demand: it was asked for at a
@@ -73,13 +73,19 @@ struct AdminState {
 impl AdminApi {
     pub(super) fn new(
         context: AdminContext,
-        access: AdminAccess,
+        options: AdminOptions,
         webhooks: WebhookApi,
         background: &runtime::Handle,
     ) -> Self {
+        let access = AdminAccess {
+            tokens: options.tokens,
+            hosts: options.hosts,
+            certificate: options.tls.map(|tls| tls.certificate),
+        };
+        let state = AdminState::new(context, options.reloads, options.cache_problem);
         Self {
             access,
-            state: Arc::new(AdminState::new(context)),
+            state: Arc::new(state),
             webhooks,
             status: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
@@ -162,10 +168,9 @@ impl AdminApi {
             Ok(head) => head,
             Err(refused) => return refused,
         };
-        let context = &self.state.context;
         match operation {
-            Operation::Refresh => refresh_api::handle(&context.catalog, &head).await,
-            Operation::Reload => reload_api::handle(&context.reloads, &head).await,
+            Operation::Refresh => refresh_api::handle(&self.state.context.catalog, &head).await,
+            Operation::Reload => reload_api::handle(&self.state.reloads, &head).await,
         }
     }
 }
@@ -186,12 +191,18 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
-    fn new(context: AdminContext) -> Self {
+    fn new(
+        context: AdminContext,
+        reloads: ConfigReloads,
+        cache_problem: watch::Receiver<Option<Arc<str>>>,
+    ) -> Self {
         let configured = context.catalog.entries().into_iter();
         let configured = configured.filter(|entry| entry.pattern().is_none());
         Self {
             awaited: configured.map(|entry| entry.name().to_owned()).collect(),
             context,
+            reloads,
+            cache_problem,
             was_ready: AtomicBool::new(false),
             since: format!("{:.3}", crate::telemetry::now()),
         }
@@ -270,12 +281,12 @@ impl AdminState {
             (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
-        let reload = self.context.reloads.last();
+        let reload = self.reloads.last();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "since": self.since,
             "ready": self.is_ready(),
-            "cache": { "problem": self.context.cache_problem.borrow().as_deref() },
+            "cache": { "problem": self.cache_problem.borrow().as_deref() },
             "config": reload.map(|outcome| outcome.status()),
             "bundles": bundles,
             "webhooks": webhooks,
@@ -385,14 +396,12 @@ mod tests {
                 holdouts: HoldoutTracker::default(),
                 ready_at: Instant::now() + READY_AFTER,
                 drain: DrainSignal::new(receiver, Duration::ZERO),
-                reloads: ConfigReloads::default(),
-                cache_problem: watch::channel(None).1,
             };
             for handle in [handle, served] {
                 insert(&context, handle);
             }
             Self {
-                admin: AdminState::new(context),
+                admin: AdminState::new(context, ConfigReloads::default(), watch::channel(None).1),
                 a,
                 _b: b,
                 phase,

@@ -10,9 +10,8 @@ use tokio::{
 };
 
 use super::{
-    AdminAddress, AdminOptions, Catalog, Options,
+    AdminAddress, Catalog, Options,
     admin::{AdminApi, AdminContext},
-    admin_access::AdminAccess,
     bundle_api::BundleApi,
     drain::{DrainSignal, Phase},
     holdout_tracker::HoldoutTracker,
@@ -57,10 +56,7 @@ impl Server {
         background: Handle,
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
-        let admin = match &options.admin.address {
-            AdminAddress::Tcp(address) => AdminListener::Tcp(bind(*address, "admin")?),
-            AdminAddress::Unix(path) => AdminListener::Unix(bind_unix(path).await?),
-        };
+        let admin = AdminListener::bind(&options.admin.address).await?;
         warn_if_backlog_is_small(options.max_connections);
         Ok(Self {
             data,
@@ -124,24 +120,16 @@ impl Server {
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
-        let reloads = admin_options.reloads.clone();
-        let cache_problem = admin_options.cache_problem.clone();
-        let (admin_tls, access) = admin_access(admin_options);
+        let admin_tls = admin_options.tls.as_ref();
+        let admin_tls = admin_tls.map(|tls| Arc::clone(&tls.config));
         let context = AdminContext {
-            reloads,
-            cache_problem,
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             holdouts: holdouts.clone(),
             ready_at,
             drain: drain_signal.clone(),
         };
-        let admin_api = Arc::new(AdminApi::new(
-            context,
-            access,
-            webhooks.clone(),
-            &background,
-        ));
+        let admin_api = AdminApi::new(context, admin_options, webhooks.clone(), &background);
         let pacer = Pacer::new(
             long_poll.bandwidth,
             long_poll.spread,
@@ -161,14 +149,7 @@ impl Server {
             webhooks,
         });
         let serve_bundles = connections.accept(data, tls, bundle_api);
-        let serve_admin = async {
-            match admin {
-                AdminListener::Tcp(tcp) => {
-                    admin_connections.accept(tcp, admin_tls, admin_api).await
-                }
-                AdminListener::Unix(unix) => admin_connections.accept(unix, None, admin_api).await,
-            }
-        };
+        let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
             phase.send_replace(Phase::Notice);
@@ -186,21 +167,32 @@ impl Server {
     }
 }
 
+impl AdminListener {
+    async fn bind(address: &AdminAddress) -> io::Result<Self> {
+        match address {
+            AdminAddress::Tcp(address) => Ok(Self::Tcp(bind(*address, "admin")?)),
+            AdminAddress::Unix(path) => Ok(Self::Unix(bind_unix(path).await?)),
+        }
+    }
+
+    /// Serves connections until the future is dropped.
+    async fn serve(
+        self,
+        connections: &Connections,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        api: Arc<AdminApi>,
+    ) {
+        match self {
+            Self::Tcp(listener) => connections.accept(listener, tls, api).await,
+            Self::Unix(socket) => connections.accept(socket, None, api).await,
+        }
+    }
+}
+
 async fn bind_unix(path: &Path) -> io::Result<UnixSocket> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("server.admin {error}"));
     let socket = UnixSocket::bind(path).await.map_err(named)?;
     let address = AdminAddress::Unix(path.to_owned());
     tracing::info!(listener = "admin", %address, "listening");
     Ok(socket)
-}
-
-/// Splits the options into the TLS of the connections and what decides about requests.
-fn admin_access(options: AdminOptions) -> (Option<Arc<rustls::ServerConfig>>, AdminAccess) {
-    let (tls, certificate) = options.tls.map(|tls| (tls.config, tls.certificate)).unzip();
-    let access = AdminAccess {
-        tokens: options.tokens,
-        hosts: options.hosts,
-        certificate,
-    };
-    (tls, access)
 }
