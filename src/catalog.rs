@@ -327,9 +327,9 @@ impl<M> Entry<M> {
         self.successor.as_ref().unwrap_or(&self.handle)
     }
 
-    /// Whether one attempt to fetch the bundle has ended, with any outcome.
-    pub fn has_concluded(&self) -> bool {
-        self.handle.has_concluded() || self.successor.as_ref().is_some_and(Handle::has_concluded)
+    /// Whether waiting longer changes nothing for its clients; see [`Handle::is_settled`].
+    pub fn is_settled(&self) -> bool {
+        self.handle.is_settled() || self.successor.as_ref().is_some_and(Handle::is_settled)
     }
 
     /// Whether the catalog has another entry of this name, or none.

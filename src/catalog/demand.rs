@@ -37,7 +37,7 @@ pub enum Demanded<M> {
 pub struct Refusal {
     /// Whether an attempt to fetch the bundle has failed. Otherwise none was made.
     pub is_withdrawn: bool,
-    /// The reason in a sentence, for clients that may read the bundle.
+    /// The reason in a sentence, for clients with a credential that may read the bundle.
     pub message: String,
 }
 

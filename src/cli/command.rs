@@ -11,10 +11,13 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     block_on, block_on_with_server, build, completion, copy, dev, diagnostics, eprint,
     eprint_lines, eval, generate_key_pair, images, init, inspect, login, one_line,
-    path::path_value, print, pull, push, refresh, repl, rm, save, serve, sign, tag, tags, usage,
-    verify, verify_bundle, version,
+    path::path_value, print, pull, push, refresh, reload, repl, rm, save, serve, sign, tag, tags,
+    usage, verify, verify_bundle, version,
 };
-use crate::{config::Config, gateway, telemetry};
+use crate::{
+    config::{self, Config},
+    gateway, store, telemetry,
+};
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -54,6 +57,12 @@ enum Command {
     /// Waits for the check, and prints what it found. Succeeds if the registry's version is served.
     #[command(after_help = refresh::EXAMPLES)]
     Refresh(refresh::Options),
+    /// Have a running gateway read its configuration again.
+    ///
+    /// Waits for the outcome, and fails with the reason if the configuration is refused. SIGHUP does
+    /// the same without an answer.
+    #[command(after_help = reload::EXAMPLES)]
+    Reload(reload::Options),
     /// Build, sign and serve a policy folder, and rebuild on every change.
     ///
     /// Builds the folder into a bundle, signs it with a temporary key, and serves it verified,
@@ -172,8 +181,8 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check a configuration file and every file that it names, as `serve` would, and start the
-    /// `opa` of its `opa_check`.
+    /// Check a configuration file, every file that it names and `cache.directory`, as `serve` would,
+    /// and start the `opa` of its `opa_check`.
     Check {
         /// The configuration file.
         #[arg(value_parser = path_value())]
@@ -205,6 +214,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             block_on_with_server(|serving| serve::run(&config, serving))
         }
         Command::Refresh(options) => block_on(refresh::run(options)),
+        Command::Reload(options) => block_on(reload::run(options)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);
@@ -256,6 +266,7 @@ async fn check(file: &Path) -> anyhow::Result<()> {
             bail!("{}: {} errors; correct them", file.display(), all.len())
         }
     })?;
+    check_cache(&config.cache).with_context(|| file.display().to_string())?;
     gateway::start_opas(&config)
         .await
         .with_context(|| file.display().to_string())?;
@@ -265,6 +276,21 @@ async fn check(file: &Path) -> anyhow::Result<()> {
         count => format!(", {}", counted(count, "pattern")),
     };
     print(&format!("{}: ok, {bundles}{patterns}", file.display()))
+}
+
+/// Checks the cache folder without changing it. Where it is not required, a problem is a warning.
+fn check_cache(cache: &config::Cache) -> anyhow::Result<()> {
+    let checked = cache.directory.as_deref().map(store::check_folder);
+    match checked {
+        Some(Err(error)) if cache.required => {
+            bail!("{error}; or write `cache.required: false` to serve without a disk")
+        }
+        Some(Err(error)) => {
+            eprint(&format!("{error}; blobs would be held in memory only"));
+            Ok(())
+        }
+        Some(Ok(())) | None => Ok(()),
+    }
 }
 
 fn counted(count: usize, noun: &str) -> String {

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, and all terminal output.
 
+mod admin_client;
 mod artifact;
 mod build;
 mod command;
@@ -26,6 +27,7 @@ mod pull;
 mod push;
 mod read;
 mod refresh;
+mod reload;
 mod remote_list;
 mod repl;
 mod rm;

@@ -1,24 +1,21 @@
 //! `bundlegate refresh`: has a running gateway check the registry for a bundle.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail};
 use clap::Args;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{
-    Client, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderName},
-};
 use serde_json::Value;
 
-use super::{interruptible, print, print_json};
+use super::{admin_client::AdminFlags, interruptible, print, print_json};
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate refresh authz/main
   bundlegate refresh authz/main --admin http://127.0.0.1:9090 --json
+  bundlegate refresh authz/main --admin unix:/run/bundlegate/admin.sock
+  bundlegate refresh authz/main --admin https://gate.internal:8090 --admin-token-file admin.token
 
-The gateway accepts this from its own machine only. It never asks a registry earlier than the
-registry allows (Retry-After); the command then fails and says until when it has to wait.";
+The gateway accepts this from its own machine, and with a token of its server.admin_token_file from
+others. It never asks a registry earlier than the registry allows (Retry-After); the command then
+fails and says until when it has to wait.";
 
 /// Characters of a bundle's name that stay as they are in a URL.
 const NAME: &AsciiSet = &NON_ALPHANUMERIC
@@ -27,44 +24,17 @@ const NAME: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// The size of an answer.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// The time beyond `--wait` after which the gateway itself counts as unreachable.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Arguments of `refresh`.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The bundle's name in the configuration.
     name: String,
-    /// URL of the gateway's admin listener.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8090", value_parser = admin_url)]
-    admin: Url,
-    /// How long to wait for the result, such as 30s; at most 5m.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = wait)]
-    wait: Duration,
+    #[command(flatten)]
+    admin: AdminFlags,
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-fn admin_url(text: &str) -> Result<Url, String> {
-    let example = "write one such as http://127.0.0.1:8090";
-    let url: Url = text
-        .parse()
-        .map_err(|error| format!("{error}; {example}"))?;
-    // The admin listener speaks plain HTTP only.
-    if url.scheme() != "http" || !url.has_host() {
-        return Err(format!("not an http:// URL; {example}"));
-    }
-    Ok(url)
-}
-
-fn wait(text: &str) -> Result<Duration, String> {
-    let example = "write a time from 1s to 5m, such as 30s";
-    let wait = humantime::parse_duration(text).map_err(|error| format!("{error}; {example}"))?;
-    let is_within = (Duration::from_secs(1)..=Duration::from_secs(300)).contains(&wait);
-    is_within.then_some(wait).ok_or_else(|| example.to_owned())
 }
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
@@ -73,10 +43,12 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 
 async fn refresh(options: &Options) -> anyhow::Result<()> {
     let (name, json) = (&options.name, options.json);
-    let (status, answer) = ask(options).await?;
-    if let Some(message) = answer.pointer("/error/message").and_then(Value::as_str) {
-        bail!("refresh {name}: {message}");
-    }
+    let path = format!("/refresh/{}", utf8_percent_encode(name, NAME));
+    let (status, answer) = options
+        .admin
+        .post(&path)
+        .await
+        .with_context(|| format!("refresh {name}"))?;
     if !status.is_success() || answer.get("outcome").is_none() {
         bail!("refresh {name}: the answer ({status}) is not one of bundlegate; check --admin");
     }
@@ -89,37 +61,6 @@ async fn refresh(options: &Options) -> anyhow::Result<()> {
         Err(reason) => bail!("refresh {name}: {reason}"),
     }
     Ok(())
-}
-
-async fn ask(options: &Options) -> anyhow::Result<(StatusCode, Value)> {
-    let name = utf8_percent_encode(&options.name, NAME);
-    let base = options.admin.as_str().trim_end_matches('/');
-    let url = format!("{base}/refresh/{name}");
-    let seconds = options.wait.as_secs();
-    // The gateway is on this machine; no proxy leads to it.
-    let client = Client::builder().no_proxy().build()?;
-    let request = client
-        .post(&url)
-        .header(CONTENT_TYPE, "application/json")
-        .header(HeaderName::from_static("prefer"), format!("wait={seconds}"))
-        .timeout(options.wait + GRACE)
-        .body("{}");
-    let unreachable = || {
-        format!(
-            "the gateway's admin listener at {base} does not answer; start the gateway, or correct --admin"
-        )
-    };
-    let mut response = request.send().await.with_context(unreachable)?;
-    let status = response.status();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.with_context(unreachable)? {
-        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-            bail!("{url}: the answer exceeds {MAX_ANSWER_BYTES} bytes; check --admin");
-        }
-        body.extend_from_slice(&chunk);
-    }
-    let answer = serde_json::from_slice(&body).unwrap_or_default();
-    Ok((status, answer))
 }
 
 /// What the answer says: a sentence, or why the bundle was not refreshed.

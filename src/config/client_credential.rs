@@ -80,13 +80,8 @@ impl Credential {
     /// credential valid. A deleted file has none; a file that can't be read for another reason
     /// changes nothing. Blocks.
     pub fn revoke(&mut self) -> bool {
-        let Some(file) = self.file() else {
+        let Some(left) = self.file().and_then(left_in) else {
             return false;
-        };
-        let left = match read_regular(file, files::MAX_FILE_BYTES) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(_) => return false,
         };
         match self {
             Self::Anonymous | Self::Certificate(_) => false,
@@ -140,6 +135,20 @@ impl Jwks {
             Err(_) => false,
         }
     }
+}
+
+/// What is left in a file, of which credentials may have been removed; `None` if it can't be read.
+fn left_in(file: &Path) -> Option<Vec<u8>> {
+    match read_regular(file, files::MAX_FILE_BYTES) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Vec::new()),
+        Err(_) => None,
+    }
+}
+
+/// Removes the tokens that are no longer in their file, as [`Credential::revoke`] does.
+pub(super) fn retain_tokens_in(file: &Path, tokens: &mut Vec<Secret>) -> bool {
+    left_in(file).is_some_and(|left| retain_tokens_of(&left, tokens))
 }
 
 /// Keeps the tokens that are a line of `text`, and returns whether others were removed.
@@ -369,7 +378,7 @@ fn in_file(file: &Path, reason: &dyn fmt::Display) -> Problem {
 }
 
 /// Reads one token per line. Errors name the line and do not quote it.
-fn tokens(text: &str) -> Result<Vec<Secret>, String> {
+pub(super) fn tokens(text: &str) -> Result<Vec<Secret>, String> {
     let mut tokens = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let token = line.trim();

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::tree::{Key, Node, Value};
 
 /// The paths of the keys in which two texts differ, without those that are applied while serving
-/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`, `webhooks`). A key with its default
-/// value differs from an absent key.
+/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`, `webhooks`,
+/// `server.admin_token_file`). A key with its default value differs from an absent key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
     // Both have been parsed before.
@@ -25,24 +25,34 @@ fn compare<'a>(
     if is_live(path) {
         return;
     }
-    match (old.map(|node| &node.value), new.map(|node| &node.value)) {
-        (Some(Value::Mapping(old)), Some(Value::Mapping(new))) => {
-            let (by_name, new_by_name) = (by_name(old), by_name(new));
-            let added = new
-                .iter()
-                .filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
-            for (key, _) in old.iter().chain(added) {
-                path.push(&key.name);
-                let of = |nodes: &HashMap<&str, &'a Node>| nodes.get(key.name.as_str()).copied();
-                compare(path, of(&by_name), of(&new_by_name), keys);
-                path.pop();
-            }
+    if let Some((old, new)) = entries(path, old).zip(entries(path, new)) {
+        let (by_name, new_by_name) = (by_name(old), by_name(new));
+        let added = new
+            .iter()
+            .filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
+        for (key, _) in old.iter().chain(added) {
+            path.push(&key.name);
+            let of = |nodes: &HashMap<&str, &'a Node>| nodes.get(key.name.as_str()).copied();
+            compare(path, of(&by_name), of(&new_by_name), keys);
+            path.pop();
         }
+        return;
+    }
+    match (old.map(|node| &node.value), new.map(|node| &node.value)) {
         (Some(old), Some(new)) if is_equal(old, new) => {}
         (Some(_), Some(_)) => keys.push(path.join(".")),
         (None, Some(_)) => keys.push(format!("{} (new)", path.join("."))),
         (Some(_), None) => keys.push(format!("{} (removed)", path.join("."))),
         (None, None) => {}
+    }
+}
+
+/// The keys of a mapping. An absent mapping of which a key is live counts as an empty one.
+fn entries<'a>(path: &[&str], node: Option<&'a Node>) -> Option<&'a [(Key, Node)]> {
+    match node.map(|node| &node.value) {
+        Some(Value::Mapping(entries)) => Some(entries),
+        None if path == ["server"] => Some(&[]),
+        _ => None,
     }
 }
 
@@ -57,6 +67,7 @@ fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks"]
+            | ["server", "admin_token_file"]
     )
 }
 
@@ -134,6 +145,13 @@ registries: { r.example: { scheme: http } }
         let expected = ["server.listen", "limits (new)", "registries (new)"];
         assert_eq!(keys(OLD, new), expected);
         let with = |registries: &str| format!("{OLD}registries: {{ {registries} }}\n");
+        let tokens = |text: &str| text.replace("server: {", "server: { admin_token_file: tokens,");
+        assert_eq!(keys(OLD, &tokens(OLD)), [""; 0]);
+        let (none, only) = (
+            "version: 1",
+            "version: 1\nserver: { admin_token_file: tokens }",
+        );
+        assert_eq!(keys(none, only), [""; 0]);
         let (old, new) = (
             with("r.example: { mirrors: [a.io, b.io] }"),
             with("r.example: { mirrors: [b.io, a.io] }"),

@@ -27,6 +27,9 @@ pub struct Limits {
 pub struct Cache {
     /// The cache folder; `None` is memory only.
     pub directory: Option<PathBuf>,
+    /// Whether a cache folder that can't be used stops the start. One that is locked by another
+    /// process, or on a full disk, never does.
+    pub required: bool,
     /// Maximum size on disk, in bytes.
     pub disk: u64,
     /// Maximum size in memory, in bytes.
@@ -73,8 +76,13 @@ pub(super) fn read(raw: &raw::Limits) -> Result<Limits, Problem> {
 
 /// Reads `cache`.
 pub(super) fn cache(raw: raw::Cache, base: Base<'_>) -> Result<Cache, Problem> {
+    if raw.required == Some(true) && raw.directory.is_none() {
+        let message = "no folder is required; add `directory`, or remove it";
+        return Err(Problem::new(message).at("required"));
+    }
     let directory = raw.directory.map(|path| base.path(&path)).transpose();
     Ok(Cache {
+        required: raw.required.unwrap_or(true),
         directory: directory.map_err(|problem| problem.at("directory"))?,
         disk: raw.disk.map_or(10 << 30, |size| size.0),
         memory: raw.memory.map_or(512 << 20, |size| size.0),

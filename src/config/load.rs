@@ -80,7 +80,8 @@ impl Config {
     }
 
     /// The files whose changes are applied while serving: the configuration, the keys,
-    /// certificates, roots and rules that `trust` names, and the files of `clients` and `webhooks`.
+    /// certificates, roots and rules that `trust` names, and the files of `clients`, `webhooks` and
+    /// `server.admin_token_file`.
     pub fn trust_files(&self) -> &[PathBuf] {
         &self.trust_files
     }
@@ -91,13 +92,14 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients and
-    /// webhooks), and keeps all others.
+    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients,
+    /// webhooks and the tokens of the admin listener), and keeps all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
         self.patterns = newer.patterns;
         self.clients = newer.clients;
         self.webhooks = newer.webhooks;
+        self.server.admin_tokens = newer.server.admin_tokens;
         self.roots = newer.roots;
         self.trust = newer.trust;
         self.trust_files = newer.trust_files;
@@ -139,7 +141,7 @@ impl Config {
             patterns,
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
-            server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
+            server: server::read(&raw.server, files).map_err(|problem| problem.at("server"))?,
             clients: clients::read(raw.clients, has_client_ca, files.live())
                 .map_err(|problem| problem.at("clients"))?,
             webhooks: webhooks::read(raw.webhooks, files.live())

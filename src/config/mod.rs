@@ -4,6 +4,7 @@
 //!
 //! Every error is one line that names the key, the problem and a fix.
 
+mod admin;
 mod bundles;
 mod cli_config;
 mod client_credential;
@@ -27,6 +28,7 @@ mod reader;
 mod registries;
 mod server;
 mod tag_rule;
+mod token_file;
 mod tree;
 mod trust;
 mod values;
@@ -44,5 +46,6 @@ pub use load::Config;
 pub use patterns::PatternConfig;
 pub use problem::ConfigError;
 pub use server::{Drain, LongPoll, Server};
+pub use token_file::TokenFile;
 pub use trust::{CurrentRoot, Policies};
 pub use values::Size;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
 
-use super::values::{Address, Period, Size, Spread};
+use super::values::{Address, AdminListen, Period, Size, Spread};
 
 pub(super) use trust::{
     Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, Policy, PolicyRules,
@@ -46,7 +46,11 @@ pub(super) struct Root {
 #[serde(deny_unknown_fields)]
 pub(super) struct Server {
     pub(super) listen: Option<Address>,
-    pub(super) admin: Option<Address>,
+    pub(super) admin: Option<AdminListen>,
+    pub(super) admin_tls: Option<AdminTls>,
+    pub(super) admin_token_file: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) admin_hosts: Vec<String>,
     pub(super) tls: Option<Tls>,
     pub(super) trusted_proxies: Option<Vec<String>>,
     pub(super) max_connections: Option<usize>,
@@ -61,6 +65,13 @@ pub(super) struct Tls {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
     pub(super) client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AdminTls {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +130,7 @@ pub(super) struct LongPoll {
 #[serde(deny_unknown_fields)]
 pub(super) struct Cache {
     pub(super) directory: Option<PathBuf>,
+    pub(super) required: Option<bool>,
     pub(super) disk: Option<Size>,
     pub(super) memory: Option<Size>,
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU64,
     path::Path,
     sync::Arc,
@@ -13,25 +13,33 @@ use ipnet::IpNet;
 use rustls::{
     ServerConfig,
     crypto::CryptoProvider,
-    pki_types::{PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use super::{
-    files::Base,
+    admin::{self, Admin},
+    files::{Base, Files},
     problem::Problem,
     raw,
+    token_file::TokenFile,
     values::{Period, Size},
 };
-use crate::server::TrustedProxies;
+use crate::server::{AdminAddress, AdminTls, TrustedProxies};
 
 /// `server`.
 #[derive(Clone)]
 pub struct Server {
     /// The address of the data listener, for OPA.
     pub listen: SocketAddr,
-    /// The address of the admin listener, for probes and metrics.
-    pub admin: SocketAddr,
+    /// Where the admin listener listens, for probes, metrics and operators.
+    pub admin: AdminAddress,
+    /// TLS for the admin listener, with HTTP/2 and HTTP/1.1 by ALPN; `None` is plain HTTP.
+    pub admin_tls: Option<AdminTls>,
+    /// The tokens that allow to change something by the admin listener.
+    pub admin_tokens: Option<TokenFile>,
+    /// Names of the admin listener, besides those of its certificate.
+    pub admin_hosts: Vec<String>,
     /// TLS for the data listener, with HTTP/2 and HTTP/1.1 by ALPN; `None` is plain HTTP.
     pub tls: Option<Arc<ServerConfig>>,
     /// Networks whose `X-Forwarded-For` is trusted; none by default.
@@ -75,6 +83,9 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("listen", &self.listen)
             .field("admin", &self.admin)
+            .field("admin_tls", &self.admin_tls.is_some())
+            .field("admin_tokens", &self.admin_tokens)
+            .field("admin_hosts", &self.admin_hosts)
             .field("tls", &self.tls.is_some())
             .field("trusted_proxies", &self.trusted_proxies)
             .field("max_connections", &self.max_connections)
@@ -85,7 +96,8 @@ impl fmt::Debug for Server {
 }
 
 /// Reads all of `server`.
-pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
+pub(super) fn read(raw: &raw::Server, files: &Files<'_>) -> Result<Server, Problem> {
+    let base = files.base();
     let max_connections = raw.max_connections.unwrap_or(20_000);
     if max_connections == 0 {
         return Err(
@@ -96,16 +108,25 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
     let tls = raw
         .tls
         .as_ref()
-        .map(|raw| tls(raw, base))
+        .map(|raw| tls(&raw.certificate, &raw.key, raw.client_ca.as_deref(), base))
         .transpose()
         .map_err(|problem| problem.at("tls"))?;
+    let Admin {
+        address,
+        tls: admin_tls,
+        tokens,
+        hosts,
+    } = admin::read(raw, files)?;
     let or = |time: Option<Period>, seconds| {
         time.map_or_else(|| Duration::from_secs(seconds), |time| time.0)
     };
     let server = Server {
         listen: raw.listen.map_or(LISTEN, |address| address.0),
-        admin: raw.admin.map_or(ADMIN, |address| address.0),
-        tls,
+        admin: address,
+        admin_tls,
+        admin_tokens: tokens,
+        admin_hosts: hosts,
+        tls: tls.map(|(config, _)| config),
         trusted_proxies: trusted_proxies(&raw.trusted_proxies)
             .map_err(|problem| problem.at("trusted_proxies"))?,
         max_connections,
@@ -115,7 +136,7 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
             over: or(raw.drain.over, 10),
         },
     };
-    if server.listen == server.admin && server.listen.port() != 0 {
+    if server.admin == AdminAddress::Tcp(server.listen) && server.listen.port() != 0 {
         return Err(Problem::new("the same address as `server.listen`; write another").at("admin"));
     }
     Ok(server)
@@ -205,14 +226,22 @@ fn network(text: &str) -> Result<IpNet, String> {
     Ok(network)
 }
 
-fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
+/// Reads a certificate with its chain, its key, and the CA of the client certificates, if there is
+/// one. Also returns the certificate.
+pub(super) fn tls(
+    certificate: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+    base: Base<'_>,
+) -> Result<(Arc<ServerConfig>, Option<CertificateDer<'static>>), Problem> {
     let chain = base
-        .certificates(&raw.certificate)
+        .certificates(certificate)
         .map_err(|problem| problem.at("certificate"))?;
-    let key = base.bytes(&raw.key).and_then(|bytes| {
+    let leaf = chain.first().cloned();
+    let key = base.bytes(key).and_then(|bytes| {
         PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
             // The error is not quoted: it could contain the key.
-            let file = raw.key.display();
+            let file = key.display();
             Problem::new(format!("{file} has no usable private key; use an unencrypted PEM key (PKCS#8, SEC1, PKCS#1)"))
         })
     });
@@ -225,7 +254,7 @@ fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
     // The provider is explicit: if another crate enabled a second one, rustls would have no
     // default.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let clients = match &raw.client_ca {
+    let clients = match client_ca {
         Some(file) => client_verifier(file, Arc::clone(&provider), base)
             .map_err(|problem| problem.at("client_ca"))?,
         None => WebPkiClientVerifier::no_client_auth(),
@@ -237,7 +266,7 @@ fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {
         .with_single_cert(chain, key)
         .map_err(refused)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), leaf))
 }
 
 /// Verifies client certificates in the handshake. A client without one is let in, since there may
@@ -255,7 +284,6 @@ fn client_verifier(
 }
 
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
-const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 const MAX_WAIT: Duration = Duration::from_secs(300);
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 const REPEAT_DELAY: Duration = Duration::from_secs(5);

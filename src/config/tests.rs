@@ -33,6 +33,7 @@ impl Folder {
         folder.write("registry-ca.pem", &cert.pem());
         folder.write("clients-ca.pem", &cert.pem());
         folder.write("issuer-ca.pem", &cert.pem());
+        folder.write("admin.tokens", "s3cret-admin\n");
         folder.write("edge.tokens", "s3cret-one\n\n  s3cret-two\r\n");
         let hash = bcrypt::hash_with_salt("s3cret-three", 4, [7; 16]).unwrap();
         folder.write("edge.users", &format!("edge:{hash}\n"));
@@ -128,8 +129,12 @@ fn the_example_shows_the_defaults() {
     assert_eq!(example.limits, least.limits);
     assert_eq!(example.long_poll, least.long_poll);
     assert_eq!(
-        (example.cache.disk, example.cache.memory),
-        (least.cache.disk, least.cache.memory)
+        (
+            example.cache.required,
+            example.cache.disk,
+            example.cache.memory
+        ),
+        (least.cache.required, least.cache.disk, least.cache.memory)
     );
     assert_eq!(example.server.drain, least.server.drain);
     assert_eq!(example.server.admin, least.server.admin);
@@ -159,6 +164,7 @@ fn absent_keys_have_the_documented_defaults() {
     let config = Folder::new().with("").unwrap();
     assert_eq!(config.server.listen.to_string(), "[::]:8080");
     assert_eq!(config.server.admin.to_string(), "127.0.0.1:8090");
+    assert!(config.server.admin_tls.is_none() && config.server.admin_tokens.is_none());
     assert!(config.server.tls.is_none());
     assert_eq!(config.server.max_connections, 20_000);
     assert_eq!(config.server.ready_after, secs(30));
@@ -183,6 +189,7 @@ fn absent_keys_have_the_documented_defaults() {
         config.cache,
         Cache {
             directory: None,
+            required: true,
             disk: 10 << 30,
             memory: 512 << 20
         }

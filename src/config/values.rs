@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -38,6 +39,14 @@ impl Size {
 /// An address such as `":8443"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Address(pub(super) SocketAddr);
+
+/// An address such as `"127.0.0.1:8090"`, or `unix:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum AdminListen {
+    Tcp(SocketAddr),
+    /// Relative to the folder of the configuration.
+    Unix(PathBuf),
+}
 
 impl Period {
     /// The duration, which must be at least `least`.
@@ -202,6 +211,20 @@ impl std::str::FromStr for Address {
     }
 }
 
+impl std::str::FromStr for AdminListen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::Unix(path.into())),
+            None => match text.parse() {
+                Ok(Address(address)) => Ok(Self::Tcp(address)),
+                Err(error) => Err(format!("{error}, or unix:PATH")),
+            },
+        }
+    }
+}
+
 /// Splits a number and its unit.
 fn split_unit(text: &str) -> Option<(u64, &str)> {
     let digits = text
@@ -363,6 +386,15 @@ impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(FromText(
             "an address such as \":8443\"",
+            std::marker::PhantomData,
+        ))
+    }
+}
+
+impl<'de> Deserialize<'de> for AdminListen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FromText(
+            "an address such as \"127.0.0.1:8090\", or unix:PATH",
             std::marker::PhantomData,
         ))
     }

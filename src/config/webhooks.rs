@@ -295,6 +295,13 @@ const KINDS: [&str; 12] = [
     "generic",
 ];
 /// The paths of the admin API; those that end with a slash with all paths below them.
-const ADMIN_PATHS: [&str; 5] = ["/livez", "/readyz", "/metrics", "/status", "/refresh/"];
+const ADMIN_PATHS: [&str; 6] = [
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/status",
+    "/refresh/",
+    "/reload",
+];
 const GOOGLE: [&str; 2] = ["https://accounts.google.com", "accounts.google.com"];
 const GOOGLE_KEYS: &str = "https://www.googleapis.com/oauth2/v3/certs";

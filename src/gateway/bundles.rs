@@ -207,6 +207,7 @@ impl Bundles {
                 Change::SetPolicy { .. }
                 | Change::SetClients(_)
                 | Change::SetWebhooks(_)
+                | Change::SetAdminTokens(_)
                 | Change::NeedsRestart(_) => {}
             }
         }

@@ -1,28 +1,28 @@
 //! The gateway as a whole: from a checked configuration to watchers and a server, until it has
 //! drained.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{runtime::Handle, task::JoinSet, time::timeout};
+use tokio::{
+    runtime::Handle,
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
 
 use super::{
     bundles::Bundles,
     metrics::GatewayMetrics,
     open_files,
     plan::Change,
-    reload::{Cause, Reload},
+    reload::{Cause, LiveOptions, Reload},
 };
 use crate::{
-    config::Config,
+    config::{self, Config},
     metrics::Metrics,
     registry::Registries,
-    server::{self, Catalog, Server},
-    store::{self, Store},
+    server::{self, AdminAddress, Catalog, Server},
+    store::{self, Store, StoreMetrics},
     telemetry,
     verify::TrustRoots,
 };
@@ -60,8 +60,8 @@ impl Gateway {
     /// never changes.
     ///
     /// # Errors
-    /// When the clock is unusable, an `opa` does not start, a registry's options make no client,
-    /// or an address can't be bound.
+    /// When the clock or the cache folder is unusable, an `opa` does not start, a registry's options
+    /// make no client, or an address can't be bound.
     pub async fn start_on(
         serving: Handle,
         config: Config,
@@ -80,14 +80,7 @@ impl Gateway {
             config.limits.read_limits(),
             metrics.registries,
         );
-        let cache = store::Options {
-            directory: config.cache.directory.clone(),
-            disk: config.cache.disk,
-            memory: config.cache.memory,
-        };
-        let opened = cache.directory.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open(cache, metrics.store)).await?;
-        log_cache_directory(opened, &store);
+        let store = open_store(&config.cache, metrics.store).await?;
         let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
@@ -104,7 +97,7 @@ impl Gateway {
                 let reload = Reload::new(
                     file.to_owned(),
                     config,
-                    (options.clients.clone(), options.webhooks.clone()),
+                    LiveOptions::of(&options),
                     roots,
                     metrics.reload,
                 )?;
@@ -113,10 +106,9 @@ impl Gateway {
             }
             None => None,
         };
-        let options = server::Options {
-            max_connections: open_files::room_for(options.max_connections),
-            ..options
-        };
+        let mut options = options;
+        options.max_connections = open_files::room_for(options.max_connections);
+        options.admin.cache_problem = store.problem();
         let catalog = bundles.catalog().clone();
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;
@@ -139,11 +131,11 @@ impl Gateway {
         Ok(self.server.data_address()?)
     }
 
-    /// The address of the admin listener.
+    /// Where the admin listener listens.
     ///
     /// # Errors
-    /// When the system does not report it.
-    pub fn admin_address(&self) -> anyhow::Result<SocketAddr> {
+    /// When the system does not report its address.
+    pub fn admin_address(&self) -> anyhow::Result<AdminAddress> {
         Ok(self.server.admin_address()?)
     }
 
@@ -237,15 +229,28 @@ async fn follow(mut reload: Option<Reload>, bundles: &mut Bundles) -> anyhow::Er
     }
 }
 
-fn log_cache_directory(directory: Option<PathBuf>, store: &Store) {
-    match directory {
-        None => tracing::info!(
+/// Opens the cache folder, if there is one.
+async fn open_store(config: &config::Cache, metrics: StoreMetrics) -> anyhow::Result<Store> {
+    let options = store::Options {
+        directory: config.directory.clone(),
+        disk: config.disk,
+        memory: config.memory,
+    };
+    let store = spawn_blocking(move || Store::open(options, metrics)).await?;
+    match (&config.directory, store.folder_error()) {
+        (None, _) => tracing::info!(
             "no cache.directory: blobs live in memory only, a cold start needs the registry"
         ),
-        Some(directory) if store.is_persistent() => {
-            tracing::info!(directory = %directory.display(), "cache opened")
+        (Some(directory), None) => {
+            tracing::info!(directory = %directory.display(), "cache opened");
         }
-        // The store has logged the reason.
-        Some(_) => {}
+        (Some(_), Some(error)) if config.required && !error.is_temporary() => {
+            anyhow::bail!("{error}; or write `cache.required: false` to serve without a disk");
+        }
+        (Some(_), Some(error)) => tracing::error!(
+            %error,
+            "cache.directory can't be used: blobs are held in memory only, a cold start needs the registry"
+        ),
     }
+    Ok(store)
 }

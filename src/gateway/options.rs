@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     access::{KeySource, RemoteKeySets},
-    config::{ClientConfig, Config, Credential, Jwks, Secret},
+    config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
     server::{self, Requirement, Tokens},
 };
 
@@ -16,7 +16,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
     let (drain, long_poll) = (config.server.drain, config.long_poll);
     Ok(server::Options {
         listen: config.server.listen,
-        admin: config.server.admin,
+        admin: admin_options(&config.server),
         tls: config.server.tls.clone(),
         max_connections: config.server.max_connections,
         ready_after: config.server.ready_after,
@@ -71,4 +71,20 @@ pub(super) fn clients(
         clients.allow(&client.name, &client.bundles, requirement)?;
     }
     Ok(clients)
+}
+
+fn admin_options(config: &config::Server) -> server::AdminOptions {
+    let tokens = server::AdminTokens::default();
+    set_admin_tokens(&tokens, config.admin_tokens.as_ref());
+    server::AdminOptions {
+        tls: config.admin_tls.clone(),
+        tokens,
+        hosts: config.admin_hosts.clone(),
+        ..config.admin.clone().into()
+    }
+}
+
+/// Replaces the tokens of the admin listener.
+pub(super) fn set_admin_tokens(tokens: &server::AdminTokens, file: Option<&TokenFile>) {
+    tokens.replace(file.map(|file| Tokens::new(file.tokens().iter().map(Secret::expose))));
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{BundleConfig, ClientConfig, Config, PatternConfig},
+    config::{BundleConfig, ClientConfig, Config, PatternConfig, TokenFile},
     oci::Reference,
     verify::TrustPolicy,
     webhooks::Webhook,
@@ -33,12 +33,15 @@ pub(super) enum Change {
     SetClients(Vec<ClientConfig>),
     /// Other notifications are received.
     SetWebhooks(Vec<Webhook>),
+    /// Other tokens allow to change something by the admin listener.
+    SetAdminTokens(Option<TokenFile>),
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the patterns, the clients, the webhooks, and the keys that need a restart.
+/// then the patterns, the clients, the webhooks, the tokens of the admin listener, and the keys
+/// that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -69,6 +72,9 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     }
     if running.webhooks != wanted.webhooks {
         changes.push(Change::SetWebhooks(wanted.webhooks.clone()));
+    }
+    if running.server.admin_tokens != wanted.server.admin_tokens {
+        changes.push(Change::SetAdminTokens(wanted.server.admin_tokens.clone()));
     }
     changes.extend(
         running
@@ -224,6 +230,7 @@ mod tests {
             Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
             Change::SetWebhooks(webhooks) => format!("webhooks {}", webhooks.len()),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
+            Change::SetAdminTokens(file) => format!("admin tokens: {}", file.is_some()),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
     }
@@ -296,7 +303,7 @@ mod tests {
             (&[("/trust/policies/third", json!("unsigned"))], &[]),
             (
                 &[("/server", json!({ "listen": ":8081" }))],
-                &["restart server (new)"],
+                &["restart server.listen (new)"],
             ),
             (
                 &[("/limits", json!({ "bundle": "1MiB" }))],

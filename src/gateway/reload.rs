@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     config::Config,
-    server::{LiveClients, LiveWebhooks},
+    server::{
+        self, AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, ReloadOutcome, ReloadRequests,
+    },
+    telemetry,
     verify::TrustRoots,
 };
 
@@ -39,15 +42,24 @@ const MAX_READS: usize = 5;
 #[derive(Debug)]
 pub(super) struct Reload {
     reader: Reader,
-    clients: LiveClients,
-    webhooks: LiveWebhooks,
+    live: LiveOptions,
     metrics: ReloadMetrics,
     hangup: Signal,
+    requests: ReloadRequests,
     files: WatchedFiles,
     /// The reason for which the configuration is refused; `None` while it is in force.
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
+}
+
+/// The options of the server that are replaced while it runs.
+#[derive(Debug, Clone)]
+pub(super) struct LiveOptions {
+    clients: LiveClients,
+    webhooks: LiveWebhooks,
+    admin_tokens: AdminTokens,
+    reloads: ConfigReloads,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -66,6 +78,8 @@ pub(super) enum Cause {
     Start,
     /// SIGHUP.
     Signal,
+    /// `POST /reload`.
+    Request,
     /// The configuration, or a file that its trust or its clients name, has another content.
     Files,
     /// A trust root was refreshed.
@@ -79,6 +93,18 @@ pub(super) enum Cause {
 struct OtherChanges {
     clients: bool,
     webhooks: bool,
+    admin_tokens: bool,
+}
+
+impl LiveOptions {
+    pub(super) fn of(options: &server::Options) -> Self {
+        Self {
+            clients: options.clients.clone(),
+            webhooks: options.webhooks.clone(),
+            admin_tokens: options.admin.tokens.clone(),
+            reloads: options.admin.reloads.clone(),
+        }
+    }
 }
 
 impl Reload {
@@ -87,11 +113,12 @@ impl Reload {
     pub(super) fn new(
         file: PathBuf,
         running: Config,
-        (clients, webhooks): (LiveClients, LiveWebhooks),
+        live: LiveOptions,
         roots: TrustRoots,
         metrics: ReloadMetrics,
     ) -> std::io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
+        let requests = live.reloads.requests();
         let reader = Reader {
             file,
             running,
@@ -100,10 +127,10 @@ impl Reload {
         let (files, restart_keys) = (WatchedFiles::new(), Vec::new());
         Ok(Self {
             reader,
-            clients,
-            webhooks,
+            live,
             metrics,
             hangup,
+            requests,
             files,
             refusal: None,
             restart_keys,
@@ -114,6 +141,7 @@ impl Reload {
     pub(super) async fn next_cause(&mut self) -> Cause {
         tokio::select! {
             _ = self.hangup.recv() => Cause::Signal,
+            () = self.requests.requested() => Cause::Request,
             () = self.files.changed() => Cause::Files,
             () = self.reader.roots.changed() => Cause::Roots,
             () = sleep(RETRY_INTERVAL), if self.refusal.is_some() => Cause::Again,
@@ -129,6 +157,7 @@ impl Reload {
         cause: Cause,
         bundles: &mut Bundles,
     ) -> anyhow::Result<Self> {
+        let began = self.requests.begin();
         let known = self.files.contents().clone();
         let reader = self.reader;
         // Read on a blocking thread, because files may be on a network file system.
@@ -156,6 +185,12 @@ impl Reload {
                 self.log_refused(cause, refusal);
             }
         }
+        let outcome = ReloadOutcome {
+            at: telemetry::now(),
+            refusal: self.refusal.clone(),
+            restart_keys: self.restart_keys.clone(),
+        };
+        self.requests.conclude(began, outcome);
         Ok(self)
     }
 
@@ -168,7 +203,9 @@ impl Reload {
         bundles: &mut Bundles,
     ) -> anyhow::Result<Result<(Applied, OtherChanges), String>> {
         let clients = changes.iter().find_map(|change| match change {
-            Change::SetClients(clients) => Some(options::clients(clients, self.clients.key_sets())),
+            Change::SetClients(clients) => {
+                Some(options::clients(clients, self.live.clients.key_sets()))
+            }
             _ => None,
         });
         let clients = match clients.transpose() {
@@ -184,11 +221,18 @@ impl Reload {
         }
         let has_clients = clients.is_some();
         if let Some(clients) = clients {
-            self.clients.replace(clients);
+            self.live.clients.replace(clients);
         }
         let webhooks = changes.iter().any(|change| match change {
             Change::SetWebhooks(webhooks) => {
-                self.webhooks.replace(webhooks.iter().cloned());
+                self.live.webhooks.replace(webhooks.iter().cloned());
+                true
+            }
+            _ => false,
+        });
+        let admin_tokens = changes.iter().any(|change| match change {
+            Change::SetAdminTokens(file) => {
+                options::set_admin_tokens(&self.live.admin_tokens, file.as_ref());
                 true
             }
             _ => false,
@@ -203,6 +247,7 @@ impl Reload {
         let others = OtherChanges {
             clients: has_clients,
             webhooks,
+            admin_tokens,
         };
         Ok(Ok((applied, others)))
     }
@@ -220,8 +265,16 @@ impl Reload {
                 );
             }
         }
-        if let Ok(clients) = options::clients(config, self.clients.key_sets()) {
-            self.clients.replace(clients);
+        if let Ok(clients) = options::clients(config, self.live.clients.key_sets()) {
+            self.live.clients.replace(clients);
+        }
+        if let Some(file) = &mut self.reader.running.server.admin_tokens
+            && file.revoke()
+        {
+            tracing::warn!(
+                "tokens that are not in server.admin_token_file any more are refused from now on"
+            );
+            options::set_admin_tokens(&self.live.admin_tokens, Some(file));
         }
     }
 
@@ -229,8 +282,12 @@ impl Reload {
         self.refusal = None;
         self.metrics.set_last_successful(true);
         if cause != Cause::Start {
-            let OtherChanges { clients, webhooks } = others;
-            let outcome = if clients || webhooks || applied != Applied::default() {
+            let OtherChanges {
+                clients,
+                webhooks,
+                admin_tokens,
+            } = others;
+            let outcome = if clients || webhooks || admin_tokens || applied != Applied::default() {
                 "applied"
             } else {
                 "unchanged"
@@ -257,6 +314,7 @@ impl Reload {
                 fallbacks,
                 clients,
                 webhooks,
+                admin_tokens,
                 outcome,
                 "configuration read again"
             );
@@ -327,6 +385,7 @@ impl Cause {
         match self {
             Self::Start => "start",
             Self::Signal => "SIGHUP",
+            Self::Request => "request",
             Self::Files => "files",
             Self::Roots => "roots",
             Self::Again => "again",

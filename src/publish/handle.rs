@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     Snapshot,
-    state::State,
+    state::{FailureClass, State},
     status::{FailureStatus, Status},
     view::Fallback,
 };
@@ -292,6 +292,25 @@ impl Handle {
     /// Whether a check has ended, with any outcome.
     pub fn has_concluded(&self) -> bool {
         self.checks.borrow().concluded
+    }
+
+    /// Whether it makes no difference to clients to wait longer: a version is served, the last check
+    /// has failed for a reason that time does not mend, or no check is made (`suspend`).
+    pub fn is_settled(&self) -> bool {
+        if self.state.borrow().snapshot().is_some() {
+            return true;
+        }
+        let has_concluded = self.has_concluded();
+        let status = self.lock_status();
+        let failure = status.last_failure.as_ref();
+        has_concluded
+            && (status.suspended || failure.is_some_and(|failure| !failure.class.may_pass()))
+    }
+
+    /// The class of the last failure, if no success has followed.
+    pub fn failure_class(&self) -> Option<FailureClass> {
+        let status = self.lock_status();
+        status.last_failure.as_ref().map(|failure| failure.class)
     }
 
     /// The status for operators.

@@ -303,6 +303,12 @@ impl FailureClass {
         }
     }
 
+    /// Whether the failure may pass without a change of the artifact, its signatures or the
+    /// configuration.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Transient | Self::RateLimited(_))
+    }
+
     /// Whether new evidence may lift the refusal.
     pub fn is_about_evidence(self) -> bool {
         matches!(self, Self::Evidence | Self::Revoked | Self::Distrusted)

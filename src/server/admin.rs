@@ -9,16 +9,18 @@ use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
 use prometheus::IntGauge;
 use serde_json::{Map, Value, json};
-use tokio::{runtime, time::Instant};
+use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
-    Catalog, Entry,
+    AdminOptions, Catalog, Entry,
+    admin_access::AdminAccess,
     bundle_api::BundleApi,
+    config_reloads::ConfigReloads,
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
-    refresh_api,
+    refresh_api, reload_api,
     renderer::Renderer,
     request_body::RequestBody,
     response,
@@ -35,45 +37,54 @@ use crate::{
 /// The handler of the admin API.
 #[derive(Debug)]
 pub(super) struct AdminApi {
+    access: AdminAccess,
     state: Arc<AdminState>,
     webhooks: WebhookApi,
     status: Renderer,
     metrics: Renderer,
 }
 
+/// What the admin API shows.
+#[derive(Debug)]
+pub(super) struct AdminContext {
+    pub(super) catalog: Catalog,
+    pub(super) metrics: ServerMetrics,
+    pub(super) holdouts: HoldoutTracker,
+    /// When the replica is ready at the latest.
+    pub(super) ready_at: Instant,
+    pub(super) drain: DrainSignal,
+}
+
 #[derive(Debug)]
 struct AdminState {
-    catalog: Catalog,
-    metrics: ServerMetrics,
-    holdouts: HoldoutTracker,
-    ready_at: Instant,
+    context: AdminContext,
+    reloads: ConfigReloads,
+    cache_problem: watch::Receiver<Option<Arc<str>>>,
+    /// The names of the bundles whose first version the replica waits for: those of the configuration
+    /// at the start. One that a reload adds does not take the replica out of rotation, whether it
+    /// has been ready before or not. Nor does one that is added on demand: it was asked for at a
+    /// replica that was ready.
+    awaited: Vec<String>,
     /// Once ready, the replica stays ready until the drain, whatever happens to bundles.
     was_ready: AtomicBool,
-    drain: DrainSignal,
     since: String,
 }
 
 impl AdminApi {
     pub(super) fn new(
-        catalog: Catalog,
-        metrics: ServerMetrics,
-        holdouts: HoldoutTracker,
-        ready_at: Instant,
-        drain: DrainSignal,
+        context: AdminContext,
+        options: AdminOptions,
         webhooks: WebhookApi,
         background: &runtime::Handle,
     ) -> Self {
-        let since = format!("{:.3}", crate::telemetry::now());
-        let state = AdminState {
-            catalog,
-            metrics,
-            holdouts,
-            ready_at,
-            was_ready: AtomicBool::new(false),
-            drain,
-            since,
+        let access = AdminAccess {
+            tokens: options.tokens,
+            hosts: options.hosts,
+            certificate: options.tls.map(|tls| tls.certificate),
         };
+        let state = AdminState::new(context, options.reloads, options.cache_problem);
         Self {
+            access,
             state: Arc::new(state),
             webhooks,
             status: Renderer::new(background.clone()),
@@ -93,9 +104,9 @@ impl AdminApi {
                 false => webhook_api::method_not_allowed(),
             };
         }
-        if path.starts_with(refresh_api::PREFIX) {
+        if let Some(operation) = Operation::at(path) {
             return match is_post {
-                true => refresh_api::handle(&self.state.catalog, request, &peer).await,
+                true => self.operate(operation, request, &peer).await,
                 false => webhook_api::method_not_allowed(),
             };
         }
@@ -122,10 +133,44 @@ impl AdminApi {
                 document_response(status.await, HeaderValue::from_static("application/json"))
             }
             _ => {
-                let message =
-                    "no such endpoint; use /livez, /readyz, /metrics, /status or /refresh/NAME";
+                let message = "no such endpoint; use /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
+        }
+    }
+}
+
+/// A request that may change something.
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Refresh,
+    Reload,
+}
+
+impl Operation {
+    fn at(path: &str) -> Option<Self> {
+        match path {
+            "/reload" => Some(Self::Reload),
+            path if path.starts_with(refresh_api::PREFIX) => Some(Self::Refresh),
+            _ => None,
+        }
+    }
+}
+
+impl AdminApi {
+    async fn operate(
+        &self,
+        operation: Operation,
+        request: Request<RequestBody>,
+        peer: &Peer,
+    ) -> Response<ResponseBody> {
+        let head = match self.access.admit(request, peer).await {
+            Ok(head) => head,
+            Err(refused) => return refused,
+        };
+        match operation {
+            Operation::Refresh => refresh_api::handle(&self.state.context.catalog, &head).await,
+            Operation::Reload => reload_api::handle(&self.state.reloads, &head).await,
         }
     }
 }
@@ -146,6 +191,23 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
+    fn new(
+        context: AdminContext,
+        reloads: ConfigReloads,
+        cache_problem: watch::Receiver<Option<Arc<str>>>,
+    ) -> Self {
+        let configured = context.catalog.entries().into_iter();
+        let configured = configured.filter(|entry| entry.pattern().is_none());
+        Self {
+            awaited: configured.map(|entry| entry.name().to_owned()).collect(),
+            context,
+            reloads,
+            cache_problem,
+            was_ready: AtomicBool::new(false),
+            since: format!("{:.3}", crate::telemetry::now()),
+        }
+    }
+
     fn readyz(&self) -> Response<ResponseBody> {
         let ready = self.is_ready();
         let status = if ready {
@@ -153,7 +215,7 @@ impl AdminState {
         } else {
             StatusCode::SERVICE_UNAVAILABLE
         };
-        let draining = self.drain.is_draining();
+        let draining = self.context.drain.is_draining();
         let waiting_for = if ready {
             Vec::new()
         } else {
@@ -166,11 +228,11 @@ impl AdminState {
     }
 
     fn is_ready(&self) -> bool {
-        if self.drain.is_draining() {
+        if self.context.drain.is_draining() {
             return false;
         }
         if self.was_ready.load(Ordering::Relaxed)
-            || Instant::now() >= self.ready_at
+            || Instant::now() >= self.context.ready_at
             || self.waiting_for().is_empty()
         {
             self.was_ready.store(true, Ordering::Relaxed);
@@ -179,21 +241,23 @@ impl AdminState {
         false
     }
 
-    fn waiting_for(&self) -> Vec<String> {
-        let entries = self.catalog.entries().into_iter();
-        entries
-            // A bundle that is added on demand was asked for at a replica that was ready, or is
-            // not what its readiness is about.
-            .filter(|entry| entry.pattern().is_none() && !entry.has_concluded())
-            .map(|entry| entry.name().to_owned())
-            .collect()
+    /// The bundles that are neither served nor refused for good.
+    fn waiting_for(&self) -> Vec<&str> {
+        let is_awaited = |name: &&String| {
+            let entry = self.context.catalog.get(name);
+            entry.is_some_and(|entry| entry.pattern().is_none() && !entry.is_settled())
+        };
+        let awaited = self.awaited.iter().filter(is_awaited);
+        awaited.map(String::as_str).collect()
     }
 
     /// All bundles. Drops the clients of bundles that are no longer configured.
     fn entries(&self) -> Vec<Arc<Entry>> {
-        self.holdouts
-            .retain(|bundle| self.catalog.get(bundle).is_some());
-        self.catalog.entries()
+        let AdminContext {
+            catalog, holdouts, ..
+        } = &self.context;
+        holdouts.retain(|bundle| catalog.get(bundle).is_some());
+        catalog.entries()
     }
 
     fn status(&self, webhooks: Value) -> Value {
@@ -217,8 +281,16 @@ impl AdminState {
             (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
-        let version = env!("CARGO_PKG_VERSION");
-        json!({ "version": version, "since": self.since, "ready": self.is_ready(), "bundles": bundles, "webhooks": webhooks })
+        let reload = self.reloads.last();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "since": self.since,
+            "ready": self.is_ready(),
+            "cache": { "problem": self.cache_problem.borrow().as_deref() },
+            "config": reload.map(|outcome| outcome.status()),
+            "bundles": bundles,
+            "webhooks": webhooks,
+        })
     }
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.
@@ -227,16 +299,16 @@ impl AdminState {
             .withdrawal()
             .and_then(|withdrawal| withdrawal.version)
         else {
-            self.holdouts.clear(handle.name());
+            self.context.holdouts.clear(handle.name());
             return None;
         };
-        let clients = self.holdouts.count(handle.name(), &lost);
+        let clients = self.context.holdouts.count(handle.name(), &lost);
         Some((lost, clients))
     }
 
     /// Sets the gauges that are derived from the published state. One caller at a time.
     fn update_gauges(&self) {
-        let gauges = &self.metrics.status;
+        let gauges = &self.context.metrics.status;
         gauges.reset();
         for entry in &self.entries() {
             let handle = entry.handle();
@@ -255,7 +327,7 @@ impl AdminState {
 
     fn render_metrics(&self) -> Option<Bytes> {
         self.update_gauges();
-        match self.metrics.registry.render() {
+        match self.context.metrics.registry.render() {
             Ok(text) => Some(text.into()),
             Err(error) => {
                 tracing::error!(%error, "encoding the metrics failed; please report this");
@@ -286,3 +358,131 @@ fn withdrawn_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
 }
 
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::{
+        metrics::{BundleScope, Metrics},
+        publish::{
+            CheckEnd, Event, Failure, FailureClass, Outcome, Publisher, Step, pending, serving,
+        },
+        server::drain::Phase,
+    };
+
+    const READY_AFTER: Duration = Duration::from_secs(30);
+
+    /// A replica with the bundles `a` and `b`, of which `b` is served.
+    struct Replica {
+        admin: AdminState,
+        a: Publisher,
+        _b: Publisher,
+        phase: watch::Sender<Phase>,
+    }
+
+    impl Replica {
+        fn start() -> Self {
+            let (a, handle) = pending("a");
+            let (b, served) = serving("b", 1);
+            let catalog = Catalog::default();
+            let (phase, receiver) = watch::channel(Phase::Open);
+            let context = AdminContext {
+                catalog,
+                metrics: ServerMetrics::new(&Metrics::new()).unwrap(),
+                holdouts: HoldoutTracker::default(),
+                ready_at: Instant::now() + READY_AFTER,
+                drain: DrainSignal::new(receiver, Duration::ZERO),
+            };
+            for handle in [handle, served] {
+                insert(&context, handle);
+            }
+            Self {
+                admin: AdminState::new(context, ConfigReloads::default(), watch::channel(None).1),
+                a,
+                _b: b,
+                phase,
+            }
+        }
+
+        /// A check of `a` ends with a failure of this class.
+        fn fails(&mut self, class: FailureClass) {
+            let failure = Failure {
+                class,
+                step: Step::Resolve,
+                digest: None,
+                below: Arc::default(),
+                etag: None,
+                reason: "test",
+                message: "a failure".to_owned(),
+            };
+            let outcome = Outcome::Failed(failure);
+            let at = crate::telemetry::now();
+            self.a.apply(&Event::Checked { outcome, at }, None).unwrap();
+            self.a.record_check(Instant::now(), false, CheckEnd::Failed);
+        }
+    }
+
+    fn insert(context: &AdminContext, handle: Handle) {
+        let requests = context
+            .metrics
+            .bundle(&BundleScope::new(handle.name().into()));
+        let reference = "r.example/a:live".parse().unwrap();
+        let entry = Entry::new(handle, reference, None, Arc::new(requests));
+        context.catalog.insert(Arc::new(entry));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_may_pass_is_waited_for_until_ready_after_and_no_other() {
+        for (class, is_awaited) in [
+            (FailureClass::Transient, true),
+            (FailureClass::RateLimited(None), true),
+            (FailureClass::NotFound, false),
+            (FailureClass::Denied, false),
+            (FailureClass::Evidence, false),
+            (FailureClass::Revoked, false),
+            (FailureClass::Defect, false),
+        ] {
+            let mut replica = Replica::start();
+            assert_eq!(replica.admin.waiting_for(), ["a"]);
+            assert!(!replica.admin.is_ready());
+            replica.fails(class);
+            assert_eq!(replica.admin.is_ready(), !is_awaited, "{class:?}");
+            advance(READY_AFTER - Duration::from_millis(1)).await;
+            assert_eq!(replica.admin.is_ready(), !is_awaited, "{class:?}");
+            advance(Duration::from_millis(1)).await;
+            assert!(replica.admin.is_ready(), "{class:?}");
+            // Nothing but the drain ends it.
+            replica.fails(FailureClass::Transient);
+            assert!(replica.admin.is_ready(), "{class:?}");
+            replica.phase.send_replace(Phase::Notice);
+            assert!(!replica.admin.is_ready(), "{class:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_a_bundle_that_a_reload_adds_nor_one_that_it_removes_is_waited_for() {
+        let mut replica = Replica::start();
+        let (_publisher, added) = pending("c");
+        insert(&replica.admin.context, added);
+        assert_eq!(replica.admin.waiting_for(), ["a"]);
+        replica.fails(FailureClass::Transient);
+        assert!(!replica.admin.is_ready());
+        replica.admin.context.catalog.remove("a");
+        assert!(replica.admin.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspended_bundle_is_not_waited_for() {
+        let replica = Replica::start();
+        let entry = replica.admin.context.catalog.get("a").unwrap();
+        entry.handle().set_suspended(true);
+        // It may be on the disk.
+        assert!(!replica.admin.is_ready());
+        replica.a.record_suspension();
+        assert!(replica.admin.is_ready());
+    }
+}

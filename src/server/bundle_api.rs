@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Catalog, Entry, LongPoll,
+    Catalog, Entry, LongPoll, absence,
     clients::{AccessDecision, Caller, Clients, LiveClients},
     connection::Peer,
     credential_checks::{Check, CredentialChecks, Identification},
@@ -324,13 +324,7 @@ impl BundleApi {
                     message: "a new configuration is being applied; try again".to_owned(),
                 },
             };
-            let reason = if refusal.is_withdrawn {
-                "withdrawn"
-            } else {
-                "pending"
-            };
-            let response = response::absent(reason, &refusal.message, name);
-            return (response.into(), None);
+            return (absence::refused(&refusal, name, request.detail()), None);
         }
         (response::not_found().into(), None)
     }

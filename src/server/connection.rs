@@ -9,7 +9,7 @@ use hyper::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, UnixStream},
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -35,7 +35,8 @@ impl Transport for Box<WriteTimeout<TcpStream>> {
     }
 }
 
-impl Transport for Box<TlsStream<WriteTimeout<TcpStream>>> {}
+impl Transport for Box<WriteTimeout<UnixStream>> {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Transport for Box<TlsStream<WriteTimeout<S>>> {}
 #[cfg(any(test, fuzzing))]
 impl Transport for WriteTimeout<tokio::io::DuplexStream> {}
 impl<S: Transport> Transport for PrefixedStream<S> {}
@@ -62,12 +63,15 @@ pub(super) struct ConnectionContext {
 
 /// Serves a connection until the client closes it, a deadline passes, it is evicted, a response
 /// asks for it to be closed, or the server shuts down.
-pub(super) async fn serve_connection<V: Service>(
-    stream: TcpStream,
+pub(super) async fn serve_connection<S, V: Service>(
+    stream: S,
     tls: Option<TlsAcceptor>,
     service: Arc<V>,
     mut context: Box<ConnectionContext>,
-) {
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    Box<WriteTimeout<S>>: Transport,
+{
     let slot = Arc::clone(&context.peer.slot);
     let stream = WriteTimeout::new(stream, slot.deadlines().progress, slot);
     match tls {
@@ -89,12 +93,12 @@ pub(super) async fn serve_connection<V: Service>(
     }
 }
 
-async fn tls_handshake(
-    stream: WriteTimeout<TcpStream>,
+async fn tls_handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: WriteTimeout<S>,
     tls: TlsAcceptor,
     context: &ConnectionContext,
     refusals: Option<&RefusalLog>,
-) -> Option<Box<TlsStream<WriteTimeout<TcpStream>>>> {
+) -> Option<Box<TlsStream<WriteTimeout<S>>>> {
     let handshake = timeout(context.peer.slot.deadlines().handshake, tls.accept(stream));
     match context.until_close(Box::pin(handshake)).await? {
         Ok(Ok(stream)) => Some(Box::new(stream)),

@@ -1,6 +1,6 @@
 //! Both listeners: binding, serving and draining.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use tokio::{
     net::TcpListener,
@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use super::{
-    Catalog, Options,
-    admin::AdminApi,
+    AdminAddress, Catalog, Options,
+    admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
     credential_checks::CredentialChecks,
     drain::{DrainSignal, Phase},
@@ -21,6 +21,7 @@ use super::{
     pacer::Pacer,
     refusal::RefusalLog,
     repeat_guard::RepeatGuard,
+    unix_socket::UnixSocket,
     webhook_api::WebhookApi,
 };
 
@@ -31,12 +32,18 @@ const MAX_ADMIN_CONNECTIONS: usize = 128;
 #[derive(Debug)]
 pub struct Server {
     data: TcpListener,
-    admin: TcpListener,
+    admin: AdminListener,
     options: Options,
     catalog: Catalog,
     metrics: ServerMetrics,
     checks: CredentialChecks,
     background: Handle,
+}
+
+#[derive(Debug)]
+enum AdminListener {
+    Tcp(TcpListener),
+    Unix(UnixSocket),
 }
 
 impl Server {
@@ -52,7 +59,7 @@ impl Server {
         background: Handle,
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
-        let admin = bind(options.admin, "admin")?;
+        let admin = AdminListener::bind(&options.admin.address).await?;
         warn_if_backlog_is_small(options.max_connections);
         Ok(Self {
             data,
@@ -73,12 +80,15 @@ impl Server {
         self.data.local_addr()
     }
 
-    /// The address of the admin API.
+    /// Where the admin API listens.
     ///
     /// # Errors
-    /// When the system does not return it.
-    pub fn admin_address(&self) -> io::Result<SocketAddr> {
-        self.admin.local_addr()
+    /// When the system does not return its address.
+    pub fn admin_address(&self) -> io::Result<AdminAddress> {
+        match &self.admin {
+            AdminListener::Tcp(listener) => Ok(AdminAddress::Tcp(listener.local_addr()?)),
+            AdminListener::Unix(socket) => Ok(AdminAddress::Unix(socket.path().to_owned())),
+        }
     }
 
     /// Serves until `shutdown` completes, then drains.
@@ -101,10 +111,11 @@ impl Server {
             long_poll,
             clients,
             webhooks,
+            trusted_proxies,
             deadlines,
+            admin: admin_options,
             ..
         } = options;
-        let trusted_proxies = options.trusted_proxies;
         let drain_signal = DrainSignal::new(phase_receiver, drain.over);
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
@@ -114,15 +125,16 @@ impl Server {
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
-        let admin_api = AdminApi::new(
-            catalog.clone(),
-            metrics.clone(),
-            holdouts.clone(),
+        let admin_tls = admin_options.tls.as_ref();
+        let admin_tls = admin_tls.map(|tls| Arc::clone(&tls.config));
+        let context = AdminContext {
+            catalog: catalog.clone(),
+            metrics: metrics.clone(),
+            holdouts: holdouts.clone(),
             ready_at,
-            drain_signal.clone(),
-            webhooks.clone(),
-            &background,
-        );
+            drain: drain_signal.clone(),
+        };
+        let admin_api = AdminApi::new(context, admin_options, webhooks.clone(), &background);
         let pacer = Pacer::new(
             long_poll.bandwidth,
             long_poll.spread,
@@ -145,7 +157,7 @@ impl Server {
             webhooks,
         });
         let serve_bundles = connections.accept(data, tls, bundle_api);
-        let serve_admin = admin_connections.accept(admin, None, Arc::new(admin_api));
+        let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
             phase.send_replace(Phase::Notice);
@@ -161,4 +173,34 @@ impl Server {
         }
         connections.close().await;
     }
+}
+
+impl AdminListener {
+    async fn bind(address: &AdminAddress) -> io::Result<Self> {
+        match address {
+            AdminAddress::Tcp(address) => Ok(Self::Tcp(bind(*address, "admin")?)),
+            AdminAddress::Unix(path) => Ok(Self::Unix(bind_unix(path).await?)),
+        }
+    }
+
+    /// Serves connections until the future is dropped.
+    async fn serve(
+        self,
+        connections: &Connections,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        api: Arc<AdminApi>,
+    ) {
+        match self {
+            Self::Tcp(listener) => connections.accept(listener, tls, api).await,
+            Self::Unix(socket) => connections.accept(socket, None, api).await,
+        }
+    }
+}
+
+async fn bind_unix(path: &Path) -> io::Result<UnixSocket> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("server.admin {error}"));
+    let socket = UnixSocket::bind(path).await.map_err(named)?;
+    let address = AdminAddress::Unix(path.to_owned());
+    tracing::info!(listener = "admin", %address, "listening");
+    Ok(socket)
 }

@@ -18,11 +18,13 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     Deadlines,
-    connection::{self, ConnectionContext, Peer},
+    connection::{self, ConnectionContext, Peer, Transport},
     drain::DrainSignal,
     http2,
     idle_connections::{IdleConnections, Limits},
     service::Service,
+    socket::Accept,
+    write_timeout::WriteTimeout,
 };
 use crate::metrics::InFlight;
 
@@ -151,28 +153,32 @@ impl Connections {
     }
 
     /// Accepts connections and enforces their deadlines, until the future is dropped.
-    pub(super) async fn accept<V: Service>(
+    pub(super) async fn accept<L: Accept, V: Service>(
         &self,
-        listener: TcpListener,
+        listener: L,
         tls: Option<Arc<rustls::ServerConfig>>,
         service: Arc<V>,
-    ) {
+    ) where
+        Box<WriteTimeout<L::Stream>>: Transport,
+    {
         tokio::join!(
             self.accept_connections(listener, tls, service),
             self.idle.enforce_deadlines()
         );
     }
 
-    async fn accept_connections<V: Service>(
+    async fn accept_connections<L: Accept, V: Service>(
         &self,
-        listener: TcpListener,
+        listener: L,
         tls: Option<Arc<rustls::ServerConfig>>,
         service: Arc<V>,
-    ) {
+    ) where
+        Box<WriteTimeout<L::Stream>>: Transport,
+    {
         let tls = tls.map(TlsAcceptor::from);
         let mut failures = 0_u32;
         loop {
-            let (stream, peer) = match listener.accept().await {
+            let (stream, address) = match listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -193,11 +199,10 @@ impl Connections {
                 permit,
             );
             let (tls, service) = (tls.clone(), Arc::clone(&service));
-            let context = self.context(peer.ip());
+            let context = self.context(address);
             let slot = Arc::clone(&context.peer.slot);
             let task = tokio::spawn(async move {
                 let _counted = counted;
-                let _ = stream.set_nodelay(true);
                 connection::serve_connection(stream, tls, service, context).await;
             });
             slot.set_task(task.abort_handle());
@@ -205,9 +210,8 @@ impl Connections {
     }
 
     fn context(&self, address: IpAddr) -> Box<ConnectionContext> {
-        // An IPv4 client of a dual-stack socket has an IPv4-mapped address.
         let peer = Peer {
-            address: address.to_canonical(),
+            address,
             certificate: None,
             slot: self.idle.register(),
             is_over_limit: false,

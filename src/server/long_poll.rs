@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Entry, RequestMetrics,
+    absence::{self, Detail},
     bundle_api::BundleApi,
     holdout_tracker::{ClientId, WaitGuard},
     idle_connections::{HeldRequest, Slot},
@@ -273,6 +274,14 @@ impl BundleApi {
 }
 
 impl BundleRequest {
+    /// How much the client is told about a bundle that has nothing to serve.
+    pub(super) fn detail(&self) -> Detail {
+        match self.client.caller.is_anonymous() {
+            true => Detail::General,
+            false => Detail::Full,
+        }
+    }
+
     /// 200 with this version.
     fn bundle(&self, snapshot: &Arc<Snapshot>) -> Reply {
         Reply::bundle(Arc::clone(snapshot), self.wait, self.predates_long_polling)
@@ -337,14 +346,10 @@ fn immediate_reply(
             is_decided.then(|| request.bundle(snapshot))
         }
         State::Withdrawn(withdrawal) => {
-            (!may_wait).then(|| withdrawn_reply(withdrawal, entry.handle()))
+            (!may_wait).then(|| absence::withdrawn(entry.handle(), withdrawal, request.detail()))
         }
         State::Pending => None,
     }
-}
-
-fn withdrawn_reply(withdrawal: &Withdrawal, handle: &Handle) -> Reply {
-    response::absent("withdrawn", &withdrawal.reason, handle.name()).into()
 }
 
 /// Whether the client runs another version than the served one; either may be outdated.
@@ -360,22 +365,9 @@ fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Repl
             Reply::NotModified(Arc::clone(snapshot))
         }
         State::Serving(snapshot) => request.bundle(snapshot),
-        State::Withdrawn(withdrawal) => withdrawn_reply(withdrawal, handle),
-        State::Pending => {
-            response::absent("pending", &pending_message(handle), handle.name()).into()
-        }
+        State::Withdrawn(withdrawal) => absence::withdrawn(handle, withdrawal, request.detail()),
+        State::Pending => absence::pending(handle, request.detail()),
     }
-}
-
-/// Why a pending bundle has no version yet.
-fn pending_message(handle: &Handle) -> String {
-    let status = handle.status();
-    if status.suspended {
-        return "it is suspended, and no version is stored; remove `suspend` to fetch it"
-            .to_owned();
-    }
-    let failure = status.last_failure.map(|failure| failure.message);
-    failure.unwrap_or_else(|| "the first attempt to fetch it has not finished yet".to_owned())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! | `close_signal` | tells a connection to close |
 //! | `idle_connections` | which connections are evicted, held requests, deadlines of each step |
 //! | `write_timeout`, `unsent_response`, `response_body` | sending within time and memory limits |
+//! | `socket`, `unix_socket` | sockets that accept connections |
 //! | `service` | the answer to a request: at once, or later |
 //! | `bundle_api` | routing, authorization and replies for bundles |
 //! | `long_poll` | when a request is answered at once and when it is held |
@@ -22,21 +23,28 @@
 //! | `clients` | whose credential it is, and what that client may read |
 //! | `refusal` | why a request is refused, in the response, the log and the metrics |
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
+//! | `absence` | what a client learns about a bundle that has nothing to serve |
 //! | `response` | every status line, header and error body |
 //! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
-//! | `refresh_api`, `local_request` | checks of the registry on request, from this machine only |
+//! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something |
+//! | `refresh_api` | checks of the registry on request |
+//! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
 
+mod absence;
 mod admin;
+mod admin_access;
+mod admin_tokens;
 #[cfg(any(test, fuzzing))]
 mod both_paths;
 mod bundle_api;
 mod clients;
 mod close_signal;
+mod config_reloads;
 mod connection;
 mod credential;
 mod credential_checks;
@@ -53,7 +61,6 @@ mod if_none_match;
 mod jwt_checks;
 mod lifecycle;
 mod listener;
-mod local_request;
 mod long_poll;
 mod metrics;
 mod options;
@@ -64,6 +71,7 @@ mod prefer;
 mod prefixed_stream;
 mod refresh_api;
 mod refusal;
+mod reload_api;
 mod renderer;
 mod repeat_guard;
 mod reply;
@@ -72,18 +80,22 @@ mod request_head;
 mod response;
 mod response_body;
 mod service;
+mod socket;
 mod status;
 mod trusted_proxies;
+mod unix_socket;
 mod unsent_response;
 mod webhook_api;
 mod webhooks;
 mod write_timeout;
 
 pub use self::{
+    admin_tokens::AdminTokens,
     clients::{Clients, LiveClients, Requirement, Tokens},
+    config_reloads::{Began, ConfigReloads, ReloadOutcome, ReloadRequests},
     lifecycle::Server,
     metrics::{RequestMetrics, ServerMetrics},
-    options::{Deadlines, Drain, LongPoll, Options},
+    options::{AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LongPoll, Options},
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
 };

@@ -1,16 +1,19 @@
 //! Options of the server.
 
-use std::{net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
 
-use super::{LiveClients, LiveWebhooks, TrustedProxies};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+
+use super::{AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, TrustedProxies};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
 pub struct Options {
     /// The address of the bundle API; port 0 takes any free port.
     pub listen: SocketAddr,
-    /// The address of the admin API, which is always plain HTTP.
-    pub admin: SocketAddr,
+    /// The admin API.
+    pub admin: AdminOptions,
     /// TLS for the bundle API.
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Connections of clients at a time; further ones wait to be accepted.
@@ -29,6 +32,41 @@ pub struct Options {
     pub trusted_proxies: TrustedProxies,
     /// Time limits for each step of a connection.
     pub deadlines: Deadlines,
+}
+
+/// Options of the admin API.
+#[derive(Debug)]
+pub struct AdminOptions {
+    /// Where it listens.
+    pub address: AdminAddress,
+    /// TLS for TCP connections to it.
+    pub tls: Option<AdminTls>,
+    /// The tokens that allow to change something, replaceable while the server runs.
+    pub tokens: AdminTokens,
+    /// Names by which requests with a token may call it, besides those of its certificate.
+    pub hosts: Vec<String>,
+    /// The reloads of the configuration.
+    pub reloads: ConfigReloads,
+    /// The problem of the cache folder, while there is one.
+    pub cache_problem: watch::Receiver<Option<Arc<str>>>,
+}
+
+/// Where the admin API listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// An address; port 0 takes any free port.
+    Tcp(SocketAddr),
+    /// A Unix socket, which is created in an existing folder.
+    Unix(PathBuf),
+}
+
+/// TLS for the admin API.
+#[derive(Debug, Clone)]
+pub struct AdminTls {
+    /// The configuration of its connections.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Its certificate.
+    pub certificate: CertificateDer<'static>,
 }
 
 /// Time limits for each step of a connection. A client that exceeds one loses the connection, or
@@ -52,6 +90,30 @@ pub struct Deadlines {
     /// Time without progress after which a connection whose client does not read its response may
     /// be evicted.
     pub stalled_response_grace: Duration,
+}
+
+impl From<AdminAddress> for AdminOptions {
+    /// Without TLS and tokens.
+    fn from(address: AdminAddress) -> Self {
+        Self {
+            address,
+            tls: None,
+            tokens: AdminTokens::default(),
+            hosts: Vec::new(),
+            reloads: ConfigReloads::default(),
+            cache_problem: watch::channel(None).1,
+        }
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    /// As in the configuration.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 impl Default for Deadlines {

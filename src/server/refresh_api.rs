@@ -1,46 +1,22 @@
 //! `POST /refresh/NAME`: has the registry checked for a bundle now, and answers with the result.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use hyper::{Request, Response, StatusCode};
+use hyper::{Response, StatusCode, http::request::Parts};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Catalog, Entry,
-    bundle_api::resource,
-    connection::Peer,
-    local_request::{self, NotLocal},
-    prefer,
-    request_body::{BodyError, RequestBody},
-    request_head::{HeaderLines, PREFER},
-    response,
-    response_body::ResponseBody,
+    Catalog, Entry, admin_access, bundle_api::resource, response, response_body::ResponseBody,
     status,
 };
 use crate::{publish::Checked, telemetry};
 
 /// The path of the requests, before the bundle's name.
 pub(super) const PREFIX: &str = "/refresh/";
-/// The size of a body, which says nothing yet.
-const MAX_BODY_BYTES: usize = 4 << 10;
-const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a request without `Prefer: wait` waits for the result.
-const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-/// The longest wait.
-const MAX_WAIT: Duration = Duration::from_secs(300);
 
-/// Answers a POST.
-pub(super) async fn handle(
-    catalog: &Catalog,
-    request: Request<RequestBody>,
-    peer: &Peer,
-) -> Response<ResponseBody> {
-    let (head, body) = request.into_parts();
-    let authority = head.uri.authority().map(|authority| authority.as_str());
-    if let Err(refusal) = local_request::check(peer.address, authority, &head.headers) {
-        return refused(refusal);
-    }
+/// Answers a POST that may change something.
+pub(super) async fn handle(catalog: &Catalog, head: &Parts) -> Response<ResponseBody> {
     let name = resource(head.uri.path());
     let name = name
         .as_deref()
@@ -49,16 +25,11 @@ pub(super) async fn handle(
         let message = "the path is not percent-encoded UTF-8";
         return response::error(StatusCode::BAD_REQUEST, "bad_request", message, None);
     };
-    if let Some(refused) = refused_body(body.read(MAX_BODY_BYTES, BODY_TIMEOUT).await.err()) {
-        return refused;
-    }
     let Some(entry) = catalog.get(name) else {
         let message = "no bundle of this name is configured; see /status";
         return response::error(StatusCode::NOT_FOUND, "not_found", message, None);
     };
-    let wait = prefer::wait(HeaderLines::of(&head.headers, &PREFER))
-        .map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT));
-    match timeout(wait, check_now(catalog, entry)).await {
+    match timeout(admin_access::wait_of(head), check_now(catalog, entry)).await {
         Ok(Some((entry, checked))) => checked_response(&entry, &checked),
         Ok(None) => {
             let message = "the bundle was removed from the configuration";
@@ -86,20 +57,6 @@ async fn check_now(catalog: &Catalog, mut entry: Arc<Entry>) -> Option<(Arc<Entr
             None => entry = catalog.get(entry.name())?,
         }
     }
-}
-
-fn refused(refusal: NotLocal) -> Response<ResponseBody> {
-    let (status, reason) = match refusal {
-        NotLocal::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
-        NotLocal::Address | NotLocal::Forwarded | NotLocal::Origin | NotLocal::Host => {
-            (StatusCode::FORBIDDEN, "forbidden")
-        }
-    };
-    response::error(status, reason, &refusal.to_string(), None)
-}
-
-fn refused_body(error: Option<BodyError>) -> Option<Response<ResponseBody>> {
-    Some(response::unreadable_body(error?, MAX_BODY_BYTES))
 }
 
 /// The result. The answer is 200 whatever the check has found: the request was carried out.

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use moka::future::Cache;
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::spawn_blocking,
     time::{Duration, timeout},
 };
@@ -18,7 +18,8 @@ use super::{
     check_results::CheckResults,
     commit::Commits,
     disk::Disk,
-    error::DiskError,
+    error::{DiskError, FolderError},
+    health::Health,
     memory::Budget,
     metrics::StoreMetrics,
     record::Record,
@@ -56,6 +57,8 @@ pub struct Options {
 #[derive(Debug, Clone)]
 pub struct Store {
     disk: Option<Arc<Disk>>,
+    folder_error: Option<Arc<FolderError>>,
+    health: Health,
     readers: Arc<Semaphore>,
     writers: Arc<Semaphore>,
     commits: Commits,
@@ -71,19 +74,20 @@ pub struct Store {
 pub struct Change(u64);
 
 impl Store {
-    /// Opens the cache folder. A folder that can't be used costs persistence, not service: the
-    /// reason is logged and the store works in memory. Blocks.
+    /// Opens the cache folder. If it can't be used, [`Self::folder_error`] says why, and the store
+    /// works in memory. Blocks.
     pub fn open(options: Options, metrics: StoreMetrics) -> Self {
-        let disk = options.directory.and_then(|path| match Disk::open(&path, options.disk, metrics.disk_bytes()) {
-            Ok(disk) => Some(Arc::new(disk)),
-            Err(error) => {
-                tracing::error!(
-                    %error,
-                    "cache.directory can't be used: blobs are held in memory only, a cold start needs the registry"
-                );
-                None
-            }
-        });
+        let opened = options
+            .directory
+            .map(|path| Disk::open(&path, options.disk, metrics.disk_bytes()));
+        let (disk, folder_error) = match opened.transpose() {
+            Ok(disk) => (disk.map(Arc::new), None),
+            Err(error) => (None, Some(Arc::new(FolderError::from(error)))),
+        };
+        let health = Health::new(metrics.unavailable.clone());
+        if let Some(error) = &folder_error {
+            health.set(Some(error.to_string()));
+        }
         let budget = Budget::new(options.memory, metrics.memory_bytes());
         let spool = Spool {
             budget,
@@ -100,6 +104,8 @@ impl Store {
         let check_results = CheckResults::new(disk.as_ref().map(|disk| disk.root()));
         Self {
             disk,
+            folder_error,
+            health,
             readers,
             writers,
             commits: Commits::default(),
@@ -118,6 +124,17 @@ impl Store {
     /// Whether bundles survive a restart.
     pub fn is_persistent(&self) -> bool {
         self.disk.is_some()
+    }
+
+    /// Why the cache folder was not opened.
+    pub fn folder_error(&self) -> Option<&FolderError> {
+        self.folder_error.as_deref()
+    }
+
+    /// The problem of the cache folder, while there is one: it was not opened, or the last write to
+    /// it has failed.
+    pub fn problem(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.health.subscribe()
     }
 
     /// The results of checks of bundles.
@@ -222,7 +239,9 @@ impl Store {
             .collect();
         let work = move |disk: &Disk| disk.put(record, &served.layers, &small, &served.history);
         let written = self.write(work).await;
-        if !written {
+        if written {
+            self.health.set(None);
+        } else {
             // There may be no room for the bundle, but its history has to survive, because it
             // detects a rollback after a restart.
             self.write(move |disk| disk.put_history(&key, &history))
@@ -377,10 +396,15 @@ impl Store {
             commits.request(&changed, &runtime);
             Ok(change)
         });
-        match change.await {
-            Some(change) => self.commits.is_written(change).await,
-            None => false,
+        let Some(change) = change.await else {
+            return false;
+        };
+        let written = self.commits.is_written(change).await;
+        if !written {
+            let problem = "cache.directory: the index can't be written; the log has the reason";
+            self.health.set(Some(problem.to_owned()));
         }
+        written
     }
 
     async fn on_disk<T: Send + 'static>(
@@ -400,6 +424,10 @@ impl Store {
             Ok(Ok(value)) => Some(value),
             Ok(Err(error)) => {
                 tracing::error!(%error, "the cache on disk can't be {action}; serving continues from memory");
+                if error.is_of_folder() {
+                    self.health
+                        .set(Some(format!("cache.directory: can't be {action}: {error}")));
+                }
                 None
             }
             Err(error) => {

@@ -25,6 +25,35 @@ impl StoreError {
     }
 }
 
+/// Why the cache folder is not used.
+#[derive(Debug, thiserror::Error)]
+#[error("cache.directory: {0}")]
+pub struct FolderError(#[from] DiskError);
+
+impl FolderError {
+    /// Whether it passes without a change of the configuration or of the folder's owner: another
+    /// process has locked the folder, or the disk is full.
+    pub fn is_temporary(&self) -> bool {
+        let is_full = |error: &io::Error| {
+            matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        };
+        match &self.0 {
+            DiskError::Locked { .. } => true,
+            DiskError::Io { source, .. } | DiskError::Layout(LayoutError::Io { source, .. }) => {
+                is_full(source)
+            }
+            DiskError::Foreign { .. }
+            | DiskError::NotACache { .. }
+            | DiskError::Full { .. }
+            | DiskError::IndexTooLong { .. }
+            | DiskError::Layout(LayoutError::Malformed { .. }) => false,
+        }
+    }
+}
+
 /// A folder that can't be used, or a failed operation on it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
@@ -48,4 +77,46 @@ pub(super) enum DiskError {
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Layout(#[from] LayoutError),
+}
+
+impl DiskError {
+    /// Whether the folder is at fault, and not the size of one bundle.
+    pub(super) fn is_of_folder(&self) -> bool {
+        !matches!(self, Self::Full { .. } | Self::IndexTooLong { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_lock_are_temporary_and_nothing_else_is() {
+        let path = || PathBuf::from("/cache");
+        let io = |errno: Errno| DiskError::Io {
+            path: path(),
+            source: errno.into(),
+        };
+        let layout = |errno: Errno| LayoutError::Io {
+            operation: "write",
+            path: path(),
+            source: errno.into(),
+        };
+        for (error, expected) in [
+            (DiskError::Locked { path: path() }, true),
+            (io(Errno::NOSPC), true),
+            (io(Errno::DQUOT), true),
+            (layout(Errno::NOSPC).into(), true),
+            (io(Errno::ACCESS), false),
+            (io(Errno::ROFS), false),
+            (layout(Errno::ROFS).into(), false),
+            (DiskError::Foreign { path: path() }, false),
+            (DiskError::NotACache { path: path() }, false),
+        ] {
+            let error = FolderError::from(error);
+            assert_eq!(error.is_temporary(), expected, "{error}");
+        }
+    }
 }

@@ -8,8 +8,13 @@ use std::{
     path::Path,
 };
 
+use rustix::{
+    fs::{Access, access},
+    process::geteuid,
+};
+
 use super::{
-    error::DiskError,
+    error::{DiskError, FolderError},
     index::INDEX_LIMIT,
     record::{HistoryEntry, Record},
 };
@@ -65,6 +70,64 @@ pub(super) fn claim(path: &Path) -> Result<fs::File, DiskError> {
     Ok(lock)
 }
 
+/// Checks whether this user can use the folder as a cache, without changing anything. It does not
+/// check whether another process uses it, which may end before this one starts. Blocks.
+///
+/// # Errors
+/// When the folder, or if it is missing the one in which it would be created, can't be written,
+/// belongs to another user, or is not a cache.
+pub fn check(path: &Path) -> Result<(), FolderError> {
+    Ok(check_usable(path)?)
+}
+
+fn check_usable(path: &Path) -> Result<(), DiskError> {
+    let failed = |source| DiskError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let folder = match fs::metadata(path) {
+        Ok(folder) => folder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return check_creatable(path),
+        Err(error) => return Err(failed(error)),
+    };
+    if !folder.is_dir() {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
+    check_writable(path)?;
+    if !is_empty(path).map_err(failed)? && !is_cache(path)? {
+        return Err(DiskError::NotACache {
+            path: path.to_owned(),
+        });
+    }
+    if folder.uid() != geteuid().as_raw() {
+        return Err(DiskError::Foreign {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Checks that a missing folder can be created in the nearest one above it that exists.
+fn check_creatable(path: &Path) -> Result<(), DiskError> {
+    let above = path.ancestors().skip(1).map(|folder| match folder {
+        folder if folder.as_os_str().is_empty() => Path::new("."),
+        folder => folder,
+    });
+    let mut above = above.filter(|folder| folder.exists());
+    match above.next() {
+        Some(folder) => check_writable(folder),
+        None => Ok(()),
+    }
+}
+
+fn check_writable(folder: &Path) -> Result<(), DiskError> {
+    let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    access(folder, wanted).map_err(|error| DiskError::Io {
+        path: folder.to_owned(),
+        source: error.into(),
+    })
+}
+
 /// Whether the folder is marked as a cache, regardless of its index.
 pub(super) fn is_marked(path: &Path) -> bool {
     let mut text = Vec::with_capacity(MARKER.len() + 1);
@@ -94,7 +157,9 @@ fn is_cache_entry(entry: &Descriptor) -> bool {
 
 fn is_empty(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
-        if entry?.file_name() != LOST_FOUND {
+        let name = entry?.file_name();
+        let is_left = name == MARKER_NAME && is_interrupted_marker(path);
+        if name != LOST_FOUND && !is_left {
             return Ok(false);
         }
     }
@@ -134,20 +199,24 @@ fn is_empty_cache(path: &Path, layout: &Layout) -> Result<bool, DiskError> {
     Ok(true)
 }
 
+/// Whether a crash or a full disk has cut the marker short.
+fn is_interrupted_marker(path: &Path) -> bool {
+    let mut text = Vec::with_capacity(MARKER.len());
+    let file = open_regular(&path.join(MARKER_NAME));
+    let read = file.and_then(|file| file.take(MARKER.len() as u64).read_to_end(&mut text));
+    read.is_ok() && text.len() < MARKER.len() && MARKER.starts_with(&text)
+}
+
+/// Writes the same bytes as another process may be writing; the lock decides which one owns the
+/// folder.
 fn mark_new(path: &Path) -> io::Result<()> {
-    let marker = fs::File::options()
+    let mut marker = fs::File::options()
         .write(true)
-        .create_new(true)
-        .open(path.join(MARKER_NAME));
-    match marker {
-        // Another process was faster; the lock decides which one owns the folder.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        marker => {
-            let mut marker = marker?;
-            marker.write_all(MARKER)?;
-            marker.sync_all()
-        }
-    }
+        .create(true)
+        .truncate(false)
+        .open(path.join(MARKER_NAME))?;
+    marker.write_all(MARKER)?;
+    marker.sync_all()
 }
 
 /// Other users must neither read private policy nor write their own.

@@ -10,6 +10,7 @@ pub struct StoreMetrics {
     pub(super) memory_hits: IntCounter,
     pub(super) disk_hits: IntCounter,
     pub(super) misses: IntCounter,
+    pub(super) unavailable: IntGauge,
     bytes: IntGaugeVec,
 }
 
@@ -33,6 +34,10 @@ impl StoreMetrics {
             misses: metrics.counter(
                 "bundlegate_cache_misses_total",
                 "Blobs that were fetched from a registry.",
+            )?,
+            unavailable: metrics.gauge(
+                "bundlegate_cache_unavailable",
+                "1 while cache.directory can't be used and blobs are held in memory only.",
             )?,
             bytes: metrics.gauges("bundlegate_cache_bytes", "Bytes in the cache.", &["tier"])?,
         })

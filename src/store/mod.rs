@@ -14,7 +14,7 @@
 //!
 //! | path | content | if it is lost or damaged |
 //! |---|---|---|
-//! | `oci-layout` | `{"imageLayoutVersion":"1.0.0","dev.bundlegate.cache":1}`; the second key marks the folder as a cache | the folder is refused; without the second key, the entries of `index.json` prove a cache of an earlier version |
+//! | `oci-layout` | `{"imageLayoutVersion":"1.0.0","dev.bundlegate.cache":1}`; the second key marks the folder as a cache; a beginning of it is left by a crash | the folder is refused; without the second key, the entries of `index.json` prove a cache of an earlier version |
 //! | `index.json` | the entries below; at most 256 MiB | the cache starts empty |
 //! | `blobs/sha256/HEX` | layers, manifests, evidence and histories, by digest; hashed whenever they are read | a damaged blob is removed and fetched again |
 //! | `.lock` | empty; locked (`flock`) as long as the process lives | created again |
@@ -103,6 +103,7 @@ mod error;
 mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health;
 mod index;
 mod memory;
 mod metrics;
@@ -113,7 +114,8 @@ mod stored_bundle;
 pub use attempts::{Attempt, SetAside};
 pub use blob_store::{Change, Options, Store};
 pub use check_results::CheckResults;
-pub use error::StoreError;
+pub use error::{FolderError, StoreError};
+pub use folder::check as check_folder;
 pub use metrics::StoreMetrics;
 pub use stored_bundle::{Acceptance, LoadedBundle, StoredBundle};
 

@@ -619,6 +619,16 @@ async fn a_cache_survives_a_crash_at_any_point_of_its_creation() {
             "{files:?}"
         );
     }
+    // A crash, or a full disk, may cut short what marks the folder as a cache.
+    for marker in ["", "{\"imageLayoutVersion\":"] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("oci-layout"), marker).unwrap();
+        check_folder(folder.path()).unwrap();
+        assert!(
+            open(folder.path(), 1 << 20, 1 << 20).is_persistent(),
+            "{marker}"
+        );
+    }
 }
 
 #[tokio::test]

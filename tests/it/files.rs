@@ -40,6 +40,8 @@ const FLAGS: &[&[&str]] = &[
     &["pull", "127.0.0.1:1/a:v1", "--plain-http", "--key", "FILE"],
     &["eval", REF, "data.p.x", "--input", "FILE"],
     &["repl", REF, "--input", "FILE"],
+    &["refresh", "a", "--admin-token-file", "FILE"],
+    &["reload", "--ca-file", "FILE"],
     &["config", "check", "FILE"],
     &["serve", "--config", "FILE"],
     &[

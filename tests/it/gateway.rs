@@ -13,15 +13,15 @@ use bundlegate::{
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
     server::{
-        Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Requirement, Tokens,
-        TrustedProxies,
+        AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Requirement,
+        Tokens, TrustedProxies,
     },
     store,
     verify::TrustPolicy,
     watch::{ArtifactOptions, Expect, WatchOptions},
     webhooks::Webhook,
 };
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
@@ -37,6 +37,9 @@ pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 /// The name of the bundle that is served while the other is withdrawn.
 pub(crate) const FALLBACK: &str = "deny";
 
+/// A token of a client that may read all bundles. Who has it is told why there is no version.
+pub(crate) const READER: &str = "reader";
+
 /// The options of a gateway, with the values of most tests as defaults.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -49,7 +52,7 @@ pub(crate) struct Setup {
     pub(crate) policy: TrustPolicy,
     pub(crate) expect: Expect,
     pub(crate) rules: WatchOptions,
-    /// By default any client may read any bundle.
+    /// By default any client may read any bundle, with the token [`READER`] or without.
     pub(crate) clients: Option<Clients>,
     pub(crate) drain: Drain,
     pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
@@ -184,6 +187,7 @@ impl Setup {
         } = self.cache.clone();
         config.cache = Cache {
             directory,
+            required: true,
             disk,
             memory,
         };
@@ -271,7 +275,9 @@ impl TestGateway<InProcess> {
 
     pub(crate) async fn with(registry: &FaultyRegistry, setup: Setup) -> Self {
         let config = setup.config(registry);
-        let clients = setup.clients.unwrap_or_else(|| clients(&[("**", None)]));
+        let clients = setup
+            .clients
+            .unwrap_or_else(|| clients(&[("**", None), ("**", Some(READER))]));
         let clients = LiveClients::from(clients);
         let scheme = match setup.tls {
             Some(_) => "https",
@@ -279,7 +285,7 @@ impl TestGateway<InProcess> {
         };
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
-            admin: "127.0.0.1:0".parse().unwrap(),
+            admin: AdminAddress::Tcp("127.0.0.1:0".parse().unwrap()).into(),
             tls: setup.tls,
             max_connections: setup.max_connections,
             ready_after: HOUR,
@@ -298,7 +304,9 @@ impl TestGateway<InProcess> {
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();
-        let admin = gateway.admin_address().unwrap();
+        let AdminAddress::Tcp(admin) = gateway.admin_address().unwrap() else {
+            panic!("no address")
+        };
         let metrics = gateway.metrics().clone();
         let handle = gateway.catalog().get(setup.name).unwrap().handle().clone();
         let (stop, stopped) = oneshot::channel();
@@ -334,6 +342,13 @@ impl TestGateway<InProcess> {
 
     pub(crate) async fn get(&self, tags: &str, wait: u32) -> Response {
         self.asking(tags, wait).send().await.unwrap()
+    }
+
+    /// The error that a client with a token gets, which has the whole reason.
+    pub(crate) async fn refusal(&self) -> Value {
+        let response = self.asking("", 0).bearer_auth(READER).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        error(response).await
     }
 
     /// A request for the bundle, not yet sent.

@@ -10,10 +10,12 @@
 #![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
 mod access;
+mod admin;
 mod artifacts;
 mod attacks;
 mod author;
 mod cache;
+mod cache_folder;
 mod command;
 mod compatibility;
 mod conformance;
@@ -43,8 +45,8 @@ mod patterns;
 mod policy_change;
 mod protocols;
 mod quirks;
+mod readiness;
 mod reads;
-mod ready_after;
 mod refresh;
 mod refresh_failures;
 mod reload;

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     faulty::FaultyRegistry,
-    gateway::{HOUR, Setup, TestGateway, bundle, clients, error, eventually, tag, wishing},
+    gateway::{HOUR, READER, Setup, TestGateway, bundle, clients, error, eventually, tag, wishing},
     shared::poll_until,
 };
 
@@ -36,6 +36,14 @@ fn setup(pattern: (&'static str, &'static str, usize)) -> Setup {
 
 async fn get(gate: &Gateway, path: &str) -> Response {
     gate.request(Method::GET, path).send().await.unwrap()
+}
+
+/// The error that a client with a token gets.
+async fn refusal(gate: &Gateway, path: &str) -> Value {
+    let request = gate.request(Method::GET, path).bearer_auth(READER);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::NOT_FOUND);
+    error(response).await
 }
 
 /// What of a response does not depend on its time.
@@ -165,17 +173,22 @@ async fn a_client_that_may_read_a_bundle_learns_why_there_is_none_and_asking_aga
     let gate = gateway(&registry, ("teams/{tag}", IDLE, 10)).await;
     let mut bodies: Vec<Value> = Vec::new();
     for name in ["missing", "broken"] {
-        let first = get(&gate, &format!("/teams/{name}")).await;
-        assert_eq!(first.status(), StatusCode::NOT_FOUND);
-        let first = error(first).await;
+        let path = format!("/teams/{name}");
+        let first = refusal(&gate, &path).await;
         assert_eq!(first["reason"], "withdrawn", "{first}");
         let requests = registry.asked(name).len();
         for _ in 0..100 {
-            assert_eq!(
-                error(get(&gate, &format!("/teams/{name}")).await).await,
-                first
-            );
+            assert_eq!(refusal(&gate, &path).await, first);
         }
+        // An anonymous client is told neither the registry nor the reason.
+        let anonymous = error(get(&gate, &path).await).await;
+        let told = anonymous["message"].as_str().unwrap();
+        assert!(
+            told.contains("/status of the admin listener")
+                && !told.contains(name)
+                && !told.contains(&registry.address.to_string()),
+            "{told}"
+        );
         assert_eq!(registry.asked(name).len(), requests);
         bodies.push(first);
     }
@@ -208,7 +221,7 @@ async fn a_pattern_has_at_most_max_bundles_and_failures_make_room_for_others() {
         "failures are remembered"
     );
     assert_eq!(get(&gate, "/teams/b").await.status(), StatusCode::OK);
-    let refused = error(get(&gate, "/teams/c").await).await;
+    let refused = refusal(&gate, "/teams/c").await;
     assert_eq!(refused["reason"], "pending");
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains("patterns[].max"), "{message}");

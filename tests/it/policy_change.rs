@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     cache::{HangingDisk, blob_path, index, on_disk},
     faulty::{Fault, FaultyRegistry, Hold},
-    gateway::{HOUR, InProcess, Setup, TestGateway, bundle, error, eventually, tag},
+    gateway::{HOUR, InProcess, Setup, TestGateway, bundle, eventually, tag},
     signing::{Signer, any_of},
 };
 
@@ -186,9 +186,7 @@ async fn a_revoked_key_is_withdrawn_at_once_though_the_registry_is_dead() {
         assert_eq!(failed["check"], "signature", "{refused}");
         assert!(status.verdict.is_none() && status.signers.is_empty());
 
-        let gone = gate.get(&etag, 0).await;
-        assert_eq!(gone.status(), StatusCode::NOT_FOUND);
-        let error = error(gone).await;
+        let error = gate.refusal().await;
         assert_eq!(
             (&error["reason"], &error["message"]),
             (&"withdrawn".into(), &failure.message.into())
@@ -566,10 +564,8 @@ fn nothing_is_served_by_an_expired_verdict_during_reverification() {
         let held = gate.get(&etag, 2 * seconds + 2).await;
         assert_eq!(held.status(), StatusCode::NOT_FOUND);
         assert!(Timestamp::now() > over);
-        let gone = gate.get("", 0).await;
-        assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+        let error = gate.refusal().await;
         assert_eq!(gate.state(), "serving", "it was judged: this shows nothing");
-        let error = error(gone).await;
         assert_eq!(
             error["message"],
             "the verification has expired; re-verifying"

@@ -148,7 +148,8 @@ async fn the_command_says_what_is_served_and_fails_if_it_is_not_the_registrys() 
     let expected = "bundlegate: refresh other: no bundle of this name is configured; see /status\n";
     assert_eq!((ran.code, ran.stderr.as_str()), (1, expected));
     for arguments in [
-        &["a", "--admin", "https://127.0.0.1"][..],
+        &["a", "--admin", "ftp://127.0.0.1"][..],
+        &["a", "--admin", "unix:"],
         &["a", "--admin", "127.0.0.1:8090"],
         &["a", "--wait", "0s"],
         &["a", "--wait", "6m"],

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{
     cache::{index, on_disk},
     faulty::{Fault, FaultyRegistry, Hold},
-    gateway::{HOUR, PATIENCE, Setup, TestGateway, bundle, error, eventually, tag},
+    gateway::{HOUR, PATIENCE, Setup, TestGateway, bundle, eventually, tag},
     signing::Signer,
 };
 
@@ -117,9 +117,7 @@ async fn max_stale_ends_what_no_check_confirms() {
     assert_eq!(gate.get("", 60).await.status(), StatusCode::OK);
     registry.fail("", usize::MAX, unwell());
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
-    let refused = gate.get("", 0).await;
-    assert_eq!(refused.status(), StatusCode::NOT_FOUND);
-    let error = error(refused).await;
+    let error = gate.refusal().await;
     assert_eq!(error["reason"], "withdrawn");
     assert!(
         error["message"].as_str().unwrap().contains("max_stale"),
@@ -172,7 +170,7 @@ async fn a_restart_does_not_prolong_max_stale() {
     // The rest of the four seconds is left, and then the version is withdrawn.
     let gate = TestGateway::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
-    let error = error(gate.get("", 0).await).await;
+    let error = gate.refusal().await;
     assert_eq!(
         error["message"], "no successful check for 4s (max_stale)",
         "{error}"
@@ -182,10 +180,7 @@ async fn a_restart_does_not_prolong_max_stale() {
     // The next process does not start the time again either …
     let gate = TestGateway::with(&registry, stale_after(Duration::from_secs(4), &cache)).await;
     eventually("its first word", || gate.state() != "pending").await;
-    assert_eq!(
-        self::error(gate.get("", 0).await).await["message"],
-        error["message"]
-    );
+    assert_eq!(gate.refusal().await["message"], error["message"]);
     // … but needs only a check that confirms the version.
     let fetched = registry.asked("blobs/").len();
     registry.heal();
@@ -245,14 +240,12 @@ async fn first_wait_holds_requests_of_a_cold_start_and_ends_with_pending() {
     let gate = TestGateway::before(&registry, Duration::from_millis(100)).await;
     eventually("a failed check", || gate.last_failure().is_some()).await;
     let began = Instant::now();
-    let pending = gate.get("", 0).await;
+    let error = gate.refusal().await;
     assert!(
         began.elapsed() >= Duration::from_secs(2),
         "{:?} are not first_wait",
         began.elapsed()
     );
-    assert_eq!(pending.status(), StatusCode::NOT_FOUND);
-    let error = error(pending).await;
     assert_eq!(
         (&error["reason"], &error["bundle"]),
         (&"pending".into(), &"authz/main".into())
@@ -282,11 +275,9 @@ async fn what_is_refused_is_404_at_once_and_with_wait_200_the_moment_it_is_signe
     setup.rules.first_wait = HOUR;
     let gate = TestGateway::with(&registry, setup).await;
     eventually("a verdict", || gate.state() == "withdrawn").await;
-    let refused = timeout(PATIENCE, gate.get("", 0))
+    let error = timeout(PATIENCE, gate.refusal())
         .await
         .expect("not at once");
-    assert_eq!(refused.status(), StatusCode::NOT_FOUND);
-    let error = error(refused).await;
     assert_eq!(error["reason"], "withdrawn");
     assert!(
         error["message"].as_str().unwrap().contains(digest.as_str()),

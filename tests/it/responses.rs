@@ -9,9 +9,10 @@ use tokio::{
 };
 
 use crate::{
-    faulty::FaultyRegistry,
+    faulty::{Fault, FaultyRegistry},
     gateway::{HOUR, Setup, TestGateway, bundle, clients, error, eventually, header, tag, wishing},
     shared::poll_until,
+    signing::Signer,
 };
 
 const BUNDLES: &str = "application/vnd.openpolicyagent.bundles";
@@ -287,6 +288,45 @@ async fn a_replica_is_ready_once_each_bundle_has_concluded_one_attempt() {
         ),
         (&"not_found".into(), &"resolve".into())
     );
+}
+
+/// The whole reason may name registries, addresses, digests and files.
+#[tokio::test]
+async fn an_anonymous_client_learns_the_kind_of_a_failure_and_nothing_else() {
+    let fails = |status| Some(Fault::Status(status, vec![]));
+    for (fault, is_pushed, reason, kind) in [
+        (fails(503), false, "pending", "the registry does not answer"),
+        (fails(403), false, "pending", "the registry denies access"),
+        (None, false, "withdrawn", "the registry has no such version"),
+        (None, true, "withdrawn", "the version is not trusted"),
+    ] {
+        let registry = FaultyRegistry::start().await;
+        if is_pushed {
+            registry.put_artifact("live", &bundle("one"));
+        }
+        if let Some(fault) = fault {
+            registry.fail("", usize::MAX, fault);
+        }
+        let setup = Setup {
+            policy: Signer::new().policy(),
+            ..Setup::default()
+        };
+        let gate = TestGateway::with(&registry, setup).await;
+        eventually("a failed check", || gate.last_failure().is_some()).await;
+        let failure = gate.last_failure().unwrap();
+        let anonymous = error(gate.get("", 0).await).await;
+        let told = anonymous["message"].as_str().unwrap();
+        assert_eq!(anonymous["reason"], reason, "{failure:?}");
+        assert!(told.starts_with(kind), "{told}");
+        let mut secrets = vec![registry.address.to_string(), "sha256".to_owned()];
+        secrets.extend(failure.digest);
+        for secret in &secrets {
+            assert!(!told.contains(secret), "{told}");
+        }
+        let known = gate.refusal().await;
+        assert_eq!(known["reason"], reason);
+        assert_eq!(known["message"], failure.message.as_str());
+    }
 }
 
 /// The revision is text of the bundle's author.

@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
 use super::super::read;
+use crate::server::AdminAddress;
 
 /// Escapes all characters with a meaning in a URL, in a shell or in OPA's `--set`.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
@@ -21,15 +22,15 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 const INPUT_LIMIT: u64 = 4096;
 
 /// The addresses that `dev` listens on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Addresses {
     pub(super) data: SocketAddr,
-    pub(super) admin: SocketAddr,
+    pub(super) admin: AdminAddress,
 }
 
 /// Comments and commands: run OPA on the bundle, query it, show the status, fetch the bundle.
 pub(super) fn lines(
-    addresses: Addresses,
+    addresses: &Addresses,
     name: &str,
     policy: &Path,
     package: Option<&str>,
@@ -52,7 +53,7 @@ pub(super) fn lines(
             quoted(&request_body(policy).to_string())
         ),
         "# show what is served, and any failure:".to_owned(),
-        format!("curl -s http://{}/status", reachable(addresses.admin)),
+        format!("curl -s http://{}/status", addresses.admin),
         "# fetch the bundle without OPA:".to_owned(),
         format!("curl -s -D - -o bundle.tar.gz {url}{resource}"),
     ]
@@ -91,9 +92,9 @@ mod tests {
         fs::write(folder.path().join("input.json"), r#"{ "user": "o'hara" }"#).unwrap();
         let addresses = Addresses {
             data: "0.0.0.0:8282".parse().unwrap(),
-            admin: "127.0.0.1:9".parse().unwrap(),
+            admin: AdminAddress::Tcp("127.0.0.1:9".parse().unwrap()),
         };
-        let lines = lines(addresses, "a,b=c/d e.tar.gz", folder.path(), Some("a.b"));
+        let lines = lines(&addresses, "a,b=c/d e.tar.gz", folder.path(), Some("a.b"));
         assert!(
             lines[1].contains("services.bundlegate.url=http://127.0.0.1:8282 "),
             "{}",

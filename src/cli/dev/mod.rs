@@ -89,7 +89,7 @@ pub(super) async fn run(options: Options, serving: Handle) -> anyhow::Result<()>
         data: gateway.data_address()?,
         admin: gateway.admin_address()?,
     };
-    for line in hints::lines(addresses, &options.name, &policy, package.as_deref()) {
+    for line in hints::lines(&addresses, &options.name, &policy, package.as_deref()) {
         print(&line)?;
     }
     let fate = if policy.starts_with(state.path()) && state.is_temporary() {

@@ -51,7 +51,7 @@ fn unknown_keys_are_named() {
         ),
         (
             "cache: { zebra: 1 }",
-            "cache.zebra: unknown key; known here: directory, disk, memory",
+            "cache.zebra: unknown key; known here: directory, required, disk, memory",
         ),
         (
             "registries: { ghcr.io: { credentials: { username: a, password: b } } }",
@@ -190,12 +190,74 @@ fn values_of_the_wrong_kind_are_named() {
 }
 
 #[test]
+fn errors_of_the_admin_listener_name_the_key_and_a_fix() {
+    let name = "x".repeat(200);
+    let long = format!("server: {{ admin: 'unix:/{name}' }}");
+    let too_long =
+        format!("server.admin: the path of the socket, /{name}, is too long; write a shorter one");
+    check(&[
+        (
+            "server: { admin: 'unix:' }",
+            "server.admin: the path is empty; write one, or remove the key",
+        ),
+        (&long, &too_long),
+        (
+            "server: { admin: 'unix:a', admin_tls: { certificate: tls.crt, key: tls.key } }",
+            "server.admin_tls: connections to a Unix socket don't leave this machine; remove it, or \
+             write an address in `server.admin`",
+        ),
+        (
+            "server: { admin_tls: { certificate: tls.crt, key: tls.crt } }",
+            "server.admin_tls.key: tls.crt has no usable private key; use an unencrypted PEM key (PKCS#8, SEC1, PKCS#1)",
+        ),
+        (
+            "server: { admin_token_file: empty }",
+            "server.admin_token_file: empty: the file has no token; write one token per line",
+        ),
+        (
+            "server: { admin_token_file: none }",
+            "server.admin_token_file: none can't be read: No such file or directory (os error 2); \
+             correct the path or its permissions",
+        ),
+        (
+            "server: { admin_hosts: [gate.internal] }",
+            "server.admin_hosts: only requests with a token may name these hosts; add \
+             `server.admin_token_file`",
+        ),
+        (
+            "server: { admin_token_file: edge.tokens, admin_hosts: [gate.internal, 10.0.0.1] }",
+            "server.admin_hosts[1]: 10.0.0.1 is an address, and every address is accepted; remove it",
+        ),
+        (
+            "server: { admin_token_file: edge.tokens, admin_hosts: ['https://gate.internal'] }",
+            "server.admin_hosts[0]: \"https://gate.internal\" is not a host name; write one without \
+             scheme and port, such as gate.internal",
+        ),
+    ]);
+}
+
+#[test]
+fn errors_of_the_cache_name_the_key_and_a_fix() {
+    check(&[
+        (
+            "cache: { required: true }",
+            "cache.required: no folder is required; add `directory`, or remove it",
+        ),
+        (
+            "cache: { directory: cache, required: maybe }",
+            "cache.required: expected true or false, found \"maybe\"; correct the value",
+        ),
+    ]);
+}
+
+#[test]
 #[expect(clippy::too_many_lines, reason = "a flat table")]
 fn server_errors_name_the_key_and_a_fix() {
     const EXAMPLES: &str =
         "write an address such as \":8443\" (all addresses) or \"127.0.0.1:8443\"";
     let port = format!("server.listen: \"8443\" has no port; {EXAMPLES}");
-    let host = format!("server.admin: \"gate.example:80\" has no IP address; {EXAMPLES}");
+    let host =
+        format!("server.admin: \"gate.example:80\" has no IP address; {EXAMPLES}, or unix:PATH");
     for (typed, expected) in [
         ("server: { listen: 8443 }", port),
         ("server: { admin: 'gate.example:80' }", host),

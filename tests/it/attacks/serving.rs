@@ -179,7 +179,7 @@ async fn what_is_in_the_cache_is_verified_by_the_current_policy() {
     gate.end(cache.path()).await;
     let gate = TestGateway::with(&registry, with(policy([keyed(&Key::p256())]))).await;
     eventually("it is withdrawn", || gate.state() == "withdrawn").await;
-    let refused = error(gate.get("", 0).await).await;
+    let refused = gate.refusal().await;
     assert_eq!(refused["reason"], "withdrawn");
     assert!(
         refused["message"].as_str().unwrap().contains("another key"),
@@ -297,14 +297,13 @@ async fn every_way_to_have_no_answer_is_a_no_with_its_own_reason() {
         eventually("a failed check", || gate.last_failure().is_some()).await;
         let failure = gate.last_failure().unwrap();
         assert_eq!(failure.class, class, "{failure:?}");
-        let refused = gate.get("", 0).await;
-        assert_eq!(refused.status(), StatusCode::NOT_FOUND, "{failure:?}");
+        let refused = gate.refusal().await;
         assert!(
             registry.asked(layer.digest.as_str()).is_empty(),
             "{failure:?}"
         );
         reasons.push(
-            error(refused).await["message"]
+            refused["message"]
                 .as_str()
                 .unwrap()
                 .replace(&registry.address.to_string(), ""),

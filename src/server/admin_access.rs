@@ -1,0 +1,419 @@
+//! Who may send the requests to the admin API that change something.
+//!
+//! Programs on this machine may, and everyone with a token. A web page that a user opens can send
+//! requests as well: to loopback from this machine, and to other addresses from every machine that
+//! reaches them. None of its requests passes here, with a token or without.
+
+use std::{net::IpAddr, time::Duration};
+
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE},
+    http::request::Parts,
+};
+use rustls::pki_types::{CertificateDer, ServerName};
+use webpki::EndEntityCert;
+
+use super::{
+    admin_tokens::AdminTokens,
+    connection::Peer,
+    credential::Authorization,
+    prefer,
+    request_body::RequestBody,
+    request_head::{HeaderLines, PREFER},
+    response,
+    response_body::ResponseBody,
+};
+
+/// The size of a body, which says nothing yet.
+const MAX_BODY_BYTES: usize = 4 << 10;
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request without `Prefer: wait` waits for its result.
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+/// The longest wait.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
+/// Decides who may change something.
+#[derive(Debug)]
+pub(super) struct AdminAccess {
+    /// Any of them is accepted.
+    pub(super) tokens: AdminTokens,
+    /// Names of the admin listener, in lower case.
+    pub(super) hosts: Vec<String>,
+    /// The certificate of the admin listener, whose names are names of it.
+    pub(super) certificate: Option<CertificateDer<'static>>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Denied {
+    #[error("the request comes from a web page, and only programs may do this")]
+    Origin,
+    #[error("send `Content-Type: application/json`")]
+    ContentType,
+    #[error("send a token of server.admin_token_file, as `Authorization: Bearer TOKEN`")]
+    Token,
+    #[error(
+        "without a token only programs on this machine may do this; configure \
+         server.admin_token_file, or send the request to a loopback address"
+    )]
+    Address,
+    #[error(
+        "a proxy has forwarded the request, and without a token only programs on this machine may \
+         do this; configure server.admin_token_file"
+    )]
+    Forwarded,
+    #[error(
+        "the Host header names another machine; use localhost, 127.0.0.1 or [::1], or with a token \
+         an address, a name of the certificate or one of server.admin_hosts"
+    )]
+    Host,
+}
+
+impl AdminAccess {
+    /// Returns the head of a request that may change something, or the response to another one. The
+    /// body is read, so that the connection can be used again.
+    pub(super) async fn admit(
+        &self,
+        request: Request<RequestBody>,
+        peer: &Peer,
+    ) -> Result<Parts, Response<ResponseBody>> {
+        let (head, body) = request.into_parts();
+        let authority = head.uri.authority().map(|authority| authority.as_str());
+        self.check(peer.address, authority, &head.headers)
+            .map_err(Denied::response)?;
+        match body.read(MAX_BODY_BYTES, BODY_TIMEOUT).await {
+            Ok(_) => Ok(head),
+            Err(error) => Err(response::unreadable_body(error, MAX_BODY_BYTES)),
+        }
+    }
+
+    /// Checks that a program sends the request, and that it may.
+    ///
+    /// - `Origin` is missing: browsers send it with every POST.
+    /// - `Content-Type` is one that a page can't send to another origin without asking first.
+    /// - The request has a token, or a program on this machine sends it: the client's address is a
+    ///   loopback address or that of a Unix socket, and no header says that a proxy has forwarded
+    ///   it. A wrong token is refused on this machine as well.
+    /// - `Host` names this listener: a page whose own name was resolved to its address (DNS
+    ///   rebinding) sends its name. Without a token it is a loopback name. With one it is any
+    ///   address, which can't be rebound, or a configured name.
+    fn check(
+        &self,
+        client: IpAddr,
+        authority: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<(), Denied> {
+        if headers.contains_key(ORIGIN) {
+            return Err(Denied::Origin);
+        }
+        if !is_json(headers) {
+            return Err(Denied::ContentType);
+        }
+        let tokens = self.tokens.current();
+        let has_token = match (&tokens, headers.get(AUTHORIZATION)) {
+            (Some(tokens), Some(credential)) => {
+                match Authorization::of(Some(credential.as_bytes())) {
+                    Authorization::Bearer(token) if tokens.contain_token(token) => true,
+                    _ => return Err(Denied::Token),
+                }
+            }
+            _ => false,
+        };
+        if !has_token {
+            check_local(client, headers).map_err(|denied| match tokens {
+                Some(_) => Denied::Token,
+                None => denied,
+            })?;
+        }
+        let is_own = |host: &str| {
+            let host = without_port(host);
+            is_loopback(host) || has_token && self.has_name(host)
+        };
+        // Over HTTP/2 the authority takes the place of `Host`; both may be there.
+        let host = match headers.get(HOST) {
+            Some(host) => Some(host.to_str().map_err(|_| Denied::Host)?),
+            None => None,
+        };
+        let names = [authority, host];
+        if names == [None, None] || !names.into_iter().flatten().all(is_own) {
+            return Err(Denied::Host);
+        }
+        Ok(())
+    }
+
+    /// Whether a host is an address or a name of this listener.
+    fn has_name(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let is_name_of = |certificate: &CertificateDer<'_>| {
+            let name = ServerName::try_from(host).ok();
+            let certificate = EndEntityCert::try_from(certificate).ok();
+            certificate.zip(name).is_some_and(|(certificate, name)| {
+                certificate.verify_is_valid_for_subject_name(&name).is_ok()
+            })
+        };
+        address(host).is_some()
+            || self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
+            || self.certificate.as_ref().is_some_and(is_name_of)
+    }
+}
+
+impl Denied {
+    fn response(self) -> Response<ResponseBody> {
+        let (status, reason) = match self {
+            Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::Token => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Address | Self::Forwarded | Self::Origin | Self::Host => {
+                (StatusCode::FORBIDDEN, "forbidden")
+            }
+        };
+        let mut response = response::error(status, reason, &self.to_string(), None);
+        if self == Self::Token {
+            let headers = response.headers_mut();
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// How long a request waits for its result.
+pub(super) fn wait_of(head: &Parts) -> Duration {
+    let wait = prefer::wait(HeaderLines::of(&head.headers, &PREFER));
+    wait.map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT))
+}
+
+/// Checks that a program on this machine sends the request.
+fn check_local(client: IpAddr, headers: &HeaderMap) -> Result<(), Denied> {
+    if !client.is_loopback() {
+        return Err(Denied::Address);
+    }
+    let of_proxies = [FORWARDED.as_str(), "x-forwarded-for", "x-real-ip", "via"];
+    if of_proxies.iter().any(|name| headers.contains_key(*name)) {
+        return Err(Denied::Forwarded);
+    }
+    Ok(())
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let media_type = content_type.and_then(|value| value.split(';').next());
+    media_type.is_some_and(|value| value.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// The host in `HOST` or `HOST:PORT`.
+fn without_port(text: &str) -> &str {
+    match text.rsplit_once(':') {
+        Some((host, port))
+            if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            host
+        }
+        _ => text,
+    }
+}
+
+/// The address that a host is; `None` for a name.
+fn address(host: &str) -> Option<IpAddr> {
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .unwrap_or(host);
+    bare.parse().ok()
+}
+
+/// Whether a host is `localhost` or a loopback address.
+fn is_loopback(host: &str) -> bool {
+    host.eq_ignore_ascii_case("localhost")
+        || address(host).is_some_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hyper::header::HeaderName;
+
+    use super::*;
+    use crate::server::clients::Tokens;
+
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    const LOCAL: (&str, &str) = ("host", "127.0.0.1:8090");
+    const TOKEN: (&str, &str) = ("authorization", "Bearer s3cret");
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+
+    /// With the certificate of `gate.example`.
+    fn access(tokens: Option<&[&[u8]]>) -> AdminAccess {
+        let certified = rcgen::generate_simple_self_signed(["gate.example".into()]).unwrap();
+        let access = AdminAccess {
+            tokens: AdminTokens::default(),
+            hosts: vec!["admin.internal".to_owned()],
+            certificate: Some(certified.cert.der().clone()),
+        };
+        let tokens = tokens.map(|tokens| Tokens::new(tokens.iter().copied()));
+        access.tokens.replace(tokens);
+        access
+    }
+
+    fn headers(headers: &[(&str, &str)]) -> HeaderMap {
+        let parsed = headers
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()));
+        parsed.collect()
+    }
+
+    #[test]
+    fn without_tokens_only_programs_on_this_machine_pass() {
+        let access = access(None);
+        let charset = ("content-type", "Application/JSON; charset=utf-8");
+        for (client, sent, expected) in [
+            (HERE, &[LOCAL, JSON][..], Ok(())),
+            (HERE, &[("host", "localhost"), JSON], Ok(())),
+            (HERE, &[("host", "LocalHost:1"), JSON], Ok(())),
+            (HERE, &[("host", "[::1]:8090"), JSON], Ok(())),
+            (HERE, &[LOCAL, charset], Ok(())),
+            // It means nothing here.
+            (HERE, &[LOCAL, JSON, TOKEN], Ok(())),
+            (THERE, &[LOCAL, JSON], Err(Denied::Address)),
+            (THERE, &[LOCAL, JSON, TOKEN], Err(Denied::Address)),
+            (HERE, &[JSON], Err(Denied::Host)),
+            (
+                HERE,
+                &[("host", "rebound.example:8090"), JSON],
+                Err(Denied::Host),
+            ),
+            (
+                HERE,
+                &[("host", "127.0.0.1.example"), JSON],
+                Err(Denied::Host),
+            ),
+            (HERE, &[("host", "10.0.0.1"), JSON], Err(Denied::Host)),
+            (HERE, &[("host", "gate.example"), JSON], Err(Denied::Host)),
+        ] {
+            let checked = access.check(client, None, &headers(sent));
+            assert_eq!(checked, expected, "{client} {sent:?}");
+        }
+        let authorities = |authority: &str, sent: &[(&str, &str)]| {
+            access.check(HERE, Some(authority), &headers(sent))
+        };
+        assert_eq!(authorities("localhost:1", &[JSON]), Ok(()));
+        let other = ("host", "a.example");
+        assert_eq!(authorities("localhost", &[other, JSON]), Err(Denied::Host));
+        assert_eq!(authorities("a.example", &[LOCAL, JSON]), Err(Denied::Host));
+    }
+
+    #[test]
+    fn with_tokens_a_token_counts_everywhere_and_this_machine_needs_none() {
+        let access = access(Some(&[b"other", b"s3cret"]));
+        for (client, sent, expected) in [
+            (HERE, &[LOCAL, JSON][..], Ok(())),
+            (HERE, &[LOCAL, JSON, TOKEN], Ok(())),
+            (THERE, &[("host", "10.0.0.9:8090"), JSON, TOKEN], Ok(())),
+            (THERE, &[("host", "[fd00::1]:8090"), JSON, TOKEN], Ok(())),
+            (
+                THERE,
+                &[("host", "Admin.Internal:8090"), JSON, TOKEN],
+                Ok(()),
+            ),
+            (
+                THERE,
+                &[("host", "GATE.example.:8090"), JSON, TOKEN],
+                Ok(()),
+            ),
+            (
+                THERE,
+                &[("host", "rebound.example"), JSON, TOKEN],
+                Err(Denied::Host),
+            ),
+            (
+                HERE,
+                &[("host", "rebound.example"), JSON, TOKEN],
+                Err(Denied::Host),
+            ),
+            (
+                HERE,
+                &[("host", "rebound.example"), JSON],
+                Err(Denied::Host),
+            ),
+            (THERE, &[JSON, TOKEN], Err(Denied::Host)),
+            (THERE, &[LOCAL, JSON], Err(Denied::Token)),
+            (
+                HERE,
+                &[LOCAL, JSON, ("via", "1.1 proxy")],
+                Err(Denied::Token),
+            ),
+            (HERE, &[LOCAL, JSON, TOKEN, ("via", "1.1 proxy")], Ok(())),
+            (
+                HERE,
+                &[LOCAL, JSON, ("authorization", "Bearer s3cre")],
+                Err(Denied::Token),
+            ),
+            (
+                HERE,
+                &[LOCAL, JSON, ("authorization", "Basic s3cret")],
+                Err(Denied::Token),
+            ),
+        ] {
+            let checked = access.check(client, None, &headers(sent));
+            assert_eq!(checked, expected, "{client} {sent:?}");
+        }
+        // The file is empty, or the tokens are revoked.
+        access.tokens.replace(Some(Tokens::new([])));
+        let sent = [("host", "10.0.0.9"), JSON, TOKEN];
+        assert_eq!(
+            access.check(THERE, None, &headers(&sent)),
+            Err(Denied::Token)
+        );
+    }
+
+    #[test]
+    fn no_request_of_a_web_page_passes() {
+        for tokens in [None, Some(&[&b"s3cret"[..]][..])] {
+            let access = access(tokens);
+            for (page, expected) in [
+                (
+                    &[JSON, ("origin", "http://evil.example")][..],
+                    Denied::Origin,
+                ),
+                (&[JSON, ("origin", "http://127.0.0.1:8090")], Denied::Origin),
+                (&[JSON, ("origin", "null")], Denied::Origin),
+                (&[], Denied::ContentType),
+                (&[("content-type", "text/plain")], Denied::ContentType),
+                (
+                    &[("content-type", "text/plain; application/json")],
+                    Denied::ContentType,
+                ),
+                (
+                    &[("content-type", "application/x-www-form-urlencoded")],
+                    Denied::ContentType,
+                ),
+            ] {
+                for credential in [&[LOCAL][..], &[LOCAL, TOKEN]] {
+                    let sent = [page, credential].concat();
+                    let checked = access.check(HERE, None, &headers(&sent));
+                    assert_eq!(checked, Err(expected), "{sent:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_proxy_on_this_machine_is_recognised_by_each_of_its_headers() {
+        for forwarded in [
+            ("forwarded", "for=10.0.0.1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-real-ip", "10.0.0.1"),
+            ("via", "1.1 proxy"),
+        ] {
+            let sent = headers(&[LOCAL, JSON, forwarded]);
+            let refused = Err(Denied::Forwarded);
+            assert_eq!(
+                access(None).check(HERE, None, &sent),
+                refused,
+                "{forwarded:?}"
+            );
+        }
+    }
+}
