@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use super::tree::{Key, Node, Value};
 
 /// The paths of the keys in which two texts differ, without those that are applied while serving
-/// (`bundles`, `patterns`, `opa_check`, `trust`, `clients`, `webhooks`). A key with its default
-/// value differs from an absent key.
+/// ([`is_live`]). A key with its default value differs from an absent key.
 pub(super) fn keys(old: &str, new: &str) -> Vec<String> {
     let mut keys = Vec::new();
     // Both have been parsed before.
@@ -25,24 +24,34 @@ fn compare<'a>(
     if is_live(path) {
         return;
     }
-    match (old.map(|node| &node.value), new.map(|node| &node.value)) {
-        (Some(Value::Mapping(old)), Some(Value::Mapping(new))) => {
-            let (by_name, new_by_name) = (by_name(old), by_name(new));
-            let added = new
-                .iter()
-                .filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
-            for (key, _) in old.iter().chain(added) {
-                path.push(&key.name);
-                let of = |nodes: &HashMap<&str, &'a Node>| nodes.get(key.name.as_str()).copied();
-                compare(path, of(&by_name), of(&new_by_name), keys);
-                path.pop();
-            }
+    if let Some((old, new)) = entries(path, old).zip(entries(path, new)) {
+        let (by_name, new_by_name) = (by_name(old), by_name(new));
+        let added = new
+            .iter()
+            .filter(|(key, _)| !by_name.contains_key(key.name.as_str()));
+        for (key, _) in old.iter().chain(added) {
+            path.push(&key.name);
+            let of = |nodes: &HashMap<&str, &'a Node>| nodes.get(key.name.as_str()).copied();
+            compare(path, of(&by_name), of(&new_by_name), keys);
+            path.pop();
         }
+        return;
+    }
+    match (old.map(|node| &node.value), new.map(|node| &node.value)) {
         (Some(old), Some(new)) if is_equal(old, new) => {}
         (Some(_), Some(_)) => keys.push(path.join(".")),
         (None, Some(_)) => keys.push(format!("{} (new)", path.join("."))),
         (Some(_), None) => keys.push(format!("{} (removed)", path.join("."))),
         (None, None) => {}
+    }
+}
+
+/// The keys of a mapping. An absent mapping of which a key is live counts as an empty one.
+fn entries<'a>(path: &[&str], node: Option<&'a Node>) -> Option<&'a [(Key, Node)]> {
+    match node.map(|node| &node.value) {
+        Some(Value::Mapping(entries)) => Some(entries),
+        None if matches!(path, ["server"]) => Some(&[]),
+        _ => None,
     }
 }
 
@@ -53,10 +62,13 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
         .collect()
 }
 
+/// Whether the changes of a key and of everything below it are applied while serving. A key that is
+/// not listed here needs a restart.
 fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks"]
+            | ["server", "tls"]
     )
 }
 

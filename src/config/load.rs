@@ -47,7 +47,7 @@ pub struct Config {
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
     pub trust: Policies,
-    trust_files: Vec<PathBuf>,
+    files: Vec<PathBuf>,
     /// The text of the file.
     text: String,
 }
@@ -67,7 +67,7 @@ impl Config {
     /// See [`ConfigError`].
     pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
         let mut config = read(file, |text, folder| Self::read(text, folder, roots))?;
-        config.trust_files.insert(0, file.to_owned());
+        config.files.insert(0, file.to_owned());
         Ok(config)
     }
 
@@ -79,10 +79,9 @@ impl Config {
         Self::read(text, base_dir, &|name, source| source.initial(name))
     }
 
-    /// The files whose changes are applied while serving: the configuration, the keys,
-    /// certificates, roots and rules that `trust` names, and the files of `clients` and `webhooks`.
-    pub fn trust_files(&self) -> &[PathBuf] {
-        &self.trust_files
+    /// The configuration file, and the files that it names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The paths of the keys that differ in `newer`, without those that are applied while serving
@@ -91,16 +90,17 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients and
-    /// webhooks), and keeps all others.
+    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients,
+    /// webhooks and TLS), and keeps all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
         self.patterns = newer.patterns;
         self.clients = newer.clients;
         self.webhooks = newer.webhooks;
+        self.server.tls = newer.server.tls;
         self.roots = newer.roots;
         self.trust = newer.trust;
-        self.trust_files = newer.trust_files;
+        self.files = newer.files;
     }
 
     fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
@@ -138,11 +138,10 @@ impl Config {
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
-            clients: clients::read(raw.clients, files.live())
-                .map_err(|problem| problem.at("clients"))?,
-            webhooks: webhooks::read(raw.webhooks, files.live())
+            clients: clients::read(raw.clients, base).map_err(|problem| problem.at("clients"))?,
+            webhooks: webhooks::read(raw.webhooks, base)
                 .map_err(|problem| problem.at("webhooks"))?,
-            trust_files: files.live_paths(),
+            files: files.paths(),
             text: String::new(),
         })
     }
@@ -203,7 +202,7 @@ pub(super) fn registries_and_policies(
     let registries =
         registries::read(registries, files.base()).map_err(|problem| problem.at("registries"))?;
     let policies =
-        Policies::read(trust, roots, files.live()).map_err(|problem| problem.at("trust"))?;
+        Policies::read(trust, roots, files.base()).map_err(|problem| problem.at("trust"))?;
     Ok((registries, policies))
 }
 

@@ -1,7 +1,6 @@
 //! `server` and `long_poll`.
 
 use std::{
-    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU64,
     sync::Arc,
@@ -18,19 +17,20 @@ use super::{
     files::Base,
     problem::Problem,
     raw,
+    tls::Tls,
     values::{Period, Size},
 };
 use crate::server::TrustedProxies;
 
 /// `server`.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Server {
     /// The address of the data listener, for OPA.
     pub listen: SocketAddr,
     /// The address of the admin listener, for probes and metrics.
     pub admin: SocketAddr,
     /// TLS for the data listener, with HTTP/2 and HTTP/1.1 by ALPN; `None` is plain HTTP.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Tls>,
     /// Networks whose `X-Forwarded-For` is trusted; none by default.
     pub trusted_proxies: TrustedProxies,
     /// The maximum number of concurrent connections to the data listener.
@@ -66,21 +66,6 @@ pub struct LongPoll {
     pub repeat_delay: Duration,
 }
 
-// Written by hand, because rustls' `Debug` depends on the key's provider.
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("listen", &self.listen)
-            .field("admin", &self.admin)
-            .field("tls", &self.tls.is_some())
-            .field("trusted_proxies", &self.trusted_proxies)
-            .field("max_connections", &self.max_connections)
-            .field("ready_after", &self.ready_after)
-            .field("drain", &self.drain)
-            .finish()
-    }
-}
-
 /// Reads all of `server`.
 pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
     let max_connections = raw.max_connections.unwrap_or(20_000);
@@ -93,7 +78,7 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
     let tls = raw
         .tls
         .as_ref()
-        .map(|raw| tls(raw, base))
+        .map(|raw| comparable_tls(raw, base))
         .transpose()
         .map_err(|problem| problem.at("tls"))?;
     let or = |time: Option<Period>, seconds| {
@@ -200,6 +185,15 @@ fn network(text: &str) -> Result<IpNet, String> {
         ));
     }
     Ok(network)
+}
+
+/// The TLS configuration with the contents of its files, each of which has been read.
+fn comparable_tls(raw: &raw::Tls, base: Base<'_>) -> Result<Tls, Problem> {
+    let config = tls(raw, base)?;
+    let files = [&raw.certificate, &raw.key];
+    let files = files.map(|file| base.bytes(file));
+    let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(Tls::new(config, files.iter().map(|bytes| &**bytes)))
 }
 
 fn tls(raw: &raw::Tls, base: Base<'_>) -> Result<Arc<ServerConfig>, Problem> {

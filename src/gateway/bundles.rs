@@ -206,7 +206,8 @@ impl Bundles {
                 }
                 Change::SetPolicy { .. }
                 | Change::SetClients(_)
-                | Change::SetWebhooks(_)
+                | Change::SetWebhooks
+                | Change::SetTls
                 | Change::NeedsRestart(_) => {}
             }
         }

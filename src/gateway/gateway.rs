@@ -15,7 +15,7 @@ use super::{
     metrics::GatewayMetrics,
     open_files,
     plan::Change,
-    reload::{Cause, Reload},
+    reload::{Cause, LiveOptions, Reload},
 };
 use crate::{
     config::Config,
@@ -104,7 +104,7 @@ impl Gateway {
                 let reload = Reload::new(
                     file.to_owned(),
                     config,
-                    (options.clients.clone(), options.webhooks.clone()),
+                    LiveOptions::of(&options),
                     roots,
                     metrics.reload,
                 )?;

@@ -1,5 +1,7 @@
 //! The options of the server, from the configuration.
 
+use std::sync::Arc;
+
 use crate::{
     config::{ClientConfig, Config, Credential, Secret},
     server,
@@ -14,7 +16,6 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
     Ok(server::Options {
         listen: config.server.listen,
         admin: config.server.admin,
-        tls: config.server.tls.clone(),
         max_connections: config.server.max_connections,
         ready_after: config.server.ready_after,
         drain: server::Drain {
@@ -33,7 +34,16 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         webhooks: config.webhooks.clone().into(),
         trusted_proxies: config.server.trusted_proxies.clone(),
         deadlines: server::Deadlines::default(),
+        settings: settings(config).into(),
     })
+}
+
+/// The settings that apply while the server runs, from the configuration.
+pub(super) fn settings(config: &Config) -> server::Settings {
+    let tls = config.server.tls.as_ref();
+    server::Settings {
+        tls: tls.map(|tls| Arc::clone(tls.config())),
+    }
 }
 
 /// The clients that may read bundles, from the configuration.

@@ -6,7 +6,6 @@ use crate::{
     config::{BundleConfig, ClientConfig, Config, PatternConfig},
     oci::Reference,
     verify::TrustPolicy,
-    webhooks::Webhook,
 };
 
 /// One change. Changes of a bundle that is added or replaced are part of its configuration.
@@ -32,13 +31,15 @@ pub(super) enum Change {
     /// Other clients may read, or other bundles.
     SetClients(Vec<ClientConfig>),
     /// Other notifications are received.
-    SetWebhooks(Vec<Webhook>),
+    SetWebhooks,
+    /// New connections of clients have other TLS, or none.
+    SetTls,
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the patterns, the clients, the webhooks, and the keys that need a restart.
+/// then the patterns, the clients, the webhooks, the server, and the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -68,7 +69,10 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
         changes.push(Change::SetClients(wanted.clients.clone()));
     }
     if running.webhooks != wanted.webhooks {
-        changes.push(Change::SetWebhooks(wanted.webhooks.clone()));
+        changes.push(Change::SetWebhooks);
+    }
+    if running.server.tls != wanted.server.tls {
+        changes.push(Change::SetTls);
     }
     changes.extend(
         running
@@ -222,8 +226,9 @@ mod tests {
                 format!("fallback of {bundle}: {fallback:?}")
             }
             Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
-            Change::SetWebhooks(webhooks) => format!("webhooks {}", webhooks.len()),
+            Change::SetWebhooks => "webhooks".to_owned(),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
+            Change::SetTls => "tls".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
     }
@@ -296,7 +301,7 @@ mod tests {
             (&[("/trust/policies/third", json!("unsigned"))], &[]),
             (
                 &[("/server", json!({ "listen": ":8081" }))],
-                &["restart server (new)"],
+                &["restart server.listen (new)"],
             ),
             (
                 &[("/limits", json!({ "bundle": "1MiB" }))],
@@ -370,7 +375,7 @@ mod tests {
     #[test]
     fn other_webhooks_need_no_restart() {
         let hub = json!([{ "name": "hub", "kind": "quay", "unauthenticated": true }]);
-        assert_eq!(changes_by(&[("/webhooks", hub)]), ["webhooks 1"]);
+        assert_eq!(changes_by(&[("/webhooks", hub)]), ["webhooks"]);
     }
 
     #[test]

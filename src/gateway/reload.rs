@@ -1,5 +1,5 @@
-//! Applies changes of the configuration while bundles are served: those of bundles, trust, clients
-//! and webhooks at once, all or none of them; every other key waits for the next start. A token that is
+//! Applies changes of the configuration, and of the files that it names, while bundles are served: all
+//! of them, or none. Only addresses and the place of the cache wait for the next start. A token that is
 //! removed from its file is refused even if the rest of the configuration is invalid.
 
 mod files;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    server::{LiveClients, LiveWebhooks},
+    server::{self, Clients, LiveClients, LiveSettings, LiveWebhooks},
     verify::TrustRoots,
 };
 
@@ -39,8 +39,7 @@ const MAX_READS: usize = 5;
 #[derive(Debug)]
 pub(super) struct Reload {
     reader: Reader,
-    clients: LiveClients,
-    webhooks: LiveWebhooks,
+    live: LiveOptions,
     metrics: ReloadMetrics,
     hangup: Signal,
     files: WatchedFiles,
@@ -48,6 +47,14 @@ pub(super) struct Reload {
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
+}
+
+/// The options of the server that are replaced while it runs.
+#[derive(Debug, Clone)]
+pub(super) struct LiveOptions {
+    clients: LiveClients,
+    webhooks: LiveWebhooks,
+    settings: LiveSettings,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -66,7 +73,7 @@ pub(super) enum Cause {
     Start,
     /// SIGHUP.
     Signal,
-    /// The configuration, or a file that its trust or its clients name, has another content.
+    /// The configuration, or a file that it names, has another content.
     Files,
     /// A trust root was refreshed.
     Roots,
@@ -75,19 +82,45 @@ pub(super) enum Cause {
 }
 
 /// Changes of what is not a bundle.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct OtherChanges {
     clients: bool,
     webhooks: bool,
+    tls: bool,
+}
+
+impl LiveOptions {
+    pub(super) fn of(options: &server::Options) -> Self {
+        Self {
+            clients: options.clients.clone(),
+            webhooks: options.webhooks.clone(),
+            settings: options.settings.clone(),
+        }
+    }
+}
+
+impl OtherChanges {
+    fn of(changes: &[Change]) -> Self {
+        let mut others = Self::default();
+        for change in changes {
+            match change {
+                Change::SetClients(_) => others.clients = true,
+                Change::SetWebhooks => others.webhooks = true,
+                Change::SetTls => others.tls = true,
+                _ => {}
+            }
+        }
+        others
+    }
 }
 
 impl Reload {
-    /// Watches the file, and the files that its trust and its clients name, from the first
-    /// [`Self::read`] on. `running` was read from it.
+    /// Watches the file, and the files that it names, from the first [`Self::read`] on. `running` was
+    /// read from it.
     pub(super) fn new(
         file: PathBuf,
         running: Config,
-        (clients, webhooks): (LiveClients, LiveWebhooks),
+        live: LiveOptions,
         roots: TrustRoots,
         metrics: ReloadMetrics,
     ) -> std::io::Result<Self> {
@@ -100,8 +133,7 @@ impl Reload {
         let (files, restart_keys) = (WatchedFiles::new(), Vec::new());
         Ok(Self {
             reader,
-            clients,
-            webhooks,
+            live,
             metrics,
             hangup,
             files,
@@ -182,17 +214,8 @@ impl Reload {
         if let Err(error) = self.reader.roots.set_sources(&wanted.roots) {
             return Ok(Err(error.to_string()));
         }
-        let has_clients = clients.is_some();
-        if let Some(clients) = clients {
-            self.clients.replace(clients);
-        }
-        let webhooks = changes.iter().any(|change| match change {
-            Change::SetWebhooks(webhooks) => {
-                self.webhooks.replace(webhooks.iter().cloned());
-                true
-            }
-            _ => false,
-        });
+        let others = OtherChanges::of(&changes);
+        self.replace_options(&wanted, others, clients);
         let applied = bundles.apply(&changes, prepared, &wanted).await?;
         let keys = changes.into_iter().filter_map(|change| match change {
             Change::NeedsRestart(key) => Some(key),
@@ -200,11 +223,25 @@ impl Reload {
         });
         self.log_restart_keys(keys.collect());
         self.reader.running.adopt_live(wanted);
-        let others = OtherChanges {
-            clients: has_clients,
-            webhooks,
-        };
         Ok(Ok((applied, others)))
+    }
+
+    /// Puts the options of the server that have changed in force.
+    fn replace_options(&self, wanted: &Config, others: OtherChanges, clients: Option<Clients>) {
+        let LiveOptions {
+            clients: live_clients,
+            webhooks,
+            settings,
+        } = &self.live;
+        if let Some(clients) = clients {
+            live_clients.replace(clients);
+        }
+        if others.webhooks {
+            webhooks.replace(wanted.webhooks.iter().cloned());
+        }
+        if others.tls {
+            settings.replace(options::settings(wanted));
+        }
     }
 
     /// Refuses the tokens that are no longer in their file.
@@ -220,7 +257,7 @@ impl Reload {
             }
         }
         if let Ok(clients) = options::clients(config) {
-            self.clients.replace(clients);
+            self.live.clients.replace(clients);
         }
     }
 
@@ -228,12 +265,8 @@ impl Reload {
         self.refusal = None;
         self.metrics.set_last_successful(true);
         if cause != Cause::Start {
-            let OtherChanges { clients, webhooks } = others;
-            let outcome = if clients || webhooks || applied != Applied::default() {
-                "applied"
-            } else {
-                "unchanged"
-            };
+            let is_unchanged = others == OtherChanges::default() && applied == Applied::default();
+            let outcome = if is_unchanged { "unchanged" } else { "applied" };
             self.metrics.count(outcome);
             let Applied {
                 policies: bundles,
@@ -244,6 +277,11 @@ impl Reload {
                 suspensions,
                 fallbacks,
             } = applied;
+            let OtherChanges {
+                clients,
+                webhooks,
+                tls,
+            } = others;
             let cause = cause.label();
             tracing::info!(
                 cause,
@@ -256,6 +294,7 @@ impl Reload {
                 fallbacks,
                 clients,
                 webhooks,
+                tls,
                 outcome,
                 "configuration read again"
             );
@@ -298,7 +337,7 @@ impl Reader {
             let config =
                 Config::load_with(&self.file, &|name, source| self.roots.current(name, source));
             let now = match &config {
-                Ok(config) => Contents::of(config.trust_files()),
+                Ok(config) => Contents::of(config.files()),
                 Err(_) => contents.again(),
             };
             loaded = Some(config);

@@ -89,17 +89,17 @@ impl Server {
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
         let Options {
-            tls,
             max_connections,
             ready_after,
             drain,
             long_poll,
             clients,
             webhooks,
+            trusted_proxies,
             deadlines,
+            settings,
             ..
         } = options;
-        let trusted_proxies = options.trusted_proxies;
         let drain_signal = DrainSignal::new(phase_receiver, drain.over);
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
@@ -136,8 +136,8 @@ impl Server {
             holdouts,
             webhooks,
         });
-        let serve_bundles = connections.accept(data, tls, bundle_api);
-        let serve_admin = admin_connections.accept(admin, None, Arc::new(admin_api));
+        let serve_bundles = connections.accept(data, || settings.current().tls.clone(), bundle_api);
+        let serve_admin = admin_connections.accept(admin, || None, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
             phase.send_replace(Phase::Notice);

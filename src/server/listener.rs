@@ -150,11 +150,12 @@ impl Connections {
         }
     }
 
-    /// Accepts connections and enforces their deadlines, until the future is dropped.
+    /// Accepts connections and enforces their deadlines, until the future is dropped. `tls` is asked
+    /// at each connection.
     pub(super) async fn accept<V: Service>(
         &self,
         listener: TcpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
         service: Arc<V>,
     ) {
         tokio::join!(
@@ -166,10 +167,9 @@ impl Connections {
     async fn accept_connections<V: Service>(
         &self,
         listener: TcpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
         service: Arc<V>,
     ) {
-        let tls = tls.map(TlsAcceptor::from);
         let mut failures = 0_u32;
         loop {
             let (stream, peer) = match listener.accept().await {
@@ -192,7 +192,7 @@ impl Connections {
                 // Released last, so that the gauge never exceeds `max_connections`.
                 permit,
             );
-            let (tls, service) = (tls.clone(), Arc::clone(&service));
+            let (tls, service) = (tls().map(TlsAcceptor::from), Arc::clone(&service));
             let context = self.context(peer.ip());
             let slot = Arc::clone(&context.peer.slot);
             let task = tokio::spawn(async move {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `lifecycle` | both listeners, start and drain |
 //! | `options` | addresses, limits and deadlines |
+//! | `live` | values that are replaced while the server runs |
 //! | `listener` | accepting connections, at most `max_connections` |
 //! | `connection` | one connection: TLS, protocol detection, and how it is closed |
 //! | `fast_path`, `plain_request` | the requests of OPA over HTTP/1.1, which need no hyper |
@@ -47,6 +48,7 @@ mod idle_connections;
 mod if_none_match;
 mod lifecycle;
 mod listener;
+mod live;
 mod local_request;
 mod long_poll;
 mod metrics;
@@ -74,8 +76,9 @@ mod write_timeout;
 pub use self::{
     clients::{Clients, LiveClients},
     lifecycle::Server,
+    live::Live,
     metrics::{RequestMetrics, ServerMetrics},
-    options::{Deadlines, Drain, LongPoll, Options},
+    options::{Deadlines, Drain, LiveSettings, LongPoll, Options, Settings},
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
 };

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, num::NonZeroU64, sync::Arc, time::Duration};
 
-use super::{LiveClients, LiveWebhooks, TrustedProxies};
+use super::{Live, LiveClients, LiveWebhooks, TrustedProxies};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -11,8 +11,6 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The address of the admin API, which is always plain HTTP.
     pub admin: SocketAddr,
-    /// TLS for the bundle API.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Connections of clients at a time; further ones wait to be accepted.
     pub max_connections: usize,
     /// `/readyz` reports ready after this time at the latest.
@@ -29,7 +27,19 @@ pub struct Options {
     pub trusted_proxies: TrustedProxies,
     /// Time limits for each step of a connection.
     pub deadlines: Deadlines,
+    /// Further options, replaceable while the server runs.
+    pub settings: LiveSettings,
 }
+
+/// Options that apply from their replacement on.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// TLS for the connections to the bundle API that are accepted from now on.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+/// The settings of a running server.
+pub type LiveSettings = Live<Settings>;
 
 /// Time limits for each step of a connection. A client that exceeds one loses the connection, or
 /// over HTTP/2 the one response that it does not read.

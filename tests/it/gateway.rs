@@ -12,7 +12,7 @@ use bundlegate::{
     opa_check,
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
-    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, TrustedProxies},
+    server::{Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Settings, TrustedProxies},
     store,
     verify::TrustPolicy,
     watch::{ArtifactOptions, Expect, WatchOptions},
@@ -266,7 +266,6 @@ impl TestGateway<InProcess> {
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
-            tls: setup.tls,
             max_connections: setup.max_connections,
             ready_after: HOUR,
             drain: setup.drain,
@@ -281,6 +280,7 @@ impl TestGateway<InProcess> {
             webhooks: setup.webhooks.into(),
             trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
+            settings: Settings { tls: setup.tls }.into(),
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();

@@ -1,6 +1,7 @@
 //! A configuration that changes while the program serves it.
 
 mod bundles;
+mod certificates;
 mod clients;
 mod configuration;
 mod patterns;
@@ -8,7 +9,12 @@ mod revocations;
 mod trust;
 mod tuf;
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use bundlegate::oci::Digest;
 use reqwest::{RequestBuilder, Response, StatusCode};
