@@ -21,7 +21,7 @@ use crate::oci::{check_tilde, read_regular_or_pipe};
 #[derive(Debug)]
 pub(super) struct Files<'a> {
     folder: &'a Path,
-    /// The files that the configuration names; `None` for one that can't be read.
+    /// The files that the configuration names; `None` for one that is missing or can't be read.
     named: RefCell<BTreeMap<PathBuf, Option<Rc<[u8]>>>>,
 }
 
@@ -82,6 +82,16 @@ impl<'a> Base<'a> {
             Some(bytes) => Ok(bytes.clone()),
             None => Ok(entry.insert(content(&path)?.into()).clone()),
         }
+    }
+
+    /// The content of a file that may be missing, by its whole path.
+    pub(super) fn readable(self, path: &Path) -> Option<Rc<[u8]>> {
+        let mut named = self.files.named.borrow_mut();
+        let entry = named.entry(path.to_owned()).or_default();
+        if entry.is_none() {
+            *entry = content(path).ok().map(Into::into);
+        }
+        entry.clone()
     }
 
     /// The content of a file as text. The error does not quote it, as it may be a secret.

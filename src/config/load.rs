@@ -79,7 +79,8 @@ impl Config {
         Self::read(text, base_dir, &|name, source| source.initial(name))
     }
 
-    /// The configuration file, and the files that it names.
+    /// The configuration file, and the files that it names. A file may be missing where it is one of
+    /// several places that are searched.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
@@ -91,13 +92,14 @@ impl Config {
     }
 
     /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients,
-    /// webhooks and TLS), and keeps all others.
+    /// webhooks, TLS and registries), and keeps all others.
     pub fn adopt_live(&mut self, newer: Self) {
         self.bundles = newer.bundles;
         self.patterns = newer.patterns;
         self.clients = newer.clients;
         self.webhooks = newer.webhooks;
         self.server.tls = newer.server.tls;
+        self.registries = newer.registries;
         self.roots = newer.roots;
         self.trust = newer.trust;
         self.files = newer.files;

@@ -91,7 +91,7 @@ impl Gateway {
         let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
-        let prepared = bundles.prepare(&all).await?;
+        let prepared = bundles.prepare(&all, &config).await?;
         bundles.apply(&all, prepared, &config).await?;
         let reload = match file {
             Some(file) => {

@@ -86,6 +86,11 @@ impl OnDemand {
         bundles.map(|added| Arc::clone(&added.entry))
     }
 
+    /// The handles of all bundles.
+    pub(super) fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.patterns.iter().flat_map(Running::handles)
+    }
+
     /// The handles of all bundles, each with its policy under the wanted patterns.
     pub(super) fn policies<'a>(
         &'a self,
@@ -93,11 +98,7 @@ impl OnDemand {
     ) -> impl Iterator<Item = (&'a Handle, &'a TrustPolicy)> {
         self.patterns.iter().flat_map(|running| {
             let wanted = wanted.iter().find(|wanted| running.continues_as(wanted));
-            let bundles = running.bundles.values();
-            let handles = bundles.flat_map(|added| {
-                let watchers = [&added.watched].into_iter().chain(&added.successor);
-                watchers.map(|watched| &watched.handle)
-            });
+            let handles = running.handles();
             wanted
                 .into_iter()
                 .flat_map(move |wanted| handles.clone().map(|handle| (handle, wanted.trust())))
@@ -258,6 +259,13 @@ impl Running {
     /// Whether the bundles of this pattern are those of `wanted`, under its policy.
     fn continues_as(&self, wanted: &PatternConfig) -> bool {
         *self.pattern == wanted.pattern
+    }
+
+    fn handles(&self) -> impl Iterator<Item = &Handle> + Clone {
+        self.bundles.values().flat_map(|added| {
+            let watchers = [&added.watched].into_iter().chain(&added.successor);
+            watchers.map(|watched| &watched.handle)
+        })
     }
 
     fn entry(&self, watched: &Watched) -> Arc<Entry> {

@@ -32,6 +32,8 @@ pub(super) enum Change {
     SetClients(Vec<ClientConfig>),
     /// Other notifications are received.
     SetWebhooks,
+    /// Registries are accessed by other options.
+    SetRegistries,
     /// New connections of clients have other TLS, or none.
     SetTls,
     /// A key whose change takes effect at the next start.
@@ -39,7 +41,8 @@ pub(super) enum Change {
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the patterns, the clients, the webhooks, the server, and the keys that need a restart.
+/// then the patterns, the clients, the webhooks, the registries, the server,
+/// and the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -70,6 +73,9 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     }
     if running.webhooks != wanted.webhooks {
         changes.push(Change::SetWebhooks);
+    }
+    if running.registries != wanted.registries {
+        changes.push(Change::SetRegistries);
     }
     if running.server.tls != wanted.server.tls {
         changes.push(Change::SetTls);
@@ -228,6 +234,7 @@ mod tests {
             Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
             Change::SetWebhooks => "webhooks".to_owned(),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
+            Change::SetRegistries => "registries".to_owned(),
             Change::SetTls => "tls".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
@@ -302,6 +309,18 @@ mod tests {
             (
                 &[("/server", json!({ "listen": ":8081" }))],
                 &["restart server.listen (new)"],
+            ),
+            (
+                &[(
+                    "/registries",
+                    json!({ "r.example": { "max_concurrent": 9 } }),
+                )],
+                &["registries"],
+            ),
+            // A default that is written out is a change here: it costs no more than a client.
+            (
+                &[("/registries", json!({ "r.example": {} }))],
+                &["registries"],
             ),
             (
                 &[("/limits", json!({ "bundle": "1MiB" }))],

@@ -86,6 +86,7 @@ pub(super) enum Cause {
 struct OtherChanges {
     clients: bool,
     webhooks: bool,
+    registries: bool,
     tls: bool,
 }
 
@@ -106,6 +107,7 @@ impl OtherChanges {
             match change {
                 Change::SetClients(_) => others.clients = true,
                 Change::SetWebhooks => others.webhooks = true,
+                Change::SetRegistries => others.registries = true,
                 Change::SetTls => others.tls = true,
                 _ => {}
             }
@@ -207,7 +209,7 @@ impl Reload {
             Ok(clients) => clients,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let prepared = match bundles.prepare(&changes).await {
+        let prepared = match bundles.prepare(&changes, &wanted).await {
             Ok(prepared) => prepared,
             Err(error) => return Ok(Err(error.to_string())),
         };
@@ -280,6 +282,7 @@ impl Reload {
             let OtherChanges {
                 clients,
                 webhooks,
+                registries,
                 tls,
             } = others;
             let cause = cause.label();
@@ -294,6 +297,7 @@ impl Reload {
                 fallbacks,
                 clients,
                 webhooks,
+                registries,
                 tls,
                 outcome,
                 "configuration read again"

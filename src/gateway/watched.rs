@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use super::metrics::BundleMetrics;
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     config::{BundleConfig, Config, PatternConfig},
     opa_check::{Checker, Checkers},
     publish::{Handle, State},
-    registry::Registries,
+    registry::{LiveRegistries, Registries},
     store::Store,
     watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
@@ -18,7 +18,7 @@ use crate::{
 /// Makes watchers. It holds what all of them share.
 #[derive(Debug)]
 pub(super) struct WatcherFactory {
-    registries: Arc<Registries>,
+    registries: LiveRegistries,
     store: Store,
     pool: VerificationPool,
     limits: bundle::Limits,
@@ -53,7 +53,7 @@ impl WatcherFactory {
     /// All watchers have the limits and times of `config`.
     pub(super) fn new(config: &Config, registries: Registries, store: Store) -> Self {
         Self {
-            registries: Arc::new(registries.watching()),
+            registries: registries.watching().into(),
             store,
             pool: VerificationPool::default(),
             limits: config.limits.bundle_limits(),
@@ -62,6 +62,23 @@ impl WatcherFactory {
             opas: Checkers::default(),
             numbers: 0,
         }
+    }
+
+    /// The registries with the options of `config`. They are not in force.
+    ///
+    /// # Errors
+    /// When the options of a registry make no client.
+    pub(super) async fn registries_of(&self, config: &Config) -> anyhow::Result<Registries> {
+        let (current, options) = (self.registries.current(), config.registries.clone());
+        let limits = config.limits.read_limits();
+        // On a blocking thread, because files are read.
+        let made = spawn_blocking(move || current.with_options(options, limits)).await?;
+        Ok(made?)
+    }
+
+    /// Puts the options of registries in force, for all watchers.
+    pub(super) fn set_registries(&self, registries: Registries) {
+        self.registries.replace(registries);
     }
 
     /// Checks that the watchers of a pattern can be made. Starts their `opa`.
@@ -88,7 +105,6 @@ impl WatcherFactory {
         let pipeline = Pipeline {
             name: config.name.as_str().into(),
             source: self.registries.source(config.reference.repository())?,
-            registries: Arc::clone(&self.registries),
             reference: config.reference.clone(),
             version_text: config.reference.tag().map(Into::into),
             artifact: config.artifact.clone(),

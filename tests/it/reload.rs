@@ -5,6 +5,7 @@ mod certificates;
 mod clients;
 mod configuration;
 mod patterns;
+mod registries;
 mod revocations;
 mod trust;
 mod tuf;
