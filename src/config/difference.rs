@@ -67,8 +67,18 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
 fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
-        ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]
-            | ["server", "tls"]
+        ["trust"
+            | "clients"
+            | "bundles"
+            | "patterns"
+            | "opa_check"
+            | "webhooks"
+            | "registries"
+            | "long_poll"]
+            | [
+                "server",
+                "tls" | "trusted_proxies" | "max_connections" | "drain"
+            ]
     )
 }
 
@@ -124,7 +134,8 @@ trust:
   policies: { release: { require: { any_of: [key] } } }
 clients:
   - { anonymous: true, name: anyone, bundles: [\"a\"] }
-server: { drain: { notice: 5s }, listen: ':8080' }
+server: { drain: { notice: 6s }, listen: ':8080', max_connections: 9 }
+long_poll: { max_wait: 1m }
 version: 1
 ";
         assert_eq!(keys(OLD, same), [""; 0]);

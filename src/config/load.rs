@@ -91,18 +91,22 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients,
-    /// webhooks, TLS and registries), and keeps all others.
+    /// Replaces the settings that are applied while serving, and keeps the others.
     pub fn adopt_live(&mut self, newer: Self) {
-        self.bundles = newer.bundles;
-        self.patterns = newer.patterns;
-        self.clients = newer.clients;
-        self.webhooks = newer.webhooks;
-        self.server.tls = newer.server.tls;
-        self.registries = newer.registries;
-        self.roots = newer.roots;
-        self.trust = newer.trust;
-        self.files = newer.files;
+        let Self {
+            limits,
+            cache,
+            server,
+            text,
+            ..
+        } = self;
+        *self = Self {
+            limits: *limits,
+            cache: cache.clone(),
+            server: newer.server.with_addresses_of(server),
+            text: std::mem::take(text),
+            ..newer
+        };
     }
 
     fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {

@@ -66,6 +66,18 @@ pub struct LongPoll {
     pub repeat_delay: Duration,
 }
 
+impl Server {
+    /// With what can't change while the listeners are bound.
+    pub(super) fn with_addresses_of(self, running: &Self) -> Self {
+        Self {
+            listen: running.listen,
+            admin: running.admin,
+            ready_after: running.ready_after,
+            ..self
+        }
+    }
+}
+
 /// Reads all of `server`.
 pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
     let max_connections = raw.max_connections.unwrap_or(20_000);

@@ -188,6 +188,7 @@ impl Bundles {
         if let Some(registries) = registries {
             self.set_registries(registries);
         }
+        self.factory.set_first_wait(wanted.long_poll.first_wait);
         let (mut gone, mut ended) = (Vec::new(), Vec::new());
         for change in changes {
             match change {
@@ -229,6 +230,7 @@ impl Bundles {
                 | Change::SetWebhooks
                 | Change::SetRegistries
                 | Change::SetTls
+                | Change::SetServer
                 | Change::NeedsRestart(_) => {}
             }
         }

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 use super::{
     bundles::Bundles,
     metrics::GatewayMetrics,
-    open_files,
+    options::apply_settings,
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
 };
@@ -113,10 +113,8 @@ impl Gateway {
             }
             None => None,
         };
-        let options = server::Options {
-            max_connections: open_files::room_for(options.max_connections),
-            ..options
-        };
+        let settings = server::Settings::clone(&options.settings.current());
+        apply_settings(&options.settings, settings);
         let catalog = bundles.catalog().clone();
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::open_files;
 use crate::{
     config::{ClientConfig, Config, Credential, Secret},
     server,
@@ -12,12 +13,23 @@ use crate::{
 /// # Errors
 /// When a client's glob is malformed.
 pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
-    let (drain, long_poll) = (config.server.drain, config.long_poll);
     Ok(server::Options {
         listen: config.server.listen,
         admin: config.server.admin,
-        max_connections: config.server.max_connections,
         ready_after: config.server.ready_after,
+        clients: clients(&config.clients)?.into(),
+        webhooks: config.webhooks.clone().into(),
+        deadlines: server::Deadlines::default(),
+        settings: settings(config).into(),
+    })
+}
+
+/// The settings that apply while the server runs, from the configuration.
+pub(super) fn settings(config: &Config) -> server::Settings {
+    let (server, drain, long_poll) = (&config.server, config.server.drain, config.long_poll);
+    server::Settings {
+        tls: server.tls.as_ref().map(|tls| Arc::clone(tls.config())),
+        max_connections: server.max_connections,
         drain: server::Drain {
             notice: drain.notice,
             over: drain.over,
@@ -30,20 +42,16 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
             spread: long_poll.spread.unwrap_or_default(),
             repeat_delay: long_poll.repeat_delay,
         },
-        clients: clients(&config.clients)?.into(),
-        webhooks: config.webhooks.clone().into(),
-        trusted_proxies: config.server.trusted_proxies.clone(),
-        deadlines: server::Deadlines::default(),
-        settings: settings(config).into(),
-    })
+        trusted_proxies: server.trusted_proxies.clone(),
+    }
 }
 
-/// The settings that apply while the server runs, from the configuration.
-pub(super) fn settings(config: &Config) -> server::Settings {
-    let tls = config.server.tls.as_ref();
-    server::Settings {
-        tls: tls.map(|tls| Arc::clone(tls.config())),
-    }
+/// Puts settings in force, with as many connections as the process may have open files.
+pub(super) fn apply_settings(live: &server::LiveSettings, settings: server::Settings) {
+    live.replace(server::Settings {
+        max_connections: open_files::room_for(settings.max_connections),
+        ..settings
+    });
 }
 
 /// The clients that may read bundles, from the configuration.

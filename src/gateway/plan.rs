@@ -36,6 +36,8 @@ pub(super) enum Change {
     SetRegistries,
     /// New connections of clients have other TLS, or none.
     SetTls,
+    /// The server has other limits and times.
+    SetServer,
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
@@ -80,6 +82,9 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     if running.server.tls != wanted.server.tls {
         changes.push(Change::SetTls);
     }
+    if server_limits(running) != server_limits(wanted) {
+        changes.push(Change::SetServer);
+    }
     changes.extend(
         running
             .differences(wanted)
@@ -87,6 +92,17 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
             .map(Change::NeedsRestart),
     );
     changes
+}
+
+/// What is live of `server` besides TLS, and `long_poll`.
+fn server_limits(config: &Config) -> impl PartialEq {
+    let server = &config.server;
+    (
+        server.max_connections,
+        server.drain,
+        &server.trusted_proxies,
+        config.long_poll,
+    )
 }
 
 fn by_name(bundles: &[BundleConfig]) -> BTreeMap<&str, &BundleConfig> {
@@ -236,6 +252,7 @@ mod tests {
             Change::SetClients(clients) => format!("clients {}", clients.len()),
             Change::SetRegistries => "registries".to_owned(),
             Change::SetTls => "tls".to_owned(),
+            Change::SetServer => "server".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
     }
@@ -310,6 +327,23 @@ mod tests {
                 &[("/server", json!({ "listen": ":8081" }))],
                 &["restart server.listen (new)"],
             ),
+            (&[("/server", json!({ "max_connections": 9 }))], &["server"]),
+            (
+                &[("/server", json!({ "drain": { "over": "1s" } }))],
+                &["server"],
+            ),
+            (
+                &[("/server", json!({ "trusted_proxies": ["10.0.0.0/8"] }))],
+                &["server"],
+            ),
+            // A default that is written out is no change.
+            (&[("/server", json!({ "max_connections": 20_000 }))], &[]),
+            (
+                &[("/server", json!({ "ready_after": "1s" }))],
+                &["restart server.ready_after (new)"],
+            ),
+            (&[("/long_poll", json!({ "max_wait": "1m" }))], &["server"]),
+            (&[("/long_poll", json!({ "spread": "1s" }))], &["server"]),
             (
                 &[(
                     "/registries",

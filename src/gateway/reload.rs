@@ -88,6 +88,7 @@ struct OtherChanges {
     webhooks: bool,
     registries: bool,
     tls: bool,
+    server: bool,
 }
 
 impl LiveOptions {
@@ -109,6 +110,7 @@ impl OtherChanges {
                 Change::SetWebhooks => others.webhooks = true,
                 Change::SetRegistries => others.registries = true,
                 Change::SetTls => others.tls = true,
+                Change::SetServer => others.server = true,
                 _ => {}
             }
         }
@@ -241,8 +243,8 @@ impl Reload {
         if others.webhooks {
             webhooks.replace(wanted.webhooks.iter().cloned());
         }
-        if others.tls {
-            settings.replace(options::settings(wanted));
+        if others.tls || others.server {
+            options::apply_settings(settings, options::settings(wanted));
         }
     }
 
@@ -284,6 +286,7 @@ impl Reload {
                 webhooks,
                 registries,
                 tls,
+                server,
             } = others;
             let cause = cause.label();
             tracing::info!(
@@ -299,6 +302,7 @@ impl Reload {
                 webhooks,
                 registries,
                 tls,
+                server,
                 outcome,
                 "configuration read again"
             );

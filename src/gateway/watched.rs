@@ -81,6 +81,11 @@ impl WatcherFactory {
         self.registries.replace(registries);
     }
 
+    /// Sets how long the watchers that are made from now on wait for the first check.
+    pub(super) fn set_first_wait(&mut self, first_wait: Duration) {
+        self.first_wait = first_wait;
+    }
+
     /// Checks that the watchers of a pattern can be made. Starts their `opa`.
     ///
     /// # Errors

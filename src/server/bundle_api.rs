@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Catalog, Entry, LongPoll,
+    Catalog, Entry, LiveSettings, LongPoll,
     clients::{AccessDecision, Credential, LiveClients},
     connection::Peer,
     drain::DrainSignal,
@@ -30,7 +30,6 @@ use super::{
     response,
     response_body::ResponseBody,
     service::{Answer, Service},
-    trusted_proxies::TrustedProxies,
     webhook_api::WebhookApi,
 };
 use crate::{
@@ -47,9 +46,9 @@ const MAX_ADDED: usize = 2;
 pub(super) struct BundleApi {
     pub(super) catalog: Catalog,
     pub(super) clients: LiveClients,
-    pub(super) trusted_proxies: TrustedProxies,
     pub(super) metrics: ServerMetrics,
-    pub(super) long_poll: LongPoll,
+    pub(super) settings: LiveSettings,
+    /// Follows the settings, as `repeats` does.
     pub(super) pacer: Pacer,
     pub(super) repeats: RepeatGuard,
     pub(super) drain: DrainSignal,
@@ -209,6 +208,8 @@ impl BundleApi {
             wait: prefer::wait(head.prefer),
             client: ClientId {
                 address: self
+                    .settings
+                    .current()
                     .trusted_proxies
                     .client_address(peer.address, head.x_forwarded_for),
                 credential,
@@ -250,7 +251,7 @@ impl BundleApi {
         request: &BundleRequest,
     ) -> (Reply, Option<Arc<Entry>>) {
         let hold = self.hold_of(request);
-        let deadline = request.began + hold.unwrap_or(self.long_poll.first_wait);
+        let deadline = request.began + hold.unwrap_or_else(|| self.long_poll().first_wait);
         for _ in 0..MAX_ADDED {
             // A request that waits counts against the limit of held requests.
             let Some(hold) = request.slot.begin_hold() else {
@@ -280,6 +281,11 @@ impl BundleApi {
             return (response.into(), None);
         }
         (response::not_found().into(), None)
+    }
+
+    /// How long requests are held, for a request that arrives now.
+    pub(super) fn long_poll(&self) -> LongPoll {
+        self.settings.current().long_poll
     }
 
     /// The response to a client that may not read the bundle `name`; `None` if it may.
@@ -314,16 +320,9 @@ impl BundleApi {
             repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
             catalog,
             clients,
-            trusted_proxies: TrustedProxies::default(),
             metrics,
-            long_poll: LongPoll {
-                max_wait: Duration::from_secs(300),
-                first_wait: Duration::from_secs(5),
-                bandwidth: None,
-                spread: Duration::ZERO,
-                repeat_delay: Duration::ZERO,
-            },
-            drain: DrainSignal::new(phase, Duration::ZERO),
+            settings: super::Settings::fixture().into(),
+            drain: DrainSignal::new(phase),
             holdouts: HoldoutTracker::default(),
         }
     }

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    Catalog, Options,
+    Catalog, Drain, LongPoll, Options, Settings,
     admin::AdminApi,
     bundle_api::BundleApi,
     drain::{DrainSignal, Phase},
@@ -50,7 +50,7 @@ impl Server {
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
         let admin = bind(options.admin, "admin")?;
-        warn_if_backlog_is_small(options.max_connections);
+        warn_if_backlog_is_small(options.settings.current().max_connections);
         Ok(Self {
             data,
             admin,
@@ -89,18 +89,15 @@ impl Server {
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
         let Options {
-            max_connections,
             ready_after,
-            drain,
-            long_poll,
             clients,
             webhooks,
-            trusted_proxies,
             deadlines,
             settings,
             ..
         } = options;
-        let drain_signal = DrainSignal::new(phase_receiver, drain.over);
+        let max_connections = settings.current().max_connections;
+        let drain_signal = DrainSignal::new(phase_receiver);
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
         let max_admin_connections = max_connections.min(MAX_ADMIN_CONNECTIONS);
@@ -118,39 +115,68 @@ impl Server {
             webhooks.clone(),
             &background,
         );
-        let pacer = Pacer::new(
-            long_poll.bandwidth,
-            long_poll.spread,
-            metrics.paced_requests.clone(),
-        );
-        let repeats = RepeatGuard::new(long_poll.repeat_delay, metrics.delayed_downloads.clone());
+        let LongPoll {
+            bandwidth,
+            spread,
+            repeat_delay,
+            ..
+        } = settings.current().long_poll;
+        let pacer = Pacer::new(bandwidth, spread, metrics.paced_requests.clone());
+        let repeats = RepeatGuard::new(repeat_delay, metrics.delayed_downloads.clone());
         let bundle_api = Arc::new(BundleApi {
             catalog: catalog.clone(),
             clients,
-            trusted_proxies,
             metrics,
-            long_poll,
+            settings: settings.clone(),
             pacer,
             repeats,
             drain: drain_signal,
             holdouts,
             webhooks,
         });
-        let serve_bundles = connections.accept(data, || settings.current().tls.clone(), bundle_api);
+        let follow_settings = async {
+            tokio::join!(
+                follow_pace(&bundle_api, settings.subscribe()),
+                connections.follow_limit(settings.subscribe()),
+            )
+        };
+        let tls = || settings.current().tls.clone();
+        let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
         let serve_admin = admin_connections.accept(admin, || None, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
+            let Drain { notice, over } = settings.current().drain;
             phase.send_replace(Phase::Notice);
-            let _ = timeout(drain.notice, connections.wait_until_empty()).await;
-            phase.send_replace(Phase::Release);
+            let _ = timeout(notice, connections.wait_until_empty()).await;
+            phase.send_replace(Phase::Release(over));
             catalog.wake_waiters();
-            let _ = timeout(drain.over, connections.wait_until_empty()).await;
+            let _ = timeout(over, connections.wait_until_empty()).await;
         };
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
+            _ = follow_settings => {}
             () = stop => {}
         }
         connections.close().await;
+    }
+}
+
+/// Applies changes of the bandwidth, the spread and the delay of repetitions until the future is
+/// dropped.
+async fn follow_pace(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings>>) {
+    loop {
+        let LongPoll {
+            bandwidth,
+            spread,
+            repeat_delay,
+            ..
+        } = settings.borrow_and_update().long_poll;
+        api.pacer.set(bandwidth, spread);
+        api.repeats.set_max_delay(repeat_delay);
+        if settings.changed().await.is_err() {
+            // The owner of the settings is gone, so nothing can change.
+            return std::future::pending().await;
+        }
     }
 }

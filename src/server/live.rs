@@ -18,6 +18,11 @@ impl<T> Live<T> {
     pub fn current(&self) -> Arc<T> {
         Arc::clone(&self.0.borrow())
     }
+
+    /// Reports replacements from now on.
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<T>> {
+        self.0.subscribe()
+    }
 }
 
 impl<T> From<T> for Live<T> {

@@ -11,20 +11,12 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The address of the admin API, which is always plain HTTP.
     pub admin: SocketAddr,
-    /// Connections of clients at a time; further ones wait to be accepted.
-    pub max_connections: usize,
     /// `/readyz` reports ready after this time at the latest.
     pub ready_after: Duration,
-    /// The two phases of the shutdown.
-    pub drain: Drain,
-    /// How long requests are held.
-    pub long_poll: LongPoll,
     /// The bundles that each client may read, replaceable while the server runs.
     pub clients: LiveClients,
     /// The webhooks of both listeners, replaceable while the server runs.
     pub webhooks: LiveWebhooks,
-    /// The proxies whose `X-Forwarded-For` is believed.
-    pub trusted_proxies: TrustedProxies,
     /// Time limits for each step of a connection.
     pub deadlines: Deadlines,
     /// Further options, replaceable while the server runs.
@@ -32,10 +24,42 @@ pub struct Options {
 }
 
 /// Options that apply from their replacement on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// TLS for the connections to the bundle API that are accepted from now on.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Connections of clients at a time; further ones wait to be accepted. While more are open, idle
+    /// ones are closed, and those with requests once they are idle.
+    pub max_connections: usize,
+    /// The two phases of the shutdown.
+    pub drain: Drain,
+    /// How long requests are held that arrive from now on.
+    pub long_poll: LongPoll,
+    /// The proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: TrustedProxies,
+}
+
+#[cfg(any(test, fuzzing))]
+impl Settings {
+    /// Without TLS, bandwidth and trusted proxies.
+    pub(super) fn fixture() -> Self {
+        Self {
+            tls: None,
+            max_connections: 10,
+            drain: Drain {
+                notice: Duration::ZERO,
+                over: Duration::ZERO,
+            },
+            long_poll: LongPoll {
+                max_wait: Duration::from_secs(300),
+                first_wait: Duration::from_secs(5),
+                bandwidth: None,
+                spread: Duration::ZERO,
+                repeat_delay: Duration::ZERO,
+            },
+            trusted_proxies: TrustedProxies::default(),
+        }
+    }
 }
 
 /// The settings of a running server.

@@ -263,11 +263,9 @@ impl TestGateway<InProcess> {
             Some(_) => "https",
             None => "http",
         };
-        let options = Options {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            admin: "127.0.0.1:0".parse().unwrap(),
+        let settings = Settings {
+            tls: setup.tls,
             max_connections: setup.max_connections,
-            ready_after: HOUR,
             drain: setup.drain,
             long_poll: LongPoll {
                 max_wait: Duration::from_secs(300),
@@ -276,11 +274,16 @@ impl TestGateway<InProcess> {
                 spread: setup.spread,
                 repeat_delay: setup.repeat_delay,
             },
+            trusted_proxies: setup.trusted_proxies,
+        };
+        let options = Options {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            admin: "127.0.0.1:0".parse().unwrap(),
+            ready_after: HOUR,
             clients: clients.clone(),
             webhooks: setup.webhooks.into(),
-            trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
-            settings: Settings { tls: setup.tls }.into(),
+            settings: settings.into(),
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();

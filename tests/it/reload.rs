@@ -7,6 +7,7 @@ mod configuration;
 mod patterns;
 mod registries;
 mod revocations;
+mod settings;
 mod trust;
 mod tuf;
 
