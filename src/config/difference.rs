@@ -50,7 +50,7 @@ fn compare<'a>(
 fn entries<'a>(path: &[&str], node: Option<&'a Node>) -> Option<&'a [(Key, Node)]> {
     match node.map(|node| &node.value) {
         Some(Value::Mapping(entries)) => Some(entries),
-        None if matches!(path, ["server"]) => Some(&[]),
+        None if matches!(path, ["server" | "cache"]) => Some(&[]),
         _ => None,
     }
 }
@@ -67,14 +67,9 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
 fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
-        ["trust"
-            | "clients"
-            | "bundles"
-            | "patterns"
-            | "opa_check"
-            | "webhooks"
-            | "registries"
-            | "long_poll"]
+        ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]
+            | ["long_poll" | "limits"]
+            | ["cache", "disk" | "memory"]
             | [
                 "server",
                 "tls" | "trusted_proxies" | "max_connections" | "drain"
@@ -154,7 +149,7 @@ bundles:
 limits: { bundle: 1MiB }
 registries: { r.example: { scheme: http } }
 ";
-        let expected = ["server.listen", "limits (new)"];
+        let expected = ["server.listen"];
         assert_eq!(keys(OLD, new), expected);
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    bundles::{self, BundleConfig},
+    bundles::{self, BundleConfig, Defaults},
     clients::{self, ClientConfig},
     difference,
     files::{self, Files},
@@ -94,15 +94,16 @@ impl Config {
     /// Replaces the settings that are applied while serving, and keeps the others.
     pub fn adopt_live(&mut self, newer: Self) {
         let Self {
-            limits,
             cache,
             server,
             text,
             ..
         } = self;
         *self = Self {
-            limits: *limits,
-            cache: cache.clone(),
+            cache: Cache {
+                directory: cache.directory.take(),
+                ..newer.cache
+            },
             server: newer.server.with_addresses_of(server),
             text: std::mem::take(text),
             ..newer
@@ -125,17 +126,20 @@ impl Config {
         let (registries, policies) =
             registries_and_policies(raw.registries, raw.trust, roots, files)?;
         let base = files.base();
-        let opa_check =
-            opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
-        let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
+        let defaults = Defaults {
+            opa_check: opa_check::read(raw.opa_check, base)
+                .map_err(|problem| problem.at("opa_check"))?,
+            limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
+        };
+        let bundles = bundles::read(raw.bundles, &policies, &defaults, base);
         let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
-        let patterns = patterns::read(raw.patterns, &policies, opa_check.as_ref(), base);
+        let patterns = patterns::read(raw.patterns, &policies, &defaults, base);
         let patterns = patterns.map_err(|problem| problem.at("patterns"))?;
         let of_bundles = bundles.iter().map(|bundle| &bundle.trust);
         let of_patterns = patterns.iter().map(PatternConfig::trust);
         Ok(Self {
             registries,
-            limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
+            limits: defaults.limits,
             cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
             roots: policies.roots_of(of_bundles.chain(of_patterns)),
             trust: policies,

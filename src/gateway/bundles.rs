@@ -67,8 +67,8 @@ struct Shown(Number, Option<Number>, Option<Number>);
 #[derive(Debug)]
 pub(super) struct Prepared {
     watched: BTreeMap<String, Watched>,
-    /// The registries, if their options change.
-    registries: Option<Registries>,
+    /// The registries, if their options or limits change.
+    registries: Option<Arc<Registries>>,
 }
 
 /// The number of changes that were applied, by kind.
@@ -88,7 +88,7 @@ pub(super) struct Applied {
 }
 
 impl Bundles {
-    /// No bundles yet. All bundles that are added have the limits and times of `config`.
+    /// No bundles yet. All bundles that are added have the times of `config`.
     pub(super) fn new(
         config: &Config,
         registries: Registries,
@@ -134,22 +134,27 @@ impl Bundles {
         changes: &[Change],
         wanted: &Config,
     ) -> anyhow::Result<Prepared> {
+        let are_registries_changed = changes
+            .iter()
+            .any(|change| matches!(change, Change::SetRegistries | Change::SetLimits));
         let mut prepared = Prepared {
             watched: BTreeMap::new(),
-            registries: None,
+            registries: match are_registries_changed {
+                true => Some(self.factory.registries_of(wanted).await?),
+                false => None,
+            },
         };
+        let registries = prepared.registries.clone();
+        let registries = registries.unwrap_or_else(|| self.factory.registries());
         for change in changes {
             match change {
                 Change::Add(config) | Change::Replace(config) => {
-                    let watched = self.watched(config).await?;
+                    let watched = self.watched(config, Arc::clone(&registries)).await?;
                     prepared.watched.insert(config.name.clone(), watched);
-                }
-                Change::SetRegistries => {
-                    prepared.registries = Some(self.factory.registries_of(wanted).await?);
                 }
                 Change::SetPatterns(patterns) => {
                     for pattern in patterns {
-                        self.factory.check(pattern).await?;
+                        self.factory.check(pattern, &registries).await?;
                     }
                 }
                 _ => {}
@@ -158,13 +163,17 @@ impl Bundles {
         Ok(prepared)
     }
 
-    async fn watched(&mut self, config: &BundleConfig) -> anyhow::Result<Watched> {
+    async fn watched(
+        &mut self,
+        config: &BundleConfig,
+        registries: Arc<Registries>,
+    ) -> anyhow::Result<Watched> {
         // A watcher that replaces another one continues its series.
         let metrics = match self.bundles.get(&config.name) {
             Some(bundle) => bundle.shown.metrics.clone(),
             None => self.families.bundle(&config.name),
         };
-        self.factory.watched(config, metrics).await
+        self.factory.watched(config, metrics, registries).await
     }
 
     /// Puts the changes that lead to `wanted` in force. `prepared` was made for them.
@@ -225,10 +234,12 @@ impl Bundles {
                     self.on_demand.set_patterns(patterns, &self.families);
                     applied.patterns += 1;
                 }
+                Change::SetCache => self.factory.set_cache(&wanted.cache).await,
                 Change::SetPolicy { .. }
                 | Change::SetClients(_)
                 | Change::SetWebhooks
                 | Change::SetRegistries
+                | Change::SetLimits
                 | Change::SetTls
                 | Change::SetServer
                 | Change::NeedsRestart(_) => {}
@@ -310,7 +321,7 @@ impl Bundles {
 
     /// Puts the options of registries in force. A bundle whose last check has failed is checked again:
     /// its next poll may be far away, for example where the registry has refused the credentials.
-    fn set_registries(&self, registries: Registries) {
+    fn set_registries(&self, registries: Arc<Registries>) {
         self.factory.set_registries(registries);
         let configured = self.bundles.values().flat_map(Bundle::watched);
         let all = configured

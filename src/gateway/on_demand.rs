@@ -189,7 +189,10 @@ impl OnDemand {
             return Demanded::Refused(refusal);
         }
         let config = running.config.bundle(name, reference);
-        let mut watched = match factory.watched(&config, running.metrics.clone()).await {
+        let mut watched = match factory
+            .watched(&config, running.metrics.clone(), factory.registries())
+            .await
+        {
             Ok(watched) => watched,
             Err(error) => {
                 return Demanded::Refused(Refusal {
@@ -304,7 +307,9 @@ impl Running {
         for (_, name) in self.names_of(is_outdated) {
             if let Some(config) = self.successor_config(&name) {
                 // It was possible when the configuration was applied.
-                let made = factory.watched(&config, self.metrics.clone()).await;
+                let made = factory
+                    .watched(&config, self.metrics.clone(), factory.registries())
+                    .await;
                 if let (Ok(mut successor), Some(added)) = (made, self.bundles.get_mut(&name)) {
                     successor.run(watchers);
                     added.set_successor(Some(successor));

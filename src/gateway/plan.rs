@@ -34,6 +34,10 @@ pub(super) enum Change {
     SetWebhooks,
     /// Registries are accessed by other options.
     SetRegistries,
+    /// Other sizes are accepted from registries. Every bundle is replaced as well.
+    SetLimits,
+    /// The cache has other sizes.
+    SetCache,
     /// New connections of clients have other TLS, or none.
     SetTls,
     /// The server has other limits and times.
@@ -78,6 +82,12 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     }
     if running.registries != wanted.registries {
         changes.push(Change::SetRegistries);
+    }
+    if running.limits != wanted.limits {
+        changes.push(Change::SetLimits);
+    }
+    if (running.cache.disk, running.cache.memory) != (wanted.cache.disk, wanted.cache.memory) {
+        changes.push(Change::SetCache);
     }
     if running.server.tls != wanted.server.tls {
         changes.push(Change::SetTls);
@@ -164,6 +174,7 @@ pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
         && one.max_stale == other.max_stale
         && one.expect == other.expect
         && one.opa_check == other.opa_check
+        && one.limits == other.limits
 }
 
 /// The policy for what is still served from `reference` while the configuration has another
@@ -251,6 +262,8 @@ mod tests {
             Change::SetWebhooks => "webhooks".to_owned(),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
             Change::SetRegistries => "registries".to_owned(),
+            Change::SetLimits => "limits".to_owned(),
+            Change::SetCache => "cache".to_owned(),
             Change::SetTls => "tls".to_owned(),
             Change::SetServer => "server".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),
@@ -342,6 +355,13 @@ mod tests {
                 &[("/server", json!({ "ready_after": "1s" }))],
                 &["restart server.ready_after (new)"],
             ),
+            (
+                &[(
+                    "/cache",
+                    json!({ "directory": "elsewhere", "disk": "1GiB" }),
+                )],
+                &["cache", "restart cache.directory (new)"],
+            ),
             (&[("/long_poll", json!({ "max_wait": "1m" }))], &["server"]),
             (&[("/long_poll", json!({ "spread": "1s" }))], &["server"]),
             (
@@ -358,7 +378,7 @@ mod tests {
             ),
             (
                 &[("/limits", json!({ "bundle": "1MiB" }))],
-                &["restart limits (new)"],
+                &["replace a r.example/a:v1", replaced, "limits"],
             ),
             (
                 &[
@@ -367,7 +387,7 @@ mod tests {
                     ("/bundles/c", bundle("r.example/c:v1")),
                     ("/clients/0/bundles", json!(["c"])),
                 ],
-                &["remove a", "add c", "clients 1", "restart cache (new)"],
+                &["remove a", "add c", "clients 1", "cache"],
             ),
         ];
         for (edits, expected) in table {

@@ -87,6 +87,8 @@ struct OtherChanges {
     clients: bool,
     webhooks: bool,
     registries: bool,
+    limits: bool,
+    cache: bool,
     tls: bool,
     server: bool,
 }
@@ -109,6 +111,8 @@ impl OtherChanges {
                 Change::SetClients(_) => others.clients = true,
                 Change::SetWebhooks => others.webhooks = true,
                 Change::SetRegistries => others.registries = true,
+                Change::SetLimits => others.limits = true,
+                Change::SetCache => others.cache = true,
                 Change::SetTls => others.tls = true,
                 Change::SetServer => others.server = true,
                 _ => {}
@@ -285,6 +289,8 @@ impl Reload {
                 clients,
                 webhooks,
                 registries,
+                limits,
+                cache,
                 tls,
                 server,
             } = others;
@@ -301,6 +307,8 @@ impl Reload {
                 clients,
                 webhooks,
                 registries,
+                limits,
+                cache,
                 tls,
                 server,
                 outcome,

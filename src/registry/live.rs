@@ -36,8 +36,8 @@ impl LiveRegistries {
     }
 
     /// Replaces the registries. Requests under way are finished by the earlier ones.
-    pub fn replace(&self, registries: Registries) {
-        self.0.send_replace(Arc::new(registries));
+    pub fn replace(&self, registries: Arc<Registries>) {
+        self.0.send_replace(registries);
     }
 
     /// The source for a repository.
@@ -45,7 +45,18 @@ impl LiveRegistries {
     /// # Errors
     /// When the options of its host are invalid.
     pub fn source(&self, repository: &Repository) -> Result<LiveSource, InvalidOptions> {
-        let registries = self.current();
+        self.source_by(self.current(), repository)
+    }
+
+    /// As [`Self::source`], by registries that are about to be put in force.
+    ///
+    /// # Errors
+    /// As [`Self::source`].
+    pub fn source_by(
+        &self,
+        registries: Arc<Registries>,
+        repository: &Repository,
+    ) -> Result<LiveSource, InvalidOptions> {
         let source = registries.source(repository)?;
         Ok(LiveSource {
             registries: self.clone(),

@@ -392,7 +392,7 @@ mod tests {
         let live = LiveRegistries::from(registries());
         let set = |user: Options, limits: ReadLimits| {
             let next = live.current().with_options(options(user), limits).unwrap();
-            live.replace(next);
+            live.replace(Arc::new(next));
         };
         set(user("one", "1"), limits);
         let sources = ["a.example/x", "b.example/x", "c.example/x"].map(|repository| {

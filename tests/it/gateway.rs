@@ -5,7 +5,7 @@ use std::{fs, num::NonZeroU64, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
-    config::{BundleConfig, Cache, Config, Limits},
+    config::{BundleConfig, Cache, Config},
     gateway::Gateway,
     metrics::Metrics,
     oci::TagRule,
@@ -131,6 +131,7 @@ impl Setup {
             "version": 1,
             "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
             "trust": { "policies": { "dev": "unsigned" } },
+            "limits": { "bundle": "1MiB", "unpacked": "1MiB", "files": 100, "evidence": "1MiB" },
             "bundles": {},
             "patterns": patterns.into_iter().collect::<Vec<_>>(),
         });
@@ -151,14 +152,6 @@ impl Setup {
         config
             .registries
             .insert(registry.address.to_string(), options);
-        config.limits = Limits {
-            bundle: 1 << 20,
-            unpacked: 1 << 20,
-            files: 100,
-            bundle_manifest: 1 << 20,
-            manifest: 4 << 20,
-            evidence: 1 << 20,
-        };
         let store::Options {
             directory,
             disk,
@@ -188,6 +181,7 @@ impl Setup {
                 fallback: FALLBACK.to_owned(),
             }),
             opa_check: self.opa_check.clone(),
+            limits: config.limits,
         };
         if let Some(tag) = self.fallback {
             config.bundles.push(BundleConfig {

@@ -4,6 +4,7 @@ mod bundles;
 mod certificates;
 mod clients;
 mod configuration;
+mod everything;
 mod patterns;
 mod registries;
 mod revocations;
@@ -16,6 +17,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use bundlegate::oci::Digest;

@@ -5,10 +5,10 @@ use reqwest::{Client, tls::TlsInfo};
 use super::*;
 
 /// A certificate for `localhost`, and its key.
-struct Pair(rcgen::CertifiedKey<rcgen::KeyPair>);
+pub(super) struct Pair(rcgen::CertifiedKey<rcgen::KeyPair>);
 
 impl Pair {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap())
     }
 
@@ -20,9 +20,14 @@ impl Pair {
         self.0.signing_key.serialize_pem()
     }
 
-    fn write(&self, folder: &Path) {
+    pub(super) fn write(&self, folder: &Path) {
         fs::write(folder.join("tls.crt"), self.certificate()).unwrap();
         fs::write(folder.join("tls.key"), self.key()).unwrap();
+    }
+
+    pub(super) fn is_presented_by(&self, response: &Response) -> bool {
+        let tls: &TlsInfo = response.extensions().get().unwrap();
+        tls.peer_certificate() == Some(&**self.0.cert.der())
     }
 
     /// Writes the files as Kubernetes does: they are reached through the link `..data`, which is
@@ -36,7 +41,7 @@ impl Pair {
 }
 
 /// A client that trusts any server, with connections of its own.
-fn client() -> Client {
+pub(super) fn client() -> Client {
     let client = Client::builder()
         .no_proxy()
         .danger_accept_invalid_certs(true)
@@ -61,11 +66,10 @@ impl TestGateway {
         let request = http.get(format!("{}/bundles/authz", self.url));
         let response = wishing(request, "", 60).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        let tls: &TlsInfo = response.extensions().get().unwrap();
-        let presented = tls.peer_certificate().unwrap().to_vec();
+        let is_presented = pair.is_presented_by(&response);
         // Read to the end, so that the connection is used again.
         response.bytes().await.unwrap();
-        presented == pair.0.cert.der().to_vec()
+        is_presented
     }
 
     async fn presents_soon(&self, pair: &Pair) {

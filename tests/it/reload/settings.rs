@@ -1,4 +1,4 @@
-//! `server` and `long_poll`, which change while bundles are served.
+//! `server`, `long_poll`, `limits` and `cache`, which change while bundles are served.
 
 use super::*;
 
@@ -91,4 +91,35 @@ async fn fewer_connections_close_idle_ones_and_leave_long_polls_alone() {
     assert!(gateway.connections().await > CLIENTS);
     assert!(!held.is_finished());
     held.abort();
+}
+
+#[tokio::test]
+async fn other_limits_are_those_of_the_next_version_and_what_is_served_stays() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let (gateway, mut config, etag) = serving(&registry, &signer).await;
+    let held = gateway.long_poll("authz", &etag);
+    config["limits"] = json!({ "files": 3 });
+    config["cache"] = json!({ "memory": "1MiB" });
+    gateway.reconfigure(&config, "limits").await;
+    let contents: Vec<_> = (0..5)
+        .map(|number| format!("{{\"{number}\": 1}}"))
+        .collect();
+    let names = ["a", "b", "c", "d", "e"].map(|name| format!("{name}/data.json"));
+    let files: Vec<_> = names
+        .iter()
+        .zip(&contents)
+        .map(|(name, content)| (name.as_str(), content.as_str()))
+        .collect();
+    let (digest, _) = registry.put_artifact("live", &crate::gateway::packed(&files));
+    signer.sign_bundle(&registry, &digest);
+    let refused = gateway.refreshed("authz").await;
+    assert!(refused.to_string().contains("limits.files"), "{refused}");
+    assert_eq!(tag(&gateway.get(&etag, 0).await), etag);
+    assert!(!held.is_finished());
+    config["limits"] = json!({ "files": 100 });
+    gateway.reconfigure(&config, "limits").await;
+    let updated = held.await.unwrap();
+    assert_eq!(updated.status(), StatusCode::OK);
+    assert_ne!(tag(&updated), etag);
 }
