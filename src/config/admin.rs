@@ -9,11 +9,7 @@ use std::{
 use rustls::pki_types::ServerName;
 
 use super::{
-    files::{Base, Files},
-    problem::Problem,
-    raw, server,
-    token_file::TokenFile,
-    values::AdminListen,
+    files::Base, problem::Problem, raw, server, token_file::TokenFile, values::AdminListen,
 };
 use crate::server::{AdminAddress, AdminTls};
 
@@ -28,12 +24,11 @@ pub(super) struct Admin {
 }
 
 /// Reads the keys of the admin listener.
-pub(super) fn read(raw: &raw::Server, files: &Files<'_>) -> Result<Admin, Problem> {
-    let base = files.base();
+pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Admin, Problem> {
     let address = address(raw.admin.as_ref(), base).map_err(|problem| problem.at("admin"))?;
     let tls = raw.admin_tls.as_ref().map(|raw| tls(raw, &address, base));
     let tokens = raw.admin_token_file.as_deref();
-    let tokens = tokens.map(|file| TokenFile::read(file, files.live()));
+    let tokens = tokens.map(|file| TokenFile::read(file, base));
     let tokens = tokens
         .transpose()
         .map_err(|problem| problem.at("admin_token_file"))?;
@@ -75,13 +70,8 @@ fn tls(raw: &raw::AdminTls, address: &AdminAddress, base: Base<'_>) -> Result<Ad
                        address in `server.admin`";
         return Err(Problem::new(message));
     }
-    match server::tls(&raw.certificate, &raw.key, None, base)? {
-        (config, Some(certificate)) => Ok(AdminTls {
-            config,
-            certificate,
-        }),
-        (_, None) => Err(Problem::new("no certificate; write one").at("certificate")),
-    }
+    let (config, chain) = server::tls(&raw.certificate, &raw.key, None, base)?;
+    Ok(AdminTls { config, chain })
 }
 
 fn check_host(host: &str) -> Result<(), Problem> {

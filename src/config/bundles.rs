@@ -9,6 +9,7 @@ use super::{
     expect,
     files::Base,
     keys,
+    limits::Limits,
     opa_check::{self, PartialOptions},
     problem::Problem,
     raw, tag_rule,
@@ -51,20 +52,30 @@ pub struct BundleConfig {
     pub on_withdraw: Option<OnWithdraw>,
     /// The options of the check by `opa` before the bundle is published; `None` disables the check.
     pub opa_check: Option<Options>,
+    /// The size limits, which are those of all bundles.
+    pub limits: Limits,
+}
+
+/// The keys at the top level that apply to every bundle.
+#[derive(Debug)]
+pub(super) struct Defaults {
+    /// `opa_check`; `None` disables the check.
+    pub(super) opa_check: Option<PartialOptions>,
+    pub(super) limits: Limits,
 }
 
 /// Reads all of `bundles`.
 pub(super) fn read(
     raw: BTreeMap<String, raw::Bundle>,
     policies: &Policies,
-    opa_check: Option<&PartialOptions>,
+    defaults: &Defaults,
     base: Base<'_>,
 ) -> Result<Vec<BundleConfig>, Problem> {
     unambiguous(raw.keys())?;
     let mut bundles = Vec::new();
     for (name, raw) in raw {
         let bundle =
-            check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, opa_check, base));
+            check_name(&name).and_then(|()| bundle(name.clone(), raw, policies, defaults, base));
         bundles.push(bundle.map_err(|problem| problem.at(&name))?);
     }
     let by_name: HashMap<&str, &BundleConfig> = bundles
@@ -83,7 +94,7 @@ pub(super) fn bundle(
     name: String,
     raw: raw::Bundle,
     policies: &Policies,
-    default: Option<&PartialOptions>,
+    defaults: &Defaults,
     base: Base<'_>,
 ) -> Result<BundleConfig, Problem> {
     let reference = tag_rule::reference(&raw)?.relative_to(base.folder());
@@ -124,8 +135,9 @@ pub(super) fn bundle(
         on_withdraw: raw.on_withdraw.map(|raw| OnWithdraw {
             fallback: raw.fallback,
         }),
-        opa_check: opa_check::of_bundle(raw.opa_check, default, base)
+        opa_check: opa_check::of_bundle(raw.opa_check, defaults.opa_check.as_ref(), base)
             .map_err(|problem| problem.at("opa_check"))?,
+        limits: defaults.limits,
     })
 }
 

@@ -21,56 +21,32 @@ use crate::oci::{check_tilde, read_regular_or_pipe};
 #[derive(Debug)]
 pub(super) struct Files<'a> {
     folder: &'a Path,
-    read: RefCell<BTreeMap<PathBuf, Entry>>,
+    /// The files that the configuration names; `None` for one that is missing or can't be read.
+    named: RefCell<BTreeMap<PathBuf, Option<Rc<[u8]>>>>,
 }
 
 /// Reads files relative to the folder of the configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Base<'a> {
     files: &'a Files<'a>,
-    /// Whether changes of the files read through this value are applied while serving.
-    live: bool,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    /// `None` if the file can't be read.
-    bytes: Option<Rc<[u8]>>,
-    live: bool,
 }
 
 impl<'a> Files<'a> {
     pub(super) fn new(folder: &'a Path) -> Self {
         Self {
             folder,
-            read: RefCell::default(),
+            named: RefCell::default(),
         }
     }
 
-    /// The base for files that are read once, or by their users.
+    /// The base for the paths of files.
     pub(super) fn base(&'a self) -> Base<'a> {
-        Base {
-            files: self,
-            live: false,
-        }
+        Base { files: self }
     }
 
-    /// The base for files whose changes are applied while serving.
-    pub(super) fn live(&'a self) -> Base<'a> {
-        Base {
-            files: self,
-            live: true,
-        }
-    }
-
-    /// The paths of the files whose changes are applied while serving.
-    pub(super) fn live_paths(&self) -> Vec<PathBuf> {
-        self.read
-            .borrow()
-            .iter()
-            .filter(|(_, entry)| entry.live)
-            .map(|(path, _)| path.clone())
-            .collect()
+    /// The paths of the files that the configuration names.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.named.borrow().keys().cloned().collect()
     }
 }
 
@@ -100,13 +76,22 @@ impl<'a> Base<'a> {
     /// The content of a file.
     pub(super) fn bytes(self, path: &Path) -> Result<Rc<[u8]>, Problem> {
         let path = self.path(path)?;
-        let mut read = self.files.read.borrow_mut();
-        let entry = read.entry(path.clone()).or_default();
-        entry.live |= self.live;
-        match &entry.bytes {
+        let mut named = self.files.named.borrow_mut();
+        let entry = named.entry(path.clone()).or_default();
+        match entry {
             Some(bytes) => Ok(bytes.clone()),
-            None => Ok(entry.bytes.insert(content(&path)?.into()).clone()),
+            None => Ok(entry.insert(content(&path)?.into()).clone()),
         }
+    }
+
+    /// The content of a file that may be missing, by its whole path.
+    pub(super) fn readable(self, path: &Path) -> Option<Rc<[u8]>> {
+        let mut named = self.files.named.borrow_mut();
+        let entry = named.entry(path.to_owned()).or_default();
+        if entry.is_none() {
+            *entry = content(path).ok().map(Into::into);
+        }
+        entry.clone()
     }
 
     /// The content of a file as text. The error does not quote it, as it may be a secret.

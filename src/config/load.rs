@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    bundles::{self, BundleConfig},
+    bundles::{self, BundleConfig, Defaults},
     clients::{self, ClientConfig},
     difference,
     files::{self, Files},
@@ -47,7 +47,7 @@ pub struct Config {
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
     pub trust: Policies,
-    trust_files: Vec<PathBuf>,
+    files: Vec<PathBuf>,
     /// The text of the file.
     text: String,
 }
@@ -67,7 +67,7 @@ impl Config {
     /// See [`ConfigError`].
     pub fn load_with(file: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
         let mut config = read(file, |text, folder| Self::read(text, folder, roots))?;
-        config.trust_files.insert(0, file.to_owned());
+        config.files.insert(0, file.to_owned());
         Ok(config)
     }
 
@@ -79,11 +79,10 @@ impl Config {
         Self::read(text, base_dir, &|name, source| source.initial(name))
     }
 
-    /// The files whose changes are applied while serving: the configuration, the keys,
-    /// certificates, roots and rules that `trust` names, and the files of `clients`, `webhooks` and
-    /// `server.admin_token_file`.
-    pub fn trust_files(&self) -> &[PathBuf] {
-        &self.trust_files
+    /// The configuration file, and the files that it names. A file may be missing where it is one of
+    /// several places that are searched.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The paths of the keys that differ in `newer`, without those that are applied while serving
@@ -92,17 +91,23 @@ impl Config {
         difference::keys(&self.text, &newer.text)
     }
 
-    /// Replaces the settings that are applied while serving (bundles, patterns, trust, clients,
-    /// webhooks and the tokens of the admin listener), and keeps all others.
+    /// Replaces the settings that are applied while serving, and keeps the others.
     pub fn adopt_live(&mut self, newer: Self) {
-        self.bundles = newer.bundles;
-        self.patterns = newer.patterns;
-        self.clients = newer.clients;
-        self.webhooks = newer.webhooks;
-        self.server.admin_tokens = newer.server.admin_tokens;
-        self.roots = newer.roots;
-        self.trust = newer.trust;
-        self.trust_files = newer.trust_files;
+        let Self {
+            cache,
+            server,
+            text,
+            ..
+        } = self;
+        *self = Self {
+            cache: Cache {
+                directory: cache.directory.take(),
+                ..newer.cache
+            },
+            server: newer.server.with_addresses_of(server),
+            text: std::mem::take(text),
+            ..newer
+        };
     }
 
     fn read(text: &str, base_dir: &Path, roots: CurrentRoot<'_>) -> Result<Self, ConfigError> {
@@ -123,17 +128,20 @@ impl Config {
         let base = files.base();
         let tls = raw.server.tls.as_ref();
         let has_client_ca = tls.is_some_and(|tls| tls.client_ca.is_some());
-        let opa_check =
-            opa_check::read(raw.opa_check, base).map_err(|problem| problem.at("opa_check"))?;
-        let bundles = bundles::read(raw.bundles, &policies, opa_check.as_ref(), base);
+        let defaults = Defaults {
+            opa_check: opa_check::read(raw.opa_check, base)
+                .map_err(|problem| problem.at("opa_check"))?,
+            limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
+        };
+        let bundles = bundles::read(raw.bundles, &policies, &defaults, base);
         let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
-        let patterns = patterns::read(raw.patterns, &policies, opa_check.as_ref(), base);
+        let patterns = patterns::read(raw.patterns, &policies, &defaults, base);
         let patterns = patterns.map_err(|problem| problem.at("patterns"))?;
         let of_bundles = bundles.iter().map(|bundle| &bundle.trust);
         let of_patterns = patterns.iter().map(PatternConfig::trust);
         Ok(Self {
             registries,
-            limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
+            limits: defaults.limits,
             cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
             roots: policies.roots_of(of_bundles.chain(of_patterns)),
             trust: policies,
@@ -141,12 +149,12 @@ impl Config {
             patterns,
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
-            server: server::read(&raw.server, files).map_err(|problem| problem.at("server"))?,
-            clients: clients::read(raw.clients, has_client_ca, files.live())
+            server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
+            clients: clients::read(raw.clients, has_client_ca, base)
                 .map_err(|problem| problem.at("clients"))?,
-            webhooks: webhooks::read(raw.webhooks, files.live())
+            webhooks: webhooks::read(raw.webhooks, base)
                 .map_err(|problem| problem.at("webhooks"))?,
-            trust_files: files.live_paths(),
+            files: files.paths(),
             text: String::new(),
         })
     }
@@ -207,7 +215,7 @@ pub(super) fn registries_and_policies(
     let registries =
         registries::read(registries, files.base()).map_err(|problem| problem.at("registries"))?;
     let policies =
-        Policies::read(trust, roots, files.live()).map_err(|problem| problem.at("trust"))?;
+        Policies::read(trust, roots, files.base()).map_err(|problem| problem.at("trust"))?;
     Ok((registries, policies))
 }
 

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    bundles::{self, BundleConfig},
+    bundles::{self, BundleConfig, Defaults},
     files::Base,
-    opa_check::PartialOptions,
     problem::Problem,
     raw,
     trust::Policies,
@@ -54,7 +53,7 @@ impl PatternConfig {
 pub(super) fn read(
     raw: Vec<raw::Pattern>,
     policies: &Policies,
-    opa_check: Option<&PartialOptions>,
+    defaults: &Defaults,
     base: Base<'_>,
 ) -> Result<Vec<PatternConfig>, Problem> {
     if raw.len() > MAX_PATTERNS {
@@ -64,7 +63,7 @@ pub(super) fn read(
     }
     let mut patterns: Vec<PatternConfig> = Vec::new();
     for (index, raw) in raw.into_iter().enumerate() {
-        let pattern = pattern(raw, policies, opa_check, base)
+        let pattern = pattern(raw, policies, defaults, base)
             .and_then(|pattern| distinct(pattern, &patterns))
             .map_err(|problem| problem.at_index(index))?;
         patterns.push(pattern);
@@ -75,7 +74,7 @@ pub(super) fn read(
 fn pattern(
     raw: raw::Pattern,
     policies: &Policies,
-    opa_check: Option<&PartialOptions>,
+    defaults: &Defaults,
     base: Base<'_>,
 ) -> Result<PatternConfig, Problem> {
     let pattern =
@@ -117,7 +116,7 @@ fn pattern(
         opa_check: raw.opa_check,
     };
     Ok(PatternConfig {
-        template: bundles::bundle(raw.resource, options, policies, opa_check, base)?,
+        template: bundles::bundle(raw.resource, options, policies, defaults, base)?,
         pattern,
         idle,
         max,

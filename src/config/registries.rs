@@ -6,7 +6,7 @@ use url::Url;
 
 use super::{credentials, files::Base, problem::Problem, proxy, raw, values::Period};
 use crate::registry::{
-    ClientCertificate, ClientCertificateError, Options, Scheme, Timeouts, TlsTrust,
+    ClientCertificate, ClientCertificateError, FileState, Options, Scheme, Timeouts, TlsTrust,
     is_same_registry,
 };
 
@@ -51,7 +51,7 @@ fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Pr
         .credentials
         .map(|raw| credentials::read(host, raw, base))
         .transpose();
-    Ok(Options {
+    let options = Options {
         scheme,
         extra_roots,
         tls: TlsTrust::Verified,
@@ -64,6 +64,16 @@ fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Pr
             .map_err(|problem| problem.at("max_requests_per_second"))?,
         timeouts: timeouts(&raw.timeouts).map_err(|problem| problem.at("timeouts"))?,
         mirrors: mirrors(host, raw.mirrors).map_err(|problem| problem.at("mirrors"))?,
+        file_state: FileState::default(),
+    };
+    let contents: Vec<_> = options
+        .files()
+        .into_iter()
+        .map(|file| base.readable(file))
+        .collect();
+    Ok(Options {
+        file_state: FileState::of(&contents),
+        ..options
     })
 }
 

@@ -1,7 +1,6 @@
 //! `server` and `long_poll`.
 
 use std::{
-    fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU64,
     path::Path,
@@ -12,23 +11,24 @@ use std::{
 use ipnet::IpNet;
 use rustls::{
     ServerConfig,
-    crypto::CryptoProvider,
+    crypto::{CryptoProvider, aws_lc_rs::Ticketer},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 use super::{
     admin::{self, Admin},
-    files::{Base, Files},
+    files::Base,
     problem::Problem,
     raw,
+    tls::Tls,
     token_file::TokenFile,
     values::{Period, Size},
 };
 use crate::server::{AdminAddress, AdminTls, TrustedProxies};
 
 /// `server`.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Server {
     /// The address of the data listener, for OPA.
     pub listen: SocketAddr,
@@ -41,7 +41,7 @@ pub struct Server {
     /// Names of the admin listener, besides those of its certificate.
     pub admin_hosts: Vec<String>,
     /// TLS for the data listener, with HTTP/2 and HTTP/1.1 by ALPN; `None` is plain HTTP.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Tls>,
     /// Networks whose `X-Forwarded-For` is trusted; none by default.
     pub trusted_proxies: TrustedProxies,
     /// The maximum number of concurrent connections to the data listener.
@@ -77,27 +77,20 @@ pub struct LongPoll {
     pub repeat_delay: Duration,
 }
 
-// Written by hand, because rustls' `Debug` depends on the key's provider.
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
-            .field("listen", &self.listen)
-            .field("admin", &self.admin)
-            .field("admin_tls", &self.admin_tls.is_some())
-            .field("admin_tokens", &self.admin_tokens)
-            .field("admin_hosts", &self.admin_hosts)
-            .field("tls", &self.tls.is_some())
-            .field("trusted_proxies", &self.trusted_proxies)
-            .field("max_connections", &self.max_connections)
-            .field("ready_after", &self.ready_after)
-            .field("drain", &self.drain)
-            .finish()
+impl Server {
+    /// With what can't change while the listeners are bound.
+    pub(super) fn with_addresses_of(self, running: &Self) -> Self {
+        Self {
+            listen: running.listen,
+            admin: running.admin.clone(),
+            ready_after: running.ready_after,
+            ..self
+        }
     }
 }
 
 /// Reads all of `server`.
-pub(super) fn read(raw: &raw::Server, files: &Files<'_>) -> Result<Server, Problem> {
-    let base = files.base();
+pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
     let max_connections = raw.max_connections.unwrap_or(20_000);
     if max_connections == 0 {
         return Err(
@@ -108,7 +101,7 @@ pub(super) fn read(raw: &raw::Server, files: &Files<'_>) -> Result<Server, Probl
     let tls = raw
         .tls
         .as_ref()
-        .map(|raw| tls(&raw.certificate, &raw.key, raw.client_ca.as_deref(), base))
+        .map(|raw| comparable_tls(raw, base))
         .transpose()
         .map_err(|problem| problem.at("tls"))?;
     let Admin {
@@ -116,7 +109,7 @@ pub(super) fn read(raw: &raw::Server, files: &Files<'_>) -> Result<Server, Probl
         tls: admin_tls,
         tokens,
         hosts,
-    } = admin::read(raw, files)?;
+    } = admin::read(raw, base)?;
     let or = |time: Option<Period>, seconds| {
         time.map_or_else(|| Duration::from_secs(seconds), |time| time.0)
     };
@@ -126,7 +119,7 @@ pub(super) fn read(raw: &raw::Server, files: &Files<'_>) -> Result<Server, Probl
         admin_tls,
         admin_tokens: tokens,
         admin_hosts: hosts,
-        tls: tls.map(|(config, _)| config),
+        tls,
         trusted_proxies: trusted_proxies(&raw.trusted_proxies)
             .map_err(|problem| problem.at("trusted_proxies"))?,
         max_connections,
@@ -226,18 +219,27 @@ fn network(text: &str) -> Result<IpNet, String> {
     Ok(network)
 }
 
+/// The TLS configuration with the contents of its files, each of which has been read.
+fn comparable_tls(raw: &raw::Tls, base: Base<'_>) -> Result<Tls, Problem> {
+    let client_ca = raw.client_ca.as_deref();
+    let (config, _) = tls(&raw.certificate, &raw.key, client_ca, base)?;
+    let files = [Some(&*raw.certificate), Some(&*raw.key), client_ca];
+    let files = files.into_iter().flatten().map(|file| base.bytes(file));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    Ok(Tls::new(config, files.iter().map(|bytes| &**bytes)))
+}
+
 /// Reads a certificate with its chain, its key, and the CA of the client certificates, if there is
-/// one. Also returns the certificate.
+/// one. Also returns the chain.
 pub(super) fn tls(
     certificate: &Path,
     key: &Path,
     client_ca: Option<&Path>,
     base: Base<'_>,
-) -> Result<(Arc<ServerConfig>, Option<CertificateDer<'static>>), Problem> {
+) -> Result<(Arc<ServerConfig>, Vec<CertificateDer<'static>>), Problem> {
     let chain = base
         .certificates(certificate)
         .map_err(|problem| problem.at("certificate"))?;
-    let leaf = chain.first().cloned();
     let key = base.bytes(key).and_then(|bytes| {
         PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
             // The error is not quoted: it could contain the key.
@@ -263,10 +265,14 @@ pub(super) fn tls(
         .with_safe_default_protocol_versions()
         .map_err(refused)?
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)
+        .with_single_cert(chain.clone(), key)
         .map_err(refused)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok((Arc::new(config), leaf))
+    // Tickets, so that the memory does not depend on the number of clients. One for each connection:
+    // a client continues its last session, and OPA none.
+    config.ticketer = Ticketer::new().map_err(refused)?;
+    config.send_tls13_tickets = 1;
+    Ok((Arc::new(config), chain))
 }
 
 /// Verifies client certificates in the handshake. A client without one is let in, since there may

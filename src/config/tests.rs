@@ -73,7 +73,7 @@ fn the_example_loads_from_beside_its_files() {
     let config = Config::load(&folder.0.path().join("bundlegate.yaml")).unwrap();
     assert_eq!(config.server.listen.to_string(), "[::]:8443");
     assert_eq!(
-        config.server.tls.unwrap().alpn_protocols,
+        config.server.tls.unwrap().config().alpn_protocols,
         [b"h2".to_vec(), b"http/1.1".to_vec()]
     );
     assert_eq!(

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{BundleConfig, Config},
-    publish::{self, Handle, OnWithdraw, State},
+    publish::{self, Handle, Hint, OnWithdraw, State},
     registry::Registries,
     server::{Catalog, Demand, Entry},
     store::Store,
@@ -63,9 +63,13 @@ struct Bundle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shown(Number, Option<Number>, Option<Number>);
 
-/// Watchers that a change needs. They do not run yet, and the change is not in force.
+/// What a change needs. The watchers do not run yet, and the change is not in force.
 #[derive(Debug)]
-pub(super) struct Prepared(BTreeMap<String, Watched>);
+pub(super) struct Prepared {
+    watched: BTreeMap<String, Watched>,
+    /// The registries, if their options or limits change.
+    registries: Option<Arc<Registries>>,
+}
 
 /// The number of changes that were applied, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,7 +88,7 @@ pub(super) struct Applied {
 }
 
 impl Bundles {
-    /// No bundles yet. All bundles that are added have the limits and times of `config`.
+    /// No bundles yet. All bundles that are added have the times of `config`.
     pub(super) fn new(
         config: &Config,
         registries: Registries,
@@ -120,37 +124,56 @@ impl Bundles {
         }
     }
 
-    /// Makes the watchers that the changes need, and starts the `opa` of each. Prepared watchers
-    /// that are not applied have no effect.
+    /// Makes the watchers and the clients of registries that the changes to `wanted` need, and starts
+    /// the `opa` of each watcher. What is prepared and not applied has no effect.
     ///
     /// # Errors
     /// When an `opa` does not start, or the options of a registry make no client.
-    pub(super) async fn prepare(&mut self, changes: &[Change]) -> anyhow::Result<Prepared> {
-        let mut prepared = BTreeMap::new();
+    pub(super) async fn prepare(
+        &mut self,
+        changes: &[Change],
+        wanted: &Config,
+    ) -> anyhow::Result<Prepared> {
+        let are_registries_changed = changes
+            .iter()
+            .any(|change| matches!(change, Change::SetRegistries | Change::SetLimits));
+        let mut prepared = Prepared {
+            watched: BTreeMap::new(),
+            registries: match are_registries_changed {
+                true => Some(self.factory.registries_of(wanted).await?),
+                false => None,
+            },
+        };
+        let registries = prepared.registries.clone();
+        let registries = registries.unwrap_or_else(|| self.factory.registries());
         for change in changes {
             match change {
                 Change::Add(config) | Change::Replace(config) => {
-                    let watched = self.watched(config).await?;
-                    prepared.insert(config.name.clone(), watched);
+                    let watched = self.watched(config, Arc::clone(&registries)).await?;
+                    prepared.watched.insert(config.name.clone(), watched);
                 }
                 Change::SetPatterns(patterns) => {
                     for pattern in patterns {
-                        self.factory.check(pattern).await?;
+                        self.factory.check(pattern, &registries).await?;
                     }
                 }
                 _ => {}
             }
         }
-        Ok(Prepared(prepared))
+        Ok(prepared)
     }
 
-    async fn watched(&mut self, config: &BundleConfig) -> anyhow::Result<Watched> {
+    async fn watched(
+        &mut self,
+        config: &BundleConfig,
+        registries: Arc<Registries>,
+    ) -> anyhow::Result<Watched> {
         // A watcher that replaces another one continues its series.
         let metrics = match self.bundles.get(&config.name) {
             Some(bundle) => bundle.shown.metrics.clone(),
             None => self.families.bundle(&config.name),
         };
-        self.factory.watched(config, metrics).await
+        self.factory.watched(config, metrics, registries).await
     }
 
     /// Puts the changes that lead to `wanted` in force. `prepared` was made for them.
@@ -167,7 +190,14 @@ impl Bundles {
             policies: self.set_policies(changes, wanted).await?,
             ..Applied::default()
         };
-        let Prepared(mut prepared) = prepared;
+        let Prepared {
+            watched: mut prepared,
+            registries,
+        } = prepared;
+        if let Some(registries) = registries {
+            self.set_registries(registries);
+        }
+        self.factory.set_first_wait(wanted.long_poll.first_wait);
         let (mut gone, mut ended) = (Vec::new(), Vec::new());
         for change in changes {
             match change {
@@ -204,10 +234,15 @@ impl Bundles {
                     self.on_demand.set_patterns(patterns, &self.families);
                     applied.patterns += 1;
                 }
+                Change::SetCache => self.factory.set_cache(&wanted.cache).await,
                 Change::SetPolicy { .. }
                 | Change::SetClients(_)
-                | Change::SetWebhooks(_)
-                | Change::SetAdminTokens(_)
+                | Change::SetAdminTokens
+                | Change::SetWebhooks
+                | Change::SetRegistries
+                | Change::SetLimits
+                | Change::SetTls
+                | Change::SetServer
                 | Change::NeedsRestart(_) => {}
             }
         }
@@ -283,6 +318,19 @@ impl Bundles {
                 .count()
         });
         Ok(set.await?)
+    }
+
+    /// Puts the options of registries in force. A bundle whose last check has failed is checked again:
+    /// its next poll may be far away, for example where the registry has refused the credentials.
+    fn set_registries(&self, registries: Arc<Registries>) {
+        self.factory.set_registries(registries);
+        let configured = self.bundles.values().flat_map(Bundle::watched);
+        let all = configured
+            .map(|watched| &watched.handle)
+            .chain(self.on_demand.handles());
+        for handle in all.filter(|handle| handle.status().last_failure.is_some()) {
+            handle.hint(Hint::Push);
+        }
     }
 
     fn add(&mut self, config: &BundleConfig, mut watched: Watched) {
@@ -456,6 +504,10 @@ impl Bundles {
 }
 
 impl Bundle {
+    fn watched(&self) -> impl Iterator<Item = &Watched> {
+        [&self.shown].into_iter().chain(self.successor.as_ref())
+    }
+
     fn watched_mut(&mut self) -> impl Iterator<Item = &mut Watched> {
         [&mut self.shown].into_iter().chain(self.successor.as_mut())
     }

@@ -13,7 +13,7 @@ use tokio::{
 use super::{
     bundles::Bundles,
     metrics::GatewayMetrics,
-    open_files,
+    options::apply_settings,
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
 };
@@ -84,7 +84,7 @@ impl Gateway {
         let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
-        let prepared = bundles.prepare(&all).await?;
+        let prepared = bundles.prepare(&all, &config).await?;
         bundles.apply(&all, prepared, &config).await?;
         let reload = match file {
             Some(file) => {
@@ -107,8 +107,9 @@ impl Gateway {
             None => None,
         };
         let mut options = options;
-        options.max_connections = open_files::room_for(options.max_connections);
         options.admin.cache_problem = store.problem();
+        let settings = server::Settings::clone(&options.settings.current());
+        apply_settings(&options.settings, settings);
         let catalog = bundles.catalog().clone();
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;

@@ -86,6 +86,11 @@ impl OnDemand {
         bundles.map(|added| Arc::clone(&added.entry))
     }
 
+    /// The handles of all bundles.
+    pub(super) fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.patterns.iter().flat_map(Running::handles)
+    }
+
     /// The handles of all bundles, each with its policy under the wanted patterns.
     pub(super) fn policies<'a>(
         &'a self,
@@ -93,11 +98,7 @@ impl OnDemand {
     ) -> impl Iterator<Item = (&'a Handle, &'a TrustPolicy)> {
         self.patterns.iter().flat_map(|running| {
             let wanted = wanted.iter().find(|wanted| running.continues_as(wanted));
-            let bundles = running.bundles.values();
-            let handles = bundles.flat_map(|added| {
-                let watchers = [&added.watched].into_iter().chain(&added.successor);
-                watchers.map(|watched| &watched.handle)
-            });
+            let handles = running.handles();
             wanted
                 .into_iter()
                 .flat_map(move |wanted| handles.clone().map(|handle| (handle, wanted.trust())))
@@ -188,7 +189,10 @@ impl OnDemand {
             return Demanded::Refused(refusal);
         }
         let config = running.config.bundle(name, reference);
-        let mut watched = match factory.watched(&config, running.metrics.clone()).await {
+        let mut watched = match factory
+            .watched(&config, running.metrics.clone(), factory.registries())
+            .await
+        {
             Ok(watched) => watched,
             Err(error) => {
                 return Demanded::Refused(Refusal {
@@ -260,6 +264,13 @@ impl Running {
         *self.pattern == wanted.pattern
     }
 
+    fn handles(&self) -> impl Iterator<Item = &Handle> + Clone {
+        self.bundles.values().flat_map(|added| {
+            let watchers = [&added.watched].into_iter().chain(&added.successor);
+            watchers.map(|watched| &watched.handle)
+        })
+    }
+
     fn entry(&self, watched: &Watched) -> Arc<Entry> {
         Arc::new(Entry::on_demand(
             watched.handle.clone(),
@@ -296,7 +307,9 @@ impl Running {
         for (_, name) in self.names_of(is_outdated) {
             if let Some(config) = self.successor_config(&name) {
                 // It was possible when the configuration was applied.
-                let made = factory.watched(&config, self.metrics.clone()).await;
+                let made = factory
+                    .watched(&config, self.metrics.clone(), factory.registries())
+                    .await;
                 if let (Ok(mut successor), Some(added)) = (made, self.bundles.get_mut(&name)) {
                     successor.run(watchers);
                     added.set_successor(Some(successor));

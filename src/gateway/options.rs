@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::open_files;
 use crate::{
     access::{KeySource, RemoteKeySets},
     config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
@@ -13,13 +14,23 @@ use crate::{
 /// # Errors
 /// When a client's glob is malformed.
 pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
-    let (drain, long_poll) = (config.server.drain, config.long_poll);
     Ok(server::Options {
         listen: config.server.listen,
         admin: admin_options(&config.server),
-        tls: config.server.tls.clone(),
-        max_connections: config.server.max_connections,
         ready_after: config.server.ready_after,
+        clients: live_clients(&config.clients)?,
+        webhooks: config.webhooks.clone().into(),
+        deadlines: server::Deadlines::default(),
+        settings: settings(config).into(),
+    })
+}
+
+/// The settings that apply while the server runs, from the configuration.
+pub(super) fn settings(config: &Config) -> server::Settings {
+    let (server, drain, long_poll) = (&config.server, config.server.drain, config.long_poll);
+    server::Settings {
+        tls: server.tls.as_ref().map(|tls| Arc::clone(tls.config())),
+        max_connections: server.max_connections,
         drain: server::Drain {
             notice: drain.notice,
             over: drain.over,
@@ -32,11 +43,18 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
             spread: long_poll.spread.unwrap_or_default(),
             repeat_delay: long_poll.repeat_delay,
         },
-        clients: live_clients(&config.clients)?,
-        webhooks: config.webhooks.clone().into(),
-        trusted_proxies: config.server.trusted_proxies.clone(),
-        deadlines: server::Deadlines::default(),
-    })
+        trusted_proxies: server.trusted_proxies.clone(),
+        admin_tls: server.admin_tls.clone(),
+        admin_hosts: server.admin_hosts.clone(),
+    }
+}
+
+/// Puts settings in force, with as many connections as the process may have open files.
+pub(super) fn apply_settings(live: &server::LiveSettings, settings: server::Settings) {
+    live.replace(server::Settings {
+        max_connections: open_files::room_for(settings.max_connections),
+        ..settings
+    });
 }
 
 fn live_clients(config: &[ClientConfig]) -> anyhow::Result<server::LiveClients> {
@@ -77,9 +95,7 @@ fn admin_options(config: &config::Server) -> server::AdminOptions {
     let tokens = server::AdminTokens::default();
     set_admin_tokens(&tokens, config.admin_tokens.as_ref());
     server::AdminOptions {
-        tls: config.admin_tls.clone(),
         tokens,
-        hosts: config.admin_hosts.clone(),
         ..config.admin.clone().into()
     }
 }

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{BundleConfig, ClientConfig, Config, PatternConfig, TokenFile},
+    config::{BundleConfig, ClientConfig, Config, PatternConfig},
     oci::Reference,
     verify::TrustPolicy,
-    webhooks::Webhook,
 };
 
 /// One change. Changes of a bundle that is added or replaced are part of its configuration.
@@ -32,16 +31,26 @@ pub(super) enum Change {
     /// Other clients may read, or other bundles.
     SetClients(Vec<ClientConfig>),
     /// Other notifications are received.
-    SetWebhooks(Vec<Webhook>),
+    SetWebhooks,
     /// Other tokens allow to change something by the admin listener.
-    SetAdminTokens(Option<TokenFile>),
+    SetAdminTokens,
+    /// Registries are accessed by other options.
+    SetRegistries,
+    /// Other sizes are accepted from registries. Every bundle is replaced as well.
+    SetLimits,
+    /// The cache has other sizes.
+    SetCache,
+    /// New connections of clients have other TLS, or none.
+    SetTls,
+    /// The server has other limits and times.
+    SetServer,
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
 
 /// The changes that lead from `running` to `wanted`: the bundles in the order of their names,
-/// then the patterns, the clients, the webhooks, the tokens of the admin listener, and the keys
-/// that need a restart.
+/// then the patterns, the clients, the webhooks, the registries, the server, the tokens of the admin
+/// listener, and the keys that need a restart.
 pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     let (before, after) = (by_name(&running.bundles), by_name(&wanted.bundles));
     let mut names: Vec<_> = before
@@ -71,10 +80,27 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
         changes.push(Change::SetClients(wanted.clients.clone()));
     }
     if running.webhooks != wanted.webhooks {
-        changes.push(Change::SetWebhooks(wanted.webhooks.clone()));
+        changes.push(Change::SetWebhooks);
+    }
+    if running.registries != wanted.registries {
+        changes.push(Change::SetRegistries);
+    }
+    if running.limits != wanted.limits {
+        changes.push(Change::SetLimits);
+    }
+    if (running.cache.disk, running.cache.memory) != (wanted.cache.disk, wanted.cache.memory) {
+        changes.push(Change::SetCache);
+    }
+    if running.server.tls != wanted.server.tls
+        || running.server.admin_tls != wanted.server.admin_tls
+    {
+        changes.push(Change::SetTls);
+    }
+    if server_limits(running) != server_limits(wanted) {
+        changes.push(Change::SetServer);
     }
     if running.server.admin_tokens != wanted.server.admin_tokens {
-        changes.push(Change::SetAdminTokens(wanted.server.admin_tokens.clone()));
+        changes.push(Change::SetAdminTokens);
     }
     changes.extend(
         running
@@ -83,6 +109,18 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
             .map(Change::NeedsRestart),
     );
     changes
+}
+
+/// What is live of `server` besides TLS, and `long_poll`.
+fn server_limits(config: &Config) -> impl PartialEq {
+    let server = &config.server;
+    (
+        server.max_connections,
+        server.drain,
+        &server.trusted_proxies,
+        &server.admin_hosts,
+        config.long_poll,
+    )
 }
 
 fn by_name(bundles: &[BundleConfig]) -> BTreeMap<&str, &BundleConfig> {
@@ -144,6 +182,7 @@ pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
         && one.max_stale == other.max_stale
         && one.expect == other.expect
         && one.opa_check == other.opa_check
+        && one.limits == other.limits
 }
 
 /// The policy for what is still served from `reference` while the configuration has another
@@ -228,9 +267,14 @@ mod tests {
                 format!("fallback of {bundle}: {fallback:?}")
             }
             Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
-            Change::SetWebhooks(webhooks) => format!("webhooks {}", webhooks.len()),
+            Change::SetWebhooks => "webhooks".to_owned(),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
-            Change::SetAdminTokens(file) => format!("admin tokens: {}", file.is_some()),
+            Change::SetAdminTokens => "admin tokens".to_owned(),
+            Change::SetRegistries => "registries".to_owned(),
+            Change::SetLimits => "limits".to_owned(),
+            Change::SetCache => "cache".to_owned(),
+            Change::SetTls => "tls".to_owned(),
+            Change::SetServer => "server".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),
         }
     }
@@ -305,9 +349,45 @@ mod tests {
                 &[("/server", json!({ "listen": ":8081" }))],
                 &["restart server.listen (new)"],
             ),
+            (&[("/server", json!({ "max_connections": 9 }))], &["server"]),
+            (
+                &[("/server", json!({ "drain": { "over": "1s" } }))],
+                &["server"],
+            ),
+            (
+                &[("/server", json!({ "trusted_proxies": ["10.0.0.0/8"] }))],
+                &["server"],
+            ),
+            // A default that is written out is no change.
+            (&[("/server", json!({ "max_connections": 20_000 }))], &[]),
+            (
+                &[("/server", json!({ "ready_after": "1s" }))],
+                &["restart server.ready_after (new)"],
+            ),
+            (
+                &[(
+                    "/cache",
+                    json!({ "directory": "elsewhere", "disk": "1GiB" }),
+                )],
+                &["cache", "restart cache.directory (new)"],
+            ),
+            (&[("/long_poll", json!({ "max_wait": "1m" }))], &["server"]),
+            (&[("/long_poll", json!({ "spread": "1s" }))], &["server"]),
+            (
+                &[(
+                    "/registries",
+                    json!({ "r.example": { "max_concurrent": 9 } }),
+                )],
+                &["registries"],
+            ),
+            // A default that is written out is a change here: it costs no more than a client.
+            (
+                &[("/registries", json!({ "r.example": {} }))],
+                &["registries"],
+            ),
             (
                 &[("/limits", json!({ "bundle": "1MiB" }))],
-                &["restart limits (new)"],
+                &["replace a r.example/a:v1", replaced, "limits"],
             ),
             (
                 &[
@@ -316,7 +396,7 @@ mod tests {
                     ("/bundles/c", bundle("r.example/c:v1")),
                     ("/clients/0/bundles", json!(["c"])),
                 ],
-                &["remove a", "add c", "clients 1", "restart cache (new)"],
+                &["remove a", "add c", "clients 1", "cache"],
             ),
         ];
         for (edits, expected) in table {
@@ -377,7 +457,7 @@ mod tests {
     #[test]
     fn other_webhooks_need_no_restart() {
         let hub = json!([{ "name": "hub", "kind": "quay", "unauthenticated": true }]);
-        assert_eq!(changes_by(&[("/webhooks", hub)]), ["webhooks 1"]);
+        assert_eq!(changes_by(&[("/webhooks", hub)]), ["webhooks"]);
     }
 
     #[test]

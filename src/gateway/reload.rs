@@ -1,5 +1,5 @@
-//! Applies changes of the configuration while bundles are served: those of bundles, trust, clients
-//! and webhooks at once, all or none of them; every other key waits for the next start. A token or a
+//! Applies changes of the configuration, and of the files that it names, while bundles are served: all
+//! of them, or none. Only addresses and the place of the cache wait for the next start. A token or a
 //! user that is removed from its file is refused even if the rest of the configuration is invalid.
 
 mod files;
@@ -26,7 +26,8 @@ use super::{
 use crate::{
     config::Config,
     server::{
-        self, AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, ReloadOutcome, ReloadRequests,
+        self, AdminTokens, Clients, ConfigReloads, LiveClients, LiveSettings, LiveWebhooks,
+        ReloadOutcome, ReloadRequests,
     },
     telemetry,
     verify::TrustRoots,
@@ -60,6 +61,7 @@ pub(super) struct LiveOptions {
     webhooks: LiveWebhooks,
     admin_tokens: AdminTokens,
     reloads: ConfigReloads,
+    settings: LiveSettings,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -80,7 +82,7 @@ pub(super) enum Cause {
     Signal,
     /// `POST /reload`.
     Request,
-    /// The configuration, or a file that its trust or its clients name, has another content.
+    /// The configuration, or a file that it names, has another content.
     Files,
     /// A trust root was refreshed.
     Roots,
@@ -89,11 +91,16 @@ pub(super) enum Cause {
 }
 
 /// Changes of what is not a bundle.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct OtherChanges {
     clients: bool,
     webhooks: bool,
     admin_tokens: bool,
+    registries: bool,
+    limits: bool,
+    cache: bool,
+    tls: bool,
+    server: bool,
 }
 
 impl LiveOptions {
@@ -103,13 +110,34 @@ impl LiveOptions {
             webhooks: options.webhooks.clone(),
             admin_tokens: options.admin.tokens.clone(),
             reloads: options.admin.reloads.clone(),
+            settings: options.settings.clone(),
         }
     }
 }
 
+impl OtherChanges {
+    fn of(changes: &[Change]) -> Self {
+        let mut others = Self::default();
+        for change in changes {
+            match change {
+                Change::SetClients(_) => others.clients = true,
+                Change::SetWebhooks => others.webhooks = true,
+                Change::SetAdminTokens => others.admin_tokens = true,
+                Change::SetRegistries => others.registries = true,
+                Change::SetLimits => others.limits = true,
+                Change::SetCache => others.cache = true,
+                Change::SetTls => others.tls = true,
+                Change::SetServer => others.server = true,
+                _ => {}
+            }
+        }
+        others
+    }
+}
+
 impl Reload {
-    /// Watches the file, and the files that its trust and its clients name, from the first
-    /// [`Self::read`] on. `running` was read from it.
+    /// Watches the file, and the files that it names, from the first [`Self::read`] on. `running` was
+    /// read from it.
     pub(super) fn new(
         file: PathBuf,
         running: Config,
@@ -212,31 +240,15 @@ impl Reload {
             Ok(clients) => clients,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let prepared = match bundles.prepare(&changes).await {
+        let prepared = match bundles.prepare(&changes, &wanted).await {
             Ok(prepared) => prepared,
             Err(error) => return Ok(Err(error.to_string())),
         };
         if let Err(error) = self.reader.roots.set_sources(&wanted.roots) {
             return Ok(Err(error.to_string()));
         }
-        let has_clients = clients.is_some();
-        if let Some(clients) = clients {
-            self.live.clients.replace(clients);
-        }
-        let webhooks = changes.iter().any(|change| match change {
-            Change::SetWebhooks(webhooks) => {
-                self.live.webhooks.replace(webhooks.iter().cloned());
-                true
-            }
-            _ => false,
-        });
-        let admin_tokens = changes.iter().any(|change| match change {
-            Change::SetAdminTokens(file) => {
-                options::set_admin_tokens(&self.live.admin_tokens, file.as_ref());
-                true
-            }
-            _ => false,
-        });
+        let others = OtherChanges::of(&changes);
+        self.replace_options(&wanted, others, clients);
         let applied = bundles.apply(&changes, prepared, &wanted).await?;
         let keys = changes.into_iter().filter_map(|change| match change {
             Change::NeedsRestart(key) => Some(key),
@@ -244,12 +256,30 @@ impl Reload {
         });
         self.log_restart_keys(keys.collect());
         self.reader.running.adopt_live(wanted);
-        let others = OtherChanges {
-            clients: has_clients,
+        Ok(Ok((applied, others)))
+    }
+
+    /// Puts the options of the server that have changed in force.
+    fn replace_options(&self, wanted: &Config, others: OtherChanges, clients: Option<Clients>) {
+        let LiveOptions {
+            clients: live_clients,
             webhooks,
             admin_tokens,
-        };
-        Ok(Ok((applied, others)))
+            settings,
+            ..
+        } = &self.live;
+        if let Some(clients) = clients {
+            live_clients.replace(clients);
+        }
+        if others.webhooks {
+            webhooks.replace(wanted.webhooks.iter().cloned());
+        }
+        if others.admin_tokens {
+            options::set_admin_tokens(admin_tokens, wanted.server.admin_tokens.as_ref());
+        }
+        if others.tls || others.server {
+            options::apply_settings(settings, options::settings(wanted));
+        }
     }
 
     /// Refuses the credentials that are no longer in their file.
@@ -282,16 +312,8 @@ impl Reload {
         self.refusal = None;
         self.metrics.set_last_successful(true);
         if cause != Cause::Start {
-            let OtherChanges {
-                clients,
-                webhooks,
-                admin_tokens,
-            } = others;
-            let outcome = if clients || webhooks || admin_tokens || applied != Applied::default() {
-                "applied"
-            } else {
-                "unchanged"
-            };
+            let is_unchanged = others == OtherChanges::default() && applied == Applied::default();
+            let outcome = if is_unchanged { "unchanged" } else { "applied" };
             self.metrics.count(outcome);
             let Applied {
                 policies: bundles,
@@ -302,6 +324,16 @@ impl Reload {
                 suspensions,
                 fallbacks,
             } = applied;
+            let OtherChanges {
+                clients,
+                webhooks,
+                admin_tokens,
+                registries,
+                limits,
+                cache,
+                tls,
+                server,
+            } = others;
             let cause = cause.label();
             tracing::info!(
                 cause,
@@ -315,6 +347,11 @@ impl Reload {
                 clients,
                 webhooks,
                 admin_tokens,
+                registries,
+                limits,
+                cache,
+                tls,
+                server,
                 outcome,
                 "configuration read again"
             );
@@ -357,7 +394,7 @@ impl Reader {
             let config =
                 Config::load_with(&self.file, &|name, source| self.roots.current(name, source));
             let now = match &config {
-                Ok(config) => Contents::of(config.trust_files()),
+                Ok(config) => Contents::of(config.files()),
                 Err(_) => contents.again(),
             };
             loaded = Some(config);

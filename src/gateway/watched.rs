@@ -2,15 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use super::metrics::BundleMetrics;
 use crate::{
-    bundle,
-    config::{BundleConfig, Config, PatternConfig},
+    config::{BundleConfig, Cache, Config, PatternConfig},
     opa_check::{Checker, Checkers},
     publish::{Handle, State},
-    registry::Registries,
+    registry::{LiveRegistries, Registries},
     store::Store,
     watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
@@ -18,11 +17,9 @@ use crate::{
 /// Makes watchers. It holds what all of them share.
 #[derive(Debug)]
 pub(super) struct WatcherFactory {
-    registries: Arc<Registries>,
+    registries: LiveRegistries,
     store: Store,
     pool: VerificationPool,
-    limits: bundle::Limits,
-    evidence_limit: u64,
     first_wait: Duration,
     opas: Checkers,
     numbers: Number,
@@ -50,32 +47,66 @@ enum Task {
 }
 
 impl WatcherFactory {
-    /// All watchers have the limits and times of `config`.
+    /// All watchers have the times of `config`.
     pub(super) fn new(config: &Config, registries: Registries, store: Store) -> Self {
         Self {
-            registries: Arc::new(registries.watching()),
+            registries: registries.watching().into(),
             store,
             pool: VerificationPool::default(),
-            limits: config.limits.bundle_limits(),
-            evidence_limit: config.limits.evidence,
             first_wait: config.long_poll.first_wait,
             opas: Checkers::default(),
             numbers: 0,
         }
     }
 
+    /// The registries with the options and limits of `config`. They are not in force.
+    ///
+    /// # Errors
+    /// When the options of a registry make no client.
+    pub(super) async fn registries_of(&self, config: &Config) -> anyhow::Result<Arc<Registries>> {
+        let (current, options) = (self.registries.current(), config.registries.clone());
+        let limits = config.limits.read_limits();
+        // On a blocking thread, because files are read.
+        let made = spawn_blocking(move || current.with_options(options, limits)).await?;
+        Ok(Arc::new(made?))
+    }
+
+    /// The registries in force.
+    pub(super) fn registries(&self) -> Arc<Registries> {
+        self.registries.current()
+    }
+
+    /// Puts the options of registries in force, for all watchers.
+    pub(super) fn set_registries(&self, registries: Arc<Registries>) {
+        self.registries.replace(registries);
+    }
+
+    /// Puts the sizes of the cache in force.
+    pub(super) async fn set_cache(&self, cache: &Cache) {
+        self.store.set_limits(cache.disk, cache.memory).await;
+    }
+
+    /// Sets how long the watchers that are made from now on wait for the first check.
+    pub(super) fn set_first_wait(&mut self, first_wait: Duration) {
+        self.first_wait = first_wait;
+    }
+
     /// Checks that the watchers of a pattern can be made. Starts their `opa`.
     ///
     /// # Errors
     /// As [`Self::watched`].
-    pub(super) async fn check(&mut self, pattern: &PatternConfig) -> anyhow::Result<()> {
+    pub(super) async fn check(
+        &mut self,
+        pattern: &PatternConfig,
+        registries: &Registries,
+    ) -> anyhow::Result<()> {
         let sample = pattern.sample();
         start_opa(&mut self.opas, sample, || key_of_pattern(pattern)).await?;
-        self.registries.source(sample.reference.repository())?;
+        registries.source(sample.reference.repository())?;
         Ok(())
     }
 
-    /// A watcher that does not run yet.
+    /// A watcher that does not run yet, by `registries` until others are in force.
     ///
     /// # Errors
     /// When its `opa` does not start, or the options of its registry make no client.
@@ -83,21 +114,23 @@ impl WatcherFactory {
         &mut self,
         config: &BundleConfig,
         metrics: BundleMetrics,
+        registries: Arc<Registries>,
     ) -> anyhow::Result<Watched> {
         let checker = start_opa(&mut self.opas, config, || key_of(config)).await?;
         let pipeline = Pipeline {
             name: config.name.as_str().into(),
-            source: self.registries.source(config.reference.repository())?,
-            registries: Arc::clone(&self.registries),
+            source: self
+                .registries
+                .source_by(registries, config.reference.repository())?,
             reference: config.reference.clone(),
             version_text: config.reference.tag().map(Into::into),
             artifact: config.artifact.clone(),
             expect: Arc::new(config.expect.clone()),
             store: self.store.clone(),
-            limits: self.limits,
+            limits: config.limits.bundle_limits(),
             opa_check: checker
                 .map(|checker| OpaCheck::new(checker, self.store.check_results().clone())),
-            evidence_limit: self.evidence_limit,
+            evidence_limit: config.limits.evidence,
             useless_referrers: Arc::default(),
             pool: self.pool.clone(),
             metrics: Arc::clone(&metrics.watcher),

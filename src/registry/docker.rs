@@ -122,6 +122,11 @@ impl DockerConfig {
         }
     }
 
+    /// The files, in the order in which they are searched. Some may be missing.
+    pub(super) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(PathBuf::as_path)
+    }
+
     /// The time in which a helper must answer, instead of 10 seconds. Then it is killed.
     #[must_use]
     pub fn with_helper_timeout(self, helper_timeout: Duration) -> Self {

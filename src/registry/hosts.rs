@@ -67,6 +67,15 @@ impl Hosts {
         }
     }
 
+    /// Whether the same clients ask the same hosts within the same limits.
+    pub(super) fn is_interchangeable(&self, other: &Self) -> bool {
+        self.all().count() == other.all().count()
+            && self
+                .all()
+                .zip(other.all())
+                .all(|(one, other)| one.is_interchangeable(other))
+    }
+
     /// The registry itself.
     pub(super) fn origin(&self) -> &Remote {
         &self.origin

@@ -1,6 +1,6 @@
 //! The only code that talks to a registry, which may be a server or an OCI layout folder.
 //!
-//! [`Registries`] holds the connections. A [`Source`] is one repository to read from, a
+//! [`Registries`] holds the connections, and [`LiveRegistries`] follows their options. A [`Source`] is one repository to read from, a
 //! [`Destination`] one to write to; the other modules use these two. Every read is bounded in
 //! bytes and in time, and all content with a digest is verified against it.
 //!
@@ -30,6 +30,7 @@ mod docker;
 mod docker_auths;
 mod docker_hub;
 mod error;
+mod file_state;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
@@ -39,6 +40,7 @@ mod layout;
 mod limiter;
 mod link;
 mod listing;
+mod live;
 mod metrics;
 mod options;
 mod payload;
@@ -64,8 +66,10 @@ pub use destination::Destination;
 pub use docker::{DockerConfig, DockerConfigError, StoredIn};
 pub use docker_hub::is_same_registry;
 pub use error::{Class, CredentialSource, RegistryError};
+pub use file_state::FileState;
 pub use layout::{SourceChange, SourceWatch};
 pub use listing::{Listing, Member};
+pub use live::{LiveRegistries, LiveSource};
 pub use metrics::RegistryMetrics;
 pub use options::{
     Credentials, InvalidOptions, Options, ReadLimits, Scheme, Timeouts, TlsTrust, Unlisted,

@@ -1,9 +1,16 @@
 //! The options of one registry host: scheme, certificates, credentials, proxy, limits, timeouts and
 //! mirrors.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use super::{client_certificate::ClientCertificate, docker::DockerConfig, proxy::Proxy};
+use super::{
+    client_certificate::ClientCertificate, docker::DockerConfig, file_state::FileState,
+    proxy::Proxy,
+};
 
 /// The options of one registry host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +37,9 @@ pub struct Options {
     /// The hosts that are read from before this one, in this order, each with its own options. The
     /// mirrors of a mirror are not asked.
     pub mirrors: Vec<String>,
+    /// The state of the files that are read when the registry is accessed ([`Self::files`]), so that
+    /// options with other files are other options.
+    pub file_state: FileState,
 }
 
 /// The default of [`Options::max_concurrent`].
@@ -135,7 +145,28 @@ impl Default for Options {
             request_interval: None,
             timeouts: Timeouts::default(),
             mirrors: Vec::new(),
+            file_state: FileState::default(),
         }
+    }
+}
+
+impl Options {
+    /// The files that are read when the registry is accessed, in a fixed order: those of the
+    /// credentials, of the client certificate and of the proxy. Of several that are searched, some
+    /// may be missing.
+    pub fn files(&self) -> Vec<&Path> {
+        let mut files: Vec<&Path> = match &self.credentials {
+            Some(Credentials::PasswordFile { password_file, .. }) => vec![password_file],
+            Some(Credentials::DockerConfig { config, .. }) => config.files().collect(),
+            Some(Credentials::Typed { .. }) | None => Vec::new(),
+        };
+        if let Some(ClientCertificate { certificate, key }) = &self.client_certificate {
+            files.extend([certificate.as_path(), key]);
+        }
+        if let Proxy::Server(server) = &self.proxy {
+            files.extend(server.password_file.as_deref());
+        }
+        files
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     hash::Hash,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use super::{
 use crate::oci::Repository;
 
 /// The registries by host, each with one connection pool for reading, one for writing, and one
-/// credential.
+/// credential. Their options never change; [`super::LiveRegistries`] has those that do.
 #[derive(Debug)]
 pub struct Registries {
     options: BTreeMap<String, Options>,
@@ -42,9 +42,9 @@ pub struct Registries {
     readers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     writers: Mutex<HashMap<String, Arc<RegistryClient>>>,
     /// The state of layout folders, for as long as a source of one exists.
-    layouts: Mutex<HashMap<PathBuf, Weak<SharedLayout>>>,
+    layouts: Arc<Mutex<HashMap<PathBuf, Weak<SharedLayout>>>>,
     /// The lists of tags, for as long as a source of their repository exists.
-    tags: Mutex<HashMap<Repository, Weak<SharedTagList>>>,
+    tags: Arc<Mutex<HashMap<Repository, Weak<SharedTagList>>>>,
     /// The folders of layouts that are watched; `None` for callers that don't wait for changes.
     folders: Option<Arc<WatchedFolders>>,
 }
@@ -65,8 +65,8 @@ impl Registries {
             limiters: Mutex::default(),
             readers: Mutex::default(),
             writers: Mutex::default(),
-            layouts: Mutex::default(),
-            tags: Mutex::default(),
+            layouts: Arc::default(),
+            tags: Arc::default(),
             folders: None,
         }
     }
@@ -95,6 +95,46 @@ impl Registries {
     #[must_use]
     pub fn with_default(self, default: Options) -> Self {
         Self { default, ..self }
+    }
+
+    /// The registries with other options and limits. A host whose options stay the same keeps its
+    /// clients, with their connections and tokens. Blocks while it reads the files of the others.
+    ///
+    /// # Errors
+    /// When options that have changed make no client.
+    pub fn with_options(
+        &self,
+        options: BTreeMap<String, Options>,
+        limits: ReadLimits,
+    ) -> Result<Self, InvalidOptions> {
+        let next = Self {
+            options,
+            default: self.default.clone(),
+            limits,
+            metrics: self.metrics.clone(),
+            max_retry_wait: self.max_retry_wait,
+            limiters: Mutex::default(),
+            readers: Mutex::default(),
+            writers: Mutex::default(),
+            layouts: Arc::clone(&self.layouts),
+            tags: Arc::clone(&self.tags),
+            folders: self.folders.clone(),
+        };
+        let same = |host: &str| self.options(host) == next.options(host);
+        keep(&self.readers, &next.readers, same);
+        keep(&self.writers, &next.writers, same);
+        // The requests that wait for a limit go on waiting for it.
+        keep(&self.limiters, &next.limiters, |host| {
+            let (old, new) = (self.options(host), next.options(host));
+            old.max_concurrent == new.max_concurrent && old.request_interval == new.request_interval
+        });
+        let used: Vec<_> = lock(&self.readers).keys().cloned().collect();
+        for host in used.iter().chain(next.options.keys()) {
+            if !same(host) {
+                next.reader(host)?;
+            }
+        }
+        Ok(next)
     }
 
     /// The source for a repository.
@@ -211,7 +251,7 @@ impl Registries {
     }
 
     fn limiter(&self, host: &str) -> Arc<Limiter> {
-        let mut limiters = self.limiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limiters = lock(&self.limiters);
         let name = namespace(host).to_ascii_lowercase();
         let limiter = limiters.entry(name).or_insert_with(|| {
             let options = self.options(host);
@@ -253,7 +293,7 @@ where
     Q: ToOwned<Owned = K> + Eq + Hash + ?Sized,
     V: Default,
 {
-    let mut values = values.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut values = lock(values);
     if let Some(value) = values.get(key).and_then(Weak::upgrade) {
         return value;
     }
@@ -266,12 +306,27 @@ where
     value
 }
 
+/// Copies the values of the hosts that `is_kept`.
+fn keep<V>(
+    from: &Mutex<HashMap<String, Arc<V>>>,
+    to: &Mutex<HashMap<String, Arc<V>>>,
+    is_kept: impl Fn(&str) -> bool,
+) {
+    let from = lock(from);
+    let kept = from.iter().filter(|(host, _)| is_kept(host));
+    lock(to).extend(kept.map(|(host, value)| (host.clone(), Arc::clone(value))));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn cached(
     clients: &Mutex<HashMap<String, Arc<RegistryClient>>>,
     host: &str,
     make: impl FnOnce() -> Result<RegistryClient, InvalidOptions>,
 ) -> Result<Arc<RegistryClient>, InvalidOptions> {
-    let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut clients = lock(clients);
     if let Some(client) = clients.get(host) {
         return Ok(Arc::clone(client));
     }
@@ -284,7 +339,14 @@ fn cached(
 mod tests {
     use tokio::time::{sleep, timeout};
 
-    use super::*;
+    use super::{
+        super::{
+            file_state::FileState,
+            live::{LiveRegistries, LiveSource},
+            options::Credentials,
+        },
+        *,
+    };
     use crate::{metrics::Metrics, oci::Reference};
 
     fn registries() -> Registries {
@@ -305,6 +367,70 @@ mod tests {
             assert!(Arc::ptr_eq(&limiter, &registries.limiter(same)), "{same}");
         }
         assert!(!Arc::ptr_eq(&limiter, &registries.limiter("ghcr.io")));
+    }
+
+    #[test]
+    fn a_host_keeps_its_client_until_its_own_options_change() {
+        let user = |name: &str, state: &str| Options {
+            credentials: Some(Credentials::PasswordFile {
+                username: name.to_owned(),
+                password_file: "/nowhere".into(),
+            }),
+            file_state: FileState::of(&[Some(state)]),
+            ..Options::default()
+        };
+        let options = |user: Options| {
+            let mirrored = Options {
+                mirrors: vec!["a.example".to_owned()],
+                ..Options::default()
+            };
+            [("a.example", user), ("b.example", mirrored)]
+                .map(|(host, options)| (host.to_owned(), options))
+                .into()
+        };
+        let limits = registries().limits;
+        let live = LiveRegistries::from(registries());
+        let set = |user: Options, limits: ReadLimits| {
+            let next = live.current().with_options(options(user), limits).unwrap();
+            live.replace(Arc::new(next));
+        };
+        set(user("one", "1"), limits);
+        let sources = ["a.example/x", "b.example/x", "c.example/x"].map(|repository| {
+            let reference: Reference = format!("{repository}:v1").parse().unwrap();
+            live.source(reference.repository()).unwrap()
+        });
+        let current = || sources.each_ref().map(LiveSource::current);
+        let changed_by = |user: Options, limits: ReadLimits| {
+            let before = current();
+            set(user, limits);
+            let after = current();
+            let pairs = before.iter().zip(&after);
+            pairs
+                .map(|(before, after)| !before.is_interchangeable(after))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(changed_by(user("one", "1"), limits), [false; 3]);
+        // The password, then the user. `b.example` has this host as its mirror.
+        assert_eq!(changed_by(user("one", "2"), limits), [true, true, false]);
+        assert_eq!(changed_by(user("two", "2"), limits), [true, true, false]);
+        assert!(sources[0].current().identity().ends_with("as two"));
+        let other = ReadLimits {
+            manifest: limits.manifest + 1,
+            ..limits
+        };
+        assert_eq!(changed_by(user("two", "2"), other), [true; 3]);
+    }
+
+    #[test]
+    fn options_that_make_no_client_leave_the_registries_as_they_are() {
+        let registries = registries();
+        let broken = Options {
+            extra_roots: b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n".into(),
+            ..Options::default()
+        };
+        let options = [("a.example".to_owned(), broken)].into();
+        let error = registries.with_options(options, registries.limits);
+        assert_eq!(error.unwrap_err().host, "a.example");
     }
 
     #[tokio::test]

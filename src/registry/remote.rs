@@ -76,6 +76,13 @@ impl Remote {
         }
     }
 
+    /// Whether the same client asks for the same content within the same limits.
+    pub(super) fn is_interchangeable(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.client, &other.client)
+            && self.key() == other.key()
+            && self.limits == other.limits
+    }
+
     /// The registry that this host mirrors.
     pub(super) fn mirror_of(&self) -> Option<&str> {
         self.mirror_of.as_deref()

@@ -91,6 +91,18 @@ impl Source {
         }
     }
 
+    /// Whether both read the same repository by the same clients, within the same limits.
+    pub(super) fn is_interchangeable(&self, other: &Self) -> bool {
+        let is_same_backend = match (&self.backend, &other.backend) {
+            (Backend::Remote(hosts), Backend::Remote(other)) => hosts.is_interchangeable(other),
+            (Backend::Layout(layout), Backend::Layout(other)) => layout.limits() == other.limits(),
+            (Backend::Remote(_), Backend::Layout(_)) | (Backend::Layout(_), Backend::Remote(_)) => {
+                false
+            }
+        };
+        is_same_backend && self.identity == other.identity
+    }
+
     /// The repository.
     pub fn repository(&self) -> &Repository {
         &self.repository

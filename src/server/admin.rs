@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::{runtime, sync::watch, time::Instant};
 
 use super::{
-    AdminOptions, Catalog, Entry,
+    AdminOptions, Catalog, Entry, LiveSettings,
     admin_access::AdminAccess,
     bundle_api::BundleApi,
     config_reloads::ConfigReloads,
@@ -74,13 +74,13 @@ impl AdminApi {
     pub(super) fn new(
         context: AdminContext,
         options: AdminOptions,
+        settings: LiveSettings,
         webhooks: WebhookApi,
         background: &runtime::Handle,
     ) -> Self {
         let access = AdminAccess {
             tokens: options.tokens,
-            hosts: options.hosts,
-            certificate: options.tls.map(|tls| tls.certificate),
+            settings,
         };
         let state = AdminState::new(context, options.reloads, options.cache_problem);
         Self {
@@ -395,7 +395,7 @@ mod tests {
                 metrics: ServerMetrics::new(&Metrics::new()).unwrap(),
                 holdouts: HoldoutTracker::default(),
                 ready_at: Instant::now() + READY_AFTER,
-                drain: DrainSignal::new(receiver, Duration::ZERO),
+                drain: DrainSignal::new(receiver),
             };
             for handle in [handle, served] {
                 insert(&context, handle);

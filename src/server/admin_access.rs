@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use webpki::EndEntityCert;
 
 use super::{
+    LiveSettings,
     admin_tokens::AdminTokens,
     connection::Peer,
     credential::Authorization,
@@ -38,10 +39,8 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 pub(super) struct AdminAccess {
     /// Any of them is accepted.
     pub(super) tokens: AdminTokens,
-    /// Names of the admin listener, in lower case.
-    pub(super) hosts: Vec<String>,
-    /// The certificate of the admin listener, whose names are names of it.
-    pub(super) certificate: Option<CertificateDer<'static>>,
+    /// The names of the admin listener: those of its certificate, and further ones.
+    pub(super) settings: LiveSettings,
 }
 
 /// Why a request is refused.
@@ -152,9 +151,17 @@ impl AdminAccess {
                 certificate.verify_is_valid_for_subject_name(&name).is_ok()
             })
         };
+        let settings = self.settings.current();
+        let certificate = settings
+            .admin_tls
+            .as_ref()
+            .and_then(|tls| tls.chain.first());
         address(host).is_some()
-            || self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host))
-            || self.certificate.as_ref().is_some_and(is_name_of)
+            || settings
+                .admin_hosts
+                .iter()
+                .any(|own| own.eq_ignore_ascii_case(host))
+            || certificate.is_some_and(is_name_of)
     }
 }
 
@@ -231,12 +238,13 @@ fn is_loopback(host: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, sync::Arc};
 
     use hyper::header::HeaderName;
+    use rustls::pki_types::PrivateKeyDer;
 
     use super::*;
-    use crate::server::clients::Tokens;
+    use crate::server::{AdminTls, Settings, clients::Tokens};
 
     const JSON: (&str, &str) = ("content-type", "application/json");
     const LOCAL: (&str, &str) = ("host", "127.0.0.1:8090");
@@ -247,10 +255,27 @@ mod tests {
     /// With the certificate of `gate.example`.
     fn access(tokens: Option<&[&[u8]]>) -> AdminAccess {
         let certified = rcgen::generate_simple_self_signed(["gate.example".into()]).unwrap();
+        let chain = vec![certified.cert.der().clone()];
+        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain.clone(), key)
+        .unwrap();
+        let settings = Settings {
+            admin_tls: Some(AdminTls {
+                config: Arc::new(config),
+                chain,
+            }),
+            admin_hosts: vec!["admin.internal".to_owned()],
+            ..Settings::fixture()
+        };
         let access = AdminAccess {
             tokens: AdminTokens::default(),
-            hosts: vec!["admin.internal".to_owned()],
-            certificate: Some(certified.cert.der().clone()),
+            settings: settings.into(),
         };
         let tokens = tokens.map(|tokens| Tokens::new(tokens.iter().copied()));
         access.tokens.replace(tokens);

@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Catalog, Entry, LongPoll, absence,
+    Catalog, Entry, LiveSettings, LongPoll, absence,
     clients::{AccessDecision, Caller, Clients, LiveClients},
     connection::Peer,
     credential_checks::{Check, CredentialChecks, Identification},
@@ -33,7 +33,6 @@ use super::{
     response,
     response_body::ResponseBody,
     service::{Answer, Service},
-    trusted_proxies::TrustedProxies,
     webhook_api::WebhookApi,
 };
 use crate::{
@@ -52,9 +51,9 @@ pub(super) struct BundleApi {
     pub(super) clients: LiveClients,
     pub(super) checks: CredentialChecks,
     pub(super) refusals: RefusalLog,
-    pub(super) trusted_proxies: TrustedProxies,
     pub(super) metrics: ServerMetrics,
-    pub(super) long_poll: LongPoll,
+    pub(super) settings: LiveSettings,
+    /// Follows the settings, as `repeats` does.
     pub(super) pacer: Pacer,
     pub(super) repeats: RepeatGuard,
     pub(super) drain: DrainSignal,
@@ -303,7 +302,7 @@ impl BundleApi {
         request: &BundleRequest,
     ) -> (Reply, Option<Arc<Entry>>) {
         let hold = self.hold_of(request);
-        let deadline = request.began + hold.unwrap_or(self.long_poll.first_wait);
+        let deadline = request.began + hold.unwrap_or_else(|| self.long_poll().first_wait);
         for _ in 0..MAX_ADDED {
             // A request that waits counts against the limit of held requests.
             let Some(hold) = request.slot.begin_hold() else {
@@ -327,6 +326,11 @@ impl BundleApi {
             return (absence::refused(&refusal, name, request.detail()), None);
         }
         (response::not_found().into(), None)
+    }
+
+    /// How long requests are held, for a request that arrives now.
+    pub(super) fn long_poll(&self) -> LongPoll {
+        self.settings.current().long_poll
     }
 
     /// The response to a client that may not read the bundle `name`; `None` if it may.
@@ -354,7 +358,9 @@ impl BundleApi {
     }
 
     fn client_address(&self, head: &RequestHead<'_>, peer: &Peer) -> IpAddr {
-        self.trusted_proxies
+        self.settings
+            .current()
+            .trusted_proxies
             .client_address(peer.address, head.x_forwarded_for)
     }
 }
@@ -380,16 +386,9 @@ impl BundleApi {
             clients,
             checks: CredentialChecks::new(tokio::runtime::Handle::current()).unwrap(),
             refusals: RefusalLog::default(),
-            trusted_proxies: TrustedProxies::default(),
             metrics,
-            long_poll: LongPoll {
-                max_wait: Duration::from_secs(300),
-                first_wait: Duration::from_secs(5),
-                bandwidth: None,
-                spread: Duration::ZERO,
-                repeat_delay: Duration::ZERO,
-            },
-            drain: DrainSignal::new(phase, Duration::ZERO),
+            settings: super::Settings::fixture().into(),
+            drain: DrainSignal::new(phase),
             holdouts: HoldoutTracker::default(),
         }
     }

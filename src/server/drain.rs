@@ -11,21 +11,19 @@ pub(super) enum Phase {
     /// Load balancers notice that the replica is not ready: no new request is held, and every
     /// response asks its client to connect elsewhere.
     Notice,
-    /// Held requests are released.
-    Release,
+    /// Held requests are released over this time.
+    Release(Duration),
 }
 
 /// The phase of the shutdown, as request handlers see it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct DrainSignal {
     phase: watch::Receiver<Phase>,
-    over: Duration,
 }
 
 impl DrainSignal {
-    /// `over`: the time across which held requests are released.
-    pub(super) fn new(phase: watch::Receiver<Phase>, over: Duration) -> Self {
-        Self { phase, over }
+    pub(super) fn new(phase: watch::Receiver<Phase>) -> Self {
+        Self { phase }
     }
 
     /// Whether the shutdown has begun.
@@ -36,12 +34,15 @@ impl DrainSignal {
     /// Whether held requests are released. They are woken then
     /// ([`Catalog::wake_waiters`](super::Catalog::wake_waiters)).
     pub(super) fn is_released(&self) -> bool {
-        *self.phase.borrow() == Phase::Release
+        matches!(*self.phase.borrow(), Phase::Release(_))
     }
 
     /// A random time of the release phase, so that the clients of a fleet do not reconnect all at
     /// once.
     pub(super) fn release_delay(&self) -> Duration {
-        self.over.mul_f64(fastrand::f64())
+        match *self.phase.borrow() {
+            Phase::Release(over) => over.mul_f64(fastrand::f64()),
+            Phase::Open | Phase::Notice => Duration::ZERO,
+        }
     }
 }

@@ -96,7 +96,7 @@ mod tests {
             slot: Arc::clone(&slot),
             is_over_limit: false,
         };
-        let drain = DrainSignal::new(watch::channel(Phase::Open).1, Duration::ZERO);
+        let drain = DrainSignal::new(watch::channel(Phase::Open).1);
         let context = ConnectionContext { peer, drain };
         let server = WriteTimeout::new(server, deadlines.progress, Arc::clone(&slot));
         let service = Arc::new(move |_: Request<RequestBody>, _: &Peer| {

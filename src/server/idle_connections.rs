@@ -52,6 +52,7 @@ pub(super) struct IdleConnections(Arc<Lru>);
 #[derive(Debug)]
 struct Lru {
     limits: Limits,
+    capacity: Capacity,
     next_number: AtomicU64,
     next_rank: AtomicU64,
     /// All connections by number.
@@ -75,13 +76,21 @@ type Rank = (Instant, u64);
 /// Limits of a listener.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Connections with held requests.
-    holding_connections: usize,
-    /// Requests beyond the first of each connection.
-    extra_requests: usize,
-    /// Held requests beyond the first of each connection.
-    extra_held_requests: usize,
+    connections: usize,
+    /// Concurrent requests of a connection.
+    streams: usize,
     deadlines: Deadlines,
+}
+
+/// The limits that follow from the number of connections, which may change.
+#[derive(Debug, Default)]
+struct Capacity {
+    /// Connections with held requests.
+    holding_connections: AtomicUsize,
+    /// Requests beyond the first of each connection.
+    extra_requests: AtomicUsize,
+    /// Held requests beyond the first of each connection.
+    extra_held_requests: AtomicUsize,
 }
 
 /// One connection of a listener. Dropping it removes it from [`IdleConnections`].
@@ -142,15 +151,32 @@ pub(super) struct ActiveStream(Arc<Slot>);
 impl Limits {
     /// Limits for this many connections, each with at most `streams` concurrent requests.
     pub(super) fn new(connections: usize, streams: usize, deadlines: Deadlines) -> Self {
+        Self {
+            connections,
+            streams,
+            deadlines,
+        }
+    }
+}
+
+impl Capacity {
+    fn of(limits: Limits) -> Self {
+        let capacity = Self::default();
+        capacity.set(limits.connections, limits.streams);
+        capacity
+    }
+
+    fn set(&self, connections: usize, streams: usize) {
         // A tenth stays free for requests that are answered at once.
         let nine_tenths = |all: usize| (all - all.div_ceil(10)).max(1);
         // A load balancer sends the requests of many clients over few connections.
         let extra_requests = connections.saturating_mul(4).max(streams.saturating_mul(4));
-        Self {
-            holding_connections: nine_tenths(connections),
-            extra_requests,
-            extra_held_requests: nine_tenths(extra_requests),
-            deadlines,
+        for (limit, value) in [
+            (&self.holding_connections, nine_tenths(connections)),
+            (&self.extra_requests, extra_requests),
+            (&self.extra_held_requests, nine_tenths(extra_requests)),
+        ] {
+            limit.store(value, Ordering::Relaxed);
         }
     }
 }
@@ -159,6 +185,7 @@ impl IdleConnections {
     pub(super) fn new(limits: Limits) -> Self {
         Self(Arc::new(Lru {
             limits,
+            capacity: Capacity::of(limits),
             next_number: AtomicU64::new(0),
             next_rank: AtomicU64::new(0),
             open: Mutex::default(),
@@ -168,6 +195,11 @@ impl IdleConnections {
             extra_held_requests: AtomicUsize::new(0),
             unsent_bytes: AtomicUsize::new(0),
         }))
+    }
+
+    /// Follows another number of connections. Requests that are held beyond the new limit stay held.
+    pub(super) fn set_max_connections(&self, connections: usize) {
+        self.0.capacity.set(connections, self.0.limits.streams);
     }
 
     /// Adds a new connection, which counts as idle until its first request.
@@ -432,7 +464,10 @@ impl Slot {
     pub(super) fn begin_stream(self: &Arc<Self>) -> Option<ActiveStream> {
         let mut state = self.state();
         if state.streams > 0
-            && !try_increment(&self.lru().extra_requests, self.lru().limits.extra_requests)
+            && !try_increment(
+                &self.lru().extra_requests,
+                &self.lru().capacity.extra_requests,
+            )
         {
             return None;
         }
@@ -446,8 +481,8 @@ impl Slot {
     pub(super) fn begin_hold(self: &Arc<Self>) -> Option<HeldRequest> {
         let (lru, mut state) = (self.lru(), self.state());
         let (counter, limit) = match state.held_requests {
-            0 => (&lru.holding_connections, lru.limits.holding_connections),
-            _ => (&lru.extra_held_requests, lru.limits.extra_held_requests),
+            0 => (&lru.holding_connections, &lru.capacity.holding_connections),
+            _ => (&lru.extra_held_requests, &lru.capacity.extra_held_requests),
         };
         if !try_increment(counter, limit) {
             return None;
@@ -612,7 +647,8 @@ impl Drop for HeldRequest {
 }
 
 /// Increments a counter unless it has reached `limit`.
-fn try_increment(counter: &AtomicUsize, limit: usize) -> bool {
+fn try_increment(counter: &AtomicUsize, limit: &AtomicUsize) -> bool {
+    let limit = limit.load(Ordering::Relaxed);
     let incremented = |count: usize| (count < limit).then_some(count + 1);
     counter
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, incremented)

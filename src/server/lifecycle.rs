@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    AdminAddress, Catalog, Options,
+    AdminAddress, Catalog, Drain, LongPoll, Options, Settings,
     admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
     credential_checks::CredentialChecks,
@@ -60,7 +60,7 @@ impl Server {
     ) -> io::Result<Self> {
         let data = bind(options.listen, "data")?;
         let admin = AdminListener::bind(&options.admin.address).await?;
-        warn_if_backlog_is_small(options.max_connections);
+        warn_if_backlog_is_small(options.settings.current().max_connections);
         Ok(Self {
             data,
             admin,
@@ -104,19 +104,16 @@ impl Server {
         } = self;
         let (phase, phase_receiver) = watch::channel(Phase::Open);
         let Options {
-            tls,
-            max_connections,
             ready_after,
-            drain,
-            long_poll,
             clients,
             webhooks,
-            trusted_proxies,
             deadlines,
+            settings,
             admin: admin_options,
             ..
         } = options;
-        let drain_signal = DrainSignal::new(phase_receiver, drain.over);
+        let max_connections = settings.current().max_connections;
+        let drain_signal = DrainSignal::new(phase_receiver);
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
         let max_admin_connections = max_connections.min(MAX_ADMIN_CONNECTIONS);
@@ -125,8 +122,6 @@ impl Server {
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
-        let admin_tls = admin_options.tls.as_ref();
-        let admin_tls = admin_tls.map(|tls| Arc::clone(&tls.config));
         let context = AdminContext {
             catalog: catalog.clone(),
             metrics: metrics.clone(),
@@ -134,41 +129,64 @@ impl Server {
             ready_at,
             drain: drain_signal.clone(),
         };
-        let admin_api = AdminApi::new(context, admin_options, webhooks.clone(), &background);
-        let pacer = Pacer::new(
-            long_poll.bandwidth,
-            long_poll.spread,
-            metrics.paced_requests.clone(),
+        let admin_api = AdminApi::new(
+            context,
+            admin_options,
+            settings.clone(),
+            webhooks.clone(),
+            &background,
         );
-        let repeats = RepeatGuard::new(long_poll.repeat_delay, metrics.delayed_downloads.clone());
+        let LongPoll {
+            bandwidth,
+            spread,
+            repeat_delay,
+            ..
+        } = settings.current().long_poll;
+        let pacer = Pacer::new(bandwidth, spread, metrics.paced_requests.clone());
+        let repeats = RepeatGuard::new(repeat_delay, metrics.delayed_downloads.clone());
         clients.key_sets().start(&background);
         let bundle_api = Arc::new(BundleApi {
             catalog: catalog.clone(),
             clients,
             checks,
             refusals: RefusalLog::default(),
-            trusted_proxies,
             metrics,
-            long_poll,
+            settings: settings.clone(),
             pacer,
             repeats,
             drain: drain_signal,
             holdouts,
             webhooks,
         });
-        let serve_bundles = connections.accept(data, tls, bundle_api);
+        let follow_settings = async {
+            tokio::join!(
+                follow_pace(&bundle_api, settings.subscribe()),
+                connections.follow_limit(settings.subscribe()),
+            )
+        };
+        let tls = || settings.current().tls.clone();
+        let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
+        let admin_tls = || {
+            let settings = settings.current();
+            settings
+                .admin_tls
+                .as_ref()
+                .map(|tls| Arc::clone(&tls.config))
+        };
         let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
+            let Drain { notice, over } = settings.current().drain;
             phase.send_replace(Phase::Notice);
-            let _ = timeout(drain.notice, connections.wait_until_empty()).await;
-            phase.send_replace(Phase::Release);
+            let _ = timeout(notice, connections.wait_until_empty()).await;
+            phase.send_replace(Phase::Release(over));
             catalog.wake_waiters();
-            let _ = timeout(drain.over, connections.wait_until_empty()).await;
+            let _ = timeout(over, connections.wait_until_empty()).await;
         };
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
+            _ = follow_settings => {}
             () = stop => {}
         }
         connections.close().await;
@@ -187,12 +205,12 @@ impl AdminListener {
     async fn serve(
         self,
         connections: &Connections,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
         api: Arc<AdminApi>,
     ) {
         match self {
             Self::Tcp(listener) => connections.accept(listener, tls, api).await,
-            Self::Unix(socket) => connections.accept(socket, None, api).await,
+            Self::Unix(socket) => connections.accept(socket, || None, api).await,
         }
     }
 }
@@ -203,4 +221,23 @@ async fn bind_unix(path: &Path) -> io::Result<UnixSocket> {
     let address = AdminAddress::Unix(path.to_owned());
     tracing::info!(listener = "admin", %address, "listening");
     Ok(socket)
+}
+
+/// Applies changes of the bandwidth, the spread and the delay of repetitions until the future is
+/// dropped.
+async fn follow_pace(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings>>) {
+    loop {
+        let LongPoll {
+            bandwidth,
+            spread,
+            repeat_delay,
+            ..
+        } = settings.borrow_and_update().long_poll;
+        api.pacer.set(bandwidth, spread);
+        api.repeats.set_max_delay(repeat_delay);
+        if settings.changed().await.is_err() {
+            // The owner of the settings is gone, so nothing can change.
+            return std::future::pending().await;
+        }
+    }
 }

@@ -22,6 +22,7 @@ use super::{
     drain::DrainSignal,
     http2,
     idle_connections::{IdleConnections, Limits},
+    options::Settings,
     service::Service,
     socket::Accept,
     write_timeout::WriteTimeout,
@@ -32,6 +33,9 @@ use crate::metrics::InFlight;
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Time for evicted connections to close before further ones are evicted.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(20);
+/// How often idle connections are closed while more are open than a lower limit allows. Those that
+/// were asked to close before are closed by then.
+const SHRINK_INTERVAL: Duration = Duration::from_secs(1);
 /// Connections that are evicted at a time.
 const MAX_EVICTION_BATCH: u32 = 64;
 /// Time for unsent responses after the drain.
@@ -116,6 +120,8 @@ fn bind_error(error: &io::Error, address: SocketAddr, listener: &str) -> String 
 /// The open connections of a listener.
 pub(super) struct Connections {
     permits: Arc<Semaphore>,
+    /// The number of permits at the start.
+    max_connections: usize,
     /// The metric of open connections; `None` for the admin API, which it does not count.
     gauge: Option<IntGauge>,
     open: watch::Sender<usize>,
@@ -136,7 +142,8 @@ impl Connections {
         gauge: Option<IntGauge>,
         drain: DrainSignal,
     ) -> Self {
-        let permits = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+        let max_connections = max_connections.min(Semaphore::MAX_PERMITS);
+        let permits = Arc::new(Semaphore::new(max_connections));
         let open = watch::channel(0).0;
         let idle = IdleConnections::new(Limits::new(
             max_connections,
@@ -145,6 +152,7 @@ impl Connections {
         ));
         Self {
             permits,
+            max_connections,
             gauge,
             open,
             idle,
@@ -152,11 +160,12 @@ impl Connections {
         }
     }
 
-    /// Accepts connections and enforces their deadlines, until the future is dropped.
+    /// Accepts connections and enforces their deadlines, until the future is dropped. `tls` is asked
+    /// at each connection.
     pub(super) async fn accept<L: Accept, V: Service>(
         &self,
         listener: L,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
         service: Arc<V>,
     ) where
         Box<WriteTimeout<L::Stream>>: Transport,
@@ -170,12 +179,11 @@ impl Connections {
     async fn accept_connections<L: Accept, V: Service>(
         &self,
         listener: L,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
         service: Arc<V>,
     ) where
         Box<WriteTimeout<L::Stream>>: Transport,
     {
-        let tls = tls.map(TlsAcceptor::from);
         let mut failures = 0_u32;
         loop {
             let (stream, address) = match listener.accept().await {
@@ -198,7 +206,7 @@ impl Connections {
                 // Released last, so that the gauge never exceeds `max_connections`.
                 permit,
             );
-            let (tls, service) = (tls.clone(), Arc::clone(&service));
+            let (tls, service) = (tls().map(TlsAcceptor::from), Arc::clone(&service));
             let context = self.context(address);
             let slot = Arc::clone(&context.peer.slot);
             let task = tokio::spawn(async move {
@@ -237,6 +245,46 @@ impl Connections {
                 Ok(permit) => return permit.ok(),
                 Err(_) if evicted > 0 => batch = MAX_EVICTION_BATCH.min(batch * 2),
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Follows changes of `server.max_connections` until the future is dropped.
+    pub(super) async fn follow_limit(&self, mut settings: watch::Receiver<Arc<Settings>>) {
+        let mut permits = self.max_connections;
+        loop {
+            let wanted = settings.borrow_and_update().max_connections;
+            let wanted = wanted.min(Semaphore::MAX_PERMITS);
+            self.idle.set_max_connections(wanted);
+            self.permits.add_permits(wanted.saturating_sub(permits));
+            permits = permits.max(wanted);
+            tokio::select! {
+                () = self.remove_permits(permits - wanted, wanted), if permits > wanted => {
+                    permits = wanted;
+                }
+                changed = settings.changed() => if changed.is_err() {
+                    // The owner of the settings is gone, so nothing can change.
+                    return std::future::pending().await;
+                },
+            }
+        }
+    }
+
+    /// Removes permits as they become free: while more than `wanted` connections are open, idle ones
+    /// are closed, and no other one is accepted. Cancel-safe: then none is removed.
+    async fn remove_permits(&self, count: usize, wanted: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let acquire = Arc::clone(&self.permits).acquire_many_owned(count);
+        tokio::pin!(acquire);
+        loop {
+            let above = self.open.borrow().saturating_sub(wanted);
+            let _ = (0..above).take_while(|_| self.idle.evict_oldest()).count();
+            if let Ok(permits) = timeout(SHRINK_INTERVAL, acquire.as_mut()).await {
+                // The semaphore is never closed.
+                if let Ok(permits) = permits {
+                    permits.forget();
+                }
+                return;
             }
         }
     }

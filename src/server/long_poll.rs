@@ -90,7 +90,7 @@ impl BundleApi {
         // During the drain a request is held only for a check that confirms the version.
         let draining = self.drain.is_draining();
         let held = self.hold_of(request).filter(|_| !draining);
-        let hold = held.unwrap_or(self.long_poll.first_wait);
+        let hold = held.unwrap_or_else(|| self.long_poll().first_wait);
         let mut deadline = pin!(sleep_until(request.began + hold));
         let mut is_released = false;
         let mut wait = Wait::new(entry, held.is_some());
@@ -269,7 +269,7 @@ impl BundleApi {
     /// How long a request is held; `None` if it does not ask for that.
     pub(super) fn hold_of(&self, request: &BundleRequest) -> Option<Duration> {
         let wait = request.wait?;
-        Some(prefer::hold_for(wait, self.long_poll.max_wait))
+        Some(prefer::hold_for(wait, self.long_poll().max_wait))
     }
 }
 

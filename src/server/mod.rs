@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `lifecycle` | both listeners, start and drain |
 //! | `options` | addresses, limits and deadlines |
+//! | `live` | values that are replaced while the server runs |
 //! | `listener` | accepting connections, at most `max_connections` |
 //! | `connection` | one connection: TLS, protocol detection, and how it is closed |
 //! | `fast_path`, `plain_request` | the requests of OPA over HTTP/1.1, which need no hyper |
@@ -61,6 +62,7 @@ mod if_none_match;
 mod jwt_checks;
 mod lifecycle;
 mod listener;
+mod live;
 mod long_poll;
 mod metrics;
 mod options;
@@ -94,8 +96,12 @@ pub use self::{
     clients::{Clients, LiveClients, Requirement, Tokens},
     config_reloads::{Began, ConfigReloads, ReloadOutcome, ReloadRequests},
     lifecycle::Server,
+    live::Live,
     metrics::{RequestMetrics, ServerMetrics},
-    options::{AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LongPoll, Options},
+    options::{
+        AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LiveSettings, LongPoll, Options,
+        Settings,
+    },
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
 };

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time:
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use super::{AdminTokens, ConfigReloads, LiveClients, LiveWebhooks, TrustedProxies};
+use super::{AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -14,24 +14,16 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The admin API.
     pub admin: AdminOptions,
-    /// TLS for the bundle API.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Connections of clients at a time; further ones wait to be accepted.
-    pub max_connections: usize,
     /// `/readyz` reports ready after this time at the latest.
     pub ready_after: Duration,
-    /// The two phases of the shutdown.
-    pub drain: Drain,
-    /// How long requests are held.
-    pub long_poll: LongPoll,
     /// The bundles that each client may read, replaceable while the server runs.
     pub clients: LiveClients,
     /// The webhooks of both listeners, replaceable while the server runs.
     pub webhooks: LiveWebhooks,
-    /// The proxies whose `X-Forwarded-For` is believed.
-    pub trusted_proxies: TrustedProxies,
     /// Time limits for each step of a connection.
     pub deadlines: Deadlines,
+    /// Further options, replaceable while the server runs.
+    pub settings: LiveSettings,
 }
 
 /// Options of the admin API.
@@ -39,12 +31,8 @@ pub struct Options {
 pub struct AdminOptions {
     /// Where it listens.
     pub address: AdminAddress,
-    /// TLS for TCP connections to it.
-    pub tls: Option<AdminTls>,
     /// The tokens that allow to change something, replaceable while the server runs.
     pub tokens: AdminTokens,
-    /// Names by which requests with a token may call it, besides those of its certificate.
-    pub hosts: Vec<String>,
     /// The reloads of the configuration.
     pub reloads: ConfigReloads,
     /// The problem of the cache folder, while there is one.
@@ -65,9 +53,64 @@ pub enum AdminAddress {
 pub struct AdminTls {
     /// The configuration of its connections.
     pub config: Arc<rustls::ServerConfig>,
-    /// Its certificate.
-    pub certificate: CertificateDer<'static>,
+    /// Its certificate, then the rest of the chain.
+    pub chain: Vec<CertificateDer<'static>>,
 }
+
+// The key is that of the certificate.
+impl PartialEq for AdminTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.chain == other.chain
+    }
+}
+
+/// Options that apply from their replacement on.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// TLS for the connections to the bundle API that are accepted from now on.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Connections of clients at a time; further ones wait to be accepted. While more are open, idle
+    /// ones are closed, and those with requests once they are idle.
+    pub max_connections: usize,
+    /// The two phases of the shutdown.
+    pub drain: Drain,
+    /// How long requests are held that arrive from now on.
+    pub long_poll: LongPoll,
+    /// The proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: TrustedProxies,
+    /// TLS for the TCP connections to the admin API that are accepted from now on.
+    pub admin_tls: Option<AdminTls>,
+    /// Names by which requests with a token may call the admin API, besides those of its certificate.
+    pub admin_hosts: Vec<String>,
+}
+
+#[cfg(any(test, fuzzing))]
+impl Settings {
+    /// Without TLS, bandwidth and trusted proxies.
+    pub(super) fn fixture() -> Self {
+        Self {
+            tls: None,
+            max_connections: 10,
+            drain: Drain {
+                notice: Duration::ZERO,
+                over: Duration::ZERO,
+            },
+            long_poll: LongPoll {
+                max_wait: Duration::from_secs(300),
+                first_wait: Duration::from_secs(5),
+                bandwidth: None,
+                spread: Duration::ZERO,
+                repeat_delay: Duration::ZERO,
+            },
+            trusted_proxies: TrustedProxies::default(),
+            admin_tls: None,
+            admin_hosts: Vec::new(),
+        }
+    }
+}
+
+/// The settings of a running server.
+pub type LiveSettings = Live<Settings>;
 
 /// Time limits for each step of a connection. A client that exceeds one loses the connection, or
 /// over HTTP/2 the one response that it does not read.
@@ -97,9 +140,7 @@ impl From<AdminAddress> for AdminOptions {
     fn from(address: AdminAddress) -> Self {
         Self {
             address,
-            tls: None,
             tokens: AdminTokens::default(),
-            hosts: Vec::new(),
             reloads: ConfigReloads::default(),
             cache_problem: watch::channel(None).1,
         }

@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -20,7 +20,7 @@ use std::{
 
 use prometheus::IntGauge;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -32,8 +32,9 @@ const BURST: Duration = Duration::from_millis(100);
 /// Decides when bodies are sent. Without bandwidth and spread, every body is sent at once.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    spread: Duration,
-    link: Option<Arc<Link>>,
+    /// In nanoseconds.
+    spread: AtomicU64,
+    link: Arc<Link>,
     delayed: IntGauge,
 }
 
@@ -78,6 +79,10 @@ pub(super) enum Grant {
 #[derive(Debug)]
 pub(super) struct Link {
     bucket: Mutex<Bucket>,
+    /// Whether the bucket has no bandwidth, which is asked at every request.
+    is_unlimited: AtomicBool,
+    /// Wakes the request that has its turn when the bandwidth is another one.
+    changed: Notify,
     /// Held by the request whose body is the next one. The others are in its queue, which is fair.
     turn: Arc<Semaphore>,
     /// Held by the first update, the only one in the queue of `turn`: a client that runs nothing
@@ -90,7 +95,8 @@ pub(super) struct Link {
 /// The use of the bandwidth (generic cell rate algorithm).
 #[derive(Debug)]
 struct Bucket {
-    bandwidth: NonZeroU64,
+    /// Bytes a second; `None` is unlimited.
+    bandwidth: Option<NonZeroU64>,
     /// When the bandwidth for all admitted bodies has passed.
     busy_until: Instant,
 }
@@ -109,32 +115,35 @@ impl Pacer {
     /// `bandwidth`: bytes a second; `None` is unlimited. `spread`: requests that were held wait for
     /// a random time up to it. `delayed` counts the requests that wait for either.
     pub(super) fn new(bandwidth: Option<NonZeroU64>, spread: Duration, delayed: IntGauge) -> Self {
-        let link = bandwidth.map(|bandwidth| Arc::new(Link::new(bandwidth)));
-        Self {
-            spread,
-            link,
+        let pacer = Self {
+            spread: AtomicU64::default(),
+            link: Arc::new(Link::new(bandwidth)),
             delayed,
-        }
+        };
+        pacer.set(bandwidth, spread);
+        pacer
+    }
+
+    /// Replaces the bandwidth and the spread. The requests that wait for bandwidth wait for the new
+    /// one; a random time of the spread that has begun to pass stays.
+    pub(super) fn set(&self, bandwidth: Option<NonZeroU64>, spread: Duration) {
+        let nanoseconds = u64::try_from(spread.as_nanos()).unwrap_or(u64::MAX);
+        self.spread.store(nanoseconds, Ordering::Relaxed);
+        self.link.set(bandwidth);
     }
 
     /// Whether every body of a request that was not held is sent at once.
     pub(super) fn is_unlimited(&self) -> bool {
-        self.link.is_none()
+        self.link.is_unlimited()
     }
 
     /// The wait for a body; `None` if it may be sent at once.
     fn delay(&self, body: Body) -> Option<Pin<Box<dyn Future<Output = Grant> + Send>>> {
         let (earliest, jitter) = (body.earliest, self.jitter(body));
-        if earliest.is_none()
-            && jitter.is_none()
-            && self
-                .link
-                .as_ref()
-                .is_none_or(|link| link.try_admit(body.bytes))
-        {
+        if earliest.is_none() && jitter.is_none() && self.link.try_admit(body.bytes) {
             return None;
         }
-        let (link, delayed) = (self.link.clone(), InFlight::enter(&self.delayed));
+        let (link, delayed) = (Arc::clone(&self.link), InFlight::enter(&self.delayed));
         Some(Box::pin(async move {
             let _delayed = delayed;
             if let Some(earliest) = earliest {
@@ -143,20 +152,21 @@ impl Pacer {
             if let Some(jitter) = jitter {
                 sleep(jitter).await;
             }
-            match link {
-                Some(link) => link.admit(body).await,
-                None => Grant::Uncounted,
+            match link.is_unlimited() {
+                true => Grant::Uncounted,
+                false => link.admit(body).await,
             }
         }))
     }
 
     /// A random part of the spread, which ends at the deadline; `None` if it does not apply.
     fn jitter(&self, body: Body) -> Option<Duration> {
-        if self.spread.is_zero() || !body.was_held {
+        let spread = Duration::from_nanos(self.spread.load(Ordering::Relaxed));
+        if spread.is_zero() || !body.was_held {
             return None;
         }
         let remaining = body.deadline.saturating_duration_since(Instant::now());
-        Some(self.spread.min(remaining).mul_f64(fastrand::f64()))
+        Some(spread.min(remaining).mul_f64(fastrand::f64()))
     }
 }
 
@@ -204,8 +214,10 @@ impl Grant {
 }
 
 impl Link {
-    fn new(bandwidth: NonZeroU64) -> Self {
+    fn new(bandwidth: Option<NonZeroU64>) -> Self {
         Self {
+            is_unlimited: AtomicBool::new(bandwidth.is_none()),
+            changed: Notify::new(),
             bucket: Mutex::new(Bucket {
                 bandwidth,
                 busy_until: Instant::now(),
@@ -217,8 +229,22 @@ impl Link {
         }
     }
 
+    fn set(&self, bandwidth: Option<NonZeroU64>) {
+        self.bucket().set_bandwidth(Instant::now(), bandwidth);
+        self.is_unlimited
+            .store(bandwidth.is_none(), Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    fn is_unlimited(&self) -> bool {
+        self.is_unlimited.load(Ordering::Relaxed)
+    }
+
     /// Uses the bandwidth for a body if it is free and no request waits for it.
     fn try_admit(&self, bytes: u64) -> bool {
+        if self.is_unlimited() {
+            return true;
+        }
         let Ok(_turn) = self.turn.try_acquire() else {
             return false;
         };
@@ -272,11 +298,20 @@ impl Link {
             None
         };
         let turn = Arc::clone(&self.turn).acquire_owned().await.ok();
-        let delay = self.bucket().delay(Instant::now());
-        // Even a sleep of no time can take a millisecond.
-        if !delay.is_zero() {
-            // Only the request that has its turn uses the bandwidth, so it is free after this.
-            sleep(delay).await;
+        loop {
+            // Before the delay is computed, so that no change is missed.
+            let changed = self.changed.notified();
+            let delay = self.bucket().delay(Instant::now());
+            // Even a sleep of no time can take a millisecond.
+            if delay.is_zero() {
+                break;
+            }
+            // Only the request that has its turn uses the bandwidth, so it is free after this,
+            // unless it is another one by then.
+            tokio::select! {
+                () = sleep(delay) => {}
+                () = changed => {}
+            }
         }
         Grant::Turn {
             link: Arc::clone(self),
@@ -290,6 +325,17 @@ impl Link {
 }
 
 impl Bucket {
+    /// What is still to be sent takes as long as the new bandwidth requires.
+    fn set_bandwidth(&mut self, now: Instant, bandwidth: Option<NonZeroU64>) {
+        let before = mem::replace(&mut self.bandwidth, bandwidth);
+        let ratio = match (before, bandwidth) {
+            (Some(before), Some(after)) => before.get() as f64 / after.get() as f64,
+            _ => 0.0,
+        };
+        let left = self.busy_until.saturating_duration_since(now);
+        self.busy_until = now + left.mul_f64(ratio);
+    }
+
     /// How long the next body has to wait. Its size does not matter: a body larger than the burst
     /// would never be sent.
     fn delay(&self, now: Instant) -> Duration {
@@ -305,7 +351,10 @@ impl Bucket {
 
     /// The time that this many bytes take.
     fn duration(&self, bytes: u64) -> Duration {
-        Duration::from_secs_f64(bytes as f64 / self.bandwidth.get() as f64)
+        match self.bandwidth {
+            Some(bandwidth) => Duration::from_secs_f64(bytes as f64 / bandwidth.get() as f64),
+            None => Duration::ZERO,
+        }
     }
 }
 

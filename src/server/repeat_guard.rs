@@ -13,7 +13,10 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,8 +43,8 @@ const LOGGED_DELAY: Duration = Duration::from_millis(800);
 /// Decides which downloads are delayed.
 #[derive(Debug)]
 pub(super) struct RepeatGuard {
-    /// The longest delay; zero turns the guard off.
-    max_delay: Duration,
+    /// The longest delay in nanoseconds; zero turns the guard off.
+    max_delay: AtomicU64,
     addresses: Cache<u64, Arc<Mutex<Address>>>,
     keys: RandomState,
     delayed: IntCounter,
@@ -86,15 +89,27 @@ pub(super) struct Delay {
 impl RepeatGuard {
     /// `delayed` counts the downloads that are delayed.
     pub(super) fn new(max_delay: Duration, delayed: IntCounter) -> Self {
-        Self {
-            max_delay,
+        let guard = Self {
+            max_delay: AtomicU64::default(),
             addresses: Cache::builder()
                 .max_capacity(MAX_ADDRESSES)
                 .time_to_idle(SHARED_FOR)
                 .build(),
             keys: RandomState::new(),
             delayed,
-        }
+        };
+        guard.set_max_delay(max_delay);
+        guard
+    }
+
+    /// Replaces the longest delay, for downloads that come from now on.
+    pub(super) fn set_max_delay(&self, max_delay: Duration) {
+        let nanoseconds = u64::try_from(max_delay.as_nanos()).unwrap_or(u64::MAX);
+        self.max_delay.store(nanoseconds, Ordering::Relaxed);
+    }
+
+    fn max_delay(&self) -> Duration {
+        Duration::from_nanos(self.max_delay.load(Ordering::Relaxed))
     }
 
     /// Counts a download, and returns its delay; `None` if it may be sent at once.
@@ -104,7 +119,7 @@ impl RepeatGuard {
         client: &ClientId,
         slot: &Slot,
     ) -> Option<Box<Delay>> {
-        if self.max_delay.is_zero() {
+        if self.max_delay().is_zero() {
             return None;
         }
         let (hash, now) = (self.hash(download), Instant::now());
@@ -122,7 +137,7 @@ impl RepeatGuard {
             return None;
         }
         self.delayed.inc();
-        let is_log_due = |delay: Duration| delay >= LOGGED_DELAY.min(self.max_delay);
+        let is_log_due = |delay: Duration| delay >= LOGGED_DELAY.min(self.max_delay());
         if is_log_due(delay) && !is_log_due(self.delay_of(repeats - 1)) {
             tracing::warn!(
                 bundle = download.bundle,
@@ -144,7 +159,7 @@ impl RepeatGuard {
 
     /// Counts a download unless it is to be delayed, and returns whether it was counted.
     pub(super) fn is_free(&self, download: Download<'_>, slot: &Slot) -> bool {
-        if self.max_delay.is_zero() {
+        if self.max_delay().is_zero() {
             return true;
         }
         let (hash, now) = (self.hash(download), Instant::now());
@@ -190,7 +205,7 @@ impl RepeatGuard {
         };
         FIRST_DELAY
             .saturating_mul(1 << doublings.min(16))
-            .min(self.max_delay)
+            .min(self.max_delay())
     }
 
     fn hash(&self, download: Download<'_>) -> u64 {

@@ -1,6 +1,9 @@
 //! The store: blobs by digest in memory, on disk or from the registry, and the bundles on disk.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -63,10 +66,13 @@ pub struct Store {
     writers: Arc<Semaphore>,
     commits: Commits,
     spool: Spool,
-    pub(super) blobs: Cache<(Arc<str>, Digest), Blob>,
+    blobs: Arc<RwLock<Blobs>>,
     check_results: CheckResults,
     metrics: StoreMetrics,
 }
+
+/// Blobs by the identity that received them, and their digest.
+type Blobs = Cache<(Arc<str>, Digest), Blob>;
 
 /// A change of the cache folder that is not yet written; see [`Store::flush`].
 #[derive(Debug, Clone, Copy)]
@@ -93,12 +99,7 @@ impl Store {
             budget,
             folder: disk.as_ref().map(|disk| disk.root().to_owned()),
         };
-        let blobs = Cache::builder()
-            .max_capacity(options.memory / IDLE_MEMORY_DIVISOR)
-            // Blobs in unlinked files weigh as much: each holds a file descriptor and disk space
-            // that no listing shows.
-            .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
-            .build();
+        let blobs = Arc::new(RwLock::new(idle_blobs(options.memory)));
         let [readers, writers] =
             [MAX_READERS, MAX_WRITERS].map(|count| Arc::new(Semaphore::new(count)));
         let check_results = CheckResults::new(disk.as_ref().map(|disk| disk.root()));
@@ -114,6 +115,26 @@ impl Store {
             check_results,
             metrics,
         }
+    }
+
+    /// Replaces the sizes of [`Options`]. What is stored beyond lower ones is evicted when something
+    /// else is stored.
+    pub async fn set_limits(&self, disk: u64, memory: u64) {
+        if let Some(folder) = &self.disk {
+            folder.set_limit(disk);
+        }
+        self.spool.budget.set_limit(memory);
+        // The capacity of a cache never changes.
+        let (before, after) = (self.blobs(), idle_blobs(memory));
+        for (key, blob) in &before {
+            after.insert(<(Arc<str>, Digest)>::clone(&key), blob).await;
+        }
+        *self.blobs.write().unwrap_or_else(PoisonError::into_inner) = after;
+    }
+
+    /// The blobs that are held though they may not be served.
+    pub(super) fn blobs(&self) -> Blobs {
+        Cache::clone(&self.blobs.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Where blobs that are made here are kept: in `cache.memory`, and beyond it in unlinked files.
@@ -153,7 +174,7 @@ impl Store {
     ) -> Result<Blob, Arc<StoreError>> {
         let key = (source.identity().into(), descriptor.digest.clone());
         let entry = self
-            .blobs
+            .blobs()
             .entry(key)
             .or_try_insert_with(self.find(source, descriptor))
             .await?;
@@ -441,4 +462,13 @@ impl Store {
 fn stalled<T>() -> Option<T> {
     tracing::error!("the cache on disk does not respond; fetching from the registry instead");
     None
+}
+
+fn idle_blobs(memory: u64) -> Blobs {
+    Cache::builder()
+        .max_capacity(memory / IDLE_MEMORY_DIVISOR)
+        // Blobs in unlinked files weigh as much: each holds a file descriptor and disk space that no
+        // listing shows.
+        .weigher(|_, blob: &Blob| u32::try_from(blob.size()).unwrap_or(u32::MAX))
+        .build()
 }

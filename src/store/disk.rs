@@ -32,7 +32,7 @@ use crate::oci::{Blob, Descriptor, Digest, Layout, LayoutError, LayoutIndex, Wri
 pub(super) struct Disk {
     layout: Layout,
     /// Bytes that the folder may hold.
-    limit: u64,
+    limit: AtomicU64,
     gauge: IntGauge,
     /// Never locked during I/O: deciding whether to read the disk must not wait for the disk.
     index: Mutex<IndexState>,
@@ -87,7 +87,7 @@ impl Disk {
         let reads = AtomicU64::new(0);
         Ok(Self {
             layout,
-            limit,
+            limit: AtomicU64::new(limit),
             gauge,
             index,
             writing,
@@ -104,6 +104,12 @@ impl Disk {
 
     pub(super) fn attempts(&self) -> &Arc<Attempts> {
         &self.attempts
+    }
+
+    /// Replaces the bytes that the folder may hold. What is beyond a lower limit is evicted by the next
+    /// bundle that is written.
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// The number of completed reads.
@@ -172,11 +178,9 @@ impl Disk {
             )
             .collect();
         let size = sizes.iter().map(|(_, size)| size).sum();
-        let room = self.lock().make_room(&record.key(), size, self.limit);
-        let is_full = room.map_err(|NoRoom { size }| DiskError::Full {
-            size,
-            limit: self.limit,
-        })?;
+        let limit = self.limit.load(Ordering::Relaxed);
+        let room = self.lock().make_room(&record.key(), size, limit);
+        let is_full = room.map_err(|NoRoom { size }| DiskError::Full { size, limit })?;
         let written = if is_full {
             self.write().map(drop)
         } else {

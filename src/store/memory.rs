@@ -14,7 +14,7 @@ pub(super) struct Budget(Arc<Account>);
 
 #[derive(Debug)]
 struct Account {
-    limit: u64,
+    limit: AtomicU64,
     used: AtomicU64,
     gauge: IntGauge,
 }
@@ -29,19 +29,22 @@ pub(super) struct Reservation {
 impl Budget {
     pub(super) fn new(limit: u64, gauge: IntGauge) -> Self {
         Self(Arc::new(Account {
-            limit,
+            limit: AtomicU64::new(limit),
             used: AtomicU64::new(0),
             gauge,
         }))
     }
 
+    /// Replaces the limit. What is reserved beyond a lower one stays until it is released.
+    pub(super) fn set_limit(&self, limit: u64) {
+        self.0.limit.store(limit, Ordering::Relaxed);
+    }
+
     /// `None` if the rest of the budget is too small.
     pub(super) fn reserve(&self, size: u64) -> Option<Reservation> {
         let account = &self.0;
-        let fits = |used: u64| {
-            used.checked_add(size)
-                .filter(|after| *after <= account.limit)
-        };
+        let limit = account.limit.load(Ordering::Relaxed);
+        let fits = |used: u64| used.checked_add(size).filter(|after| *after <= limit);
         account
             .used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
@@ -98,5 +101,10 @@ mod tests {
         assert_eq!(gauge.get(), 0);
         assert!(budget.reserve(10).is_some());
         assert!(budget.reserve(u64::MAX).is_none());
+        let held = budget.reserve(10);
+        budget.set_limit(5);
+        assert!(budget.reserve(1).is_none());
+        drop(held);
+        assert!(budget.reserve(6).is_none() && budget.reserve(5).is_some());
     }
 }

@@ -249,16 +249,33 @@ async fn blobs_in_files_are_evicted_when_they_are_not_served() {
         writer.write(&bytes).unwrap();
         let blob = writer.finish(Bytes::from).unwrap();
         store
-            .blobs
+            .blobs()
             .insert(("r.example/a".into(), blob.digest().clone()), blob)
             .await;
     }
-    store.blobs.run_pending_tasks().await;
-    let sizes: Vec<_> = store.blobs.iter().map(|(_, blob)| blob.size()).collect();
+    store.blobs().run_pending_tasks().await;
+    let sizes: Vec<_> = store.blobs().iter().map(|(_, blob)| blob.size()).collect();
     assert!(
         sizes.iter().sum::<u64>() <= 8 / IDLE_MEMORY_DIVISOR,
         "{sizes:?}"
     );
+}
+
+#[tokio::test]
+async fn other_sizes_apply_to_what_is_stored_from_then_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 4, 400);
+    let (_, blob) = artifact(BUNDLE);
+    let key = ("r.example/a".into(), blob.digest().clone());
+    store.blobs().insert(key, blob).await;
+    assert!(!put(&store, "a", BUNDLE).await);
+    store.set_limits(1 << 20, 800).await;
+    store.blobs().run_pending_tasks().await;
+    assert_eq!(store.blobs().iter().count(), 1, "what was held is held");
+    assert!(put(&store, "a", BUNDLE).await);
+    store.set_limits(1 << 20, 8).await;
+    store.blobs().run_pending_tasks().await;
+    assert_eq!(store.blobs().iter().count(), 0);
 }
 
 #[tokio::test]

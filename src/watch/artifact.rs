@@ -62,7 +62,7 @@ impl Pipeline {
             }
             let chosen = choose_manifest(manifests, self.artifact.platform.as_ref());
             let entry = chosen.map_err(|error| refused(error.to_string()))?.clone();
-            let manifest = self.source.described_manifest(&entry).await;
+            let manifest = self.source().described_manifest(&entry).await;
             let manifest = manifest
                 .map_err(|error| self.registry_failure(Step::Manifest, Some(digest), &error))?;
             path = path
@@ -115,8 +115,9 @@ impl Pipeline {
                 self.limits.files
             ));
         }
+        let source = &self.source();
         let fetched = stream::iter(layers.to_vec())
-            .map(|layer| async move { self.store.blob(&self.source, &layer).await })
+            .map(|layer| async move { self.store.blob(source, &layer).await })
             .buffered(CONCURRENT_LAYERS)
             .try_collect::<Vec<_>>();
         fetched.await.map_err(|error| match error.registry() {

@@ -21,7 +21,7 @@ use crate::{
         Failure, FailureClass, Outcome, Snapshot, Step, Unpublishable, VerdictStatus,
         VerificationRecord, tag_of,
     },
-    registry::{Class, Lookup, Registries, RegistryError, Resolved, Source},
+    registry::{Class, LiveSource, Lookup, RegistryError, Resolved, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
     verify::{
         Collection, Evidence, Reason, ReferrersApi, Requirements, Rule, TrustPolicy,
@@ -42,9 +42,7 @@ pub struct Pipeline {
     /// The part of the tag of `reference` that may state a version.
     pub version_text: Option<Arc<str>>,
     /// The repository of `reference`.
-    pub source: Source,
-    /// The registries, for a policy that names another repository for signatures.
-    pub registries: Arc<Registries>,
+    pub source: LiveSource,
     /// How the artifact is read.
     pub artifact: ArtifactOptions,
     /// The expectations beside signatures (`expect`).
@@ -129,7 +127,8 @@ impl Pipeline {
         } else {
             Lookup::Digest
         };
-        let resolved = self.source.look_up(&self.reference, lookup).await;
+        let source = self.source();
+        let resolved = source.look_up(&self.reference, lookup).await;
         let Resolved { pinned, manifest } =
             resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
@@ -144,13 +143,13 @@ impl Pipeline {
             return Err(known.clone().into());
         }
         self.check_set_aside(digest, digest)?;
-        let turn = self.source.transfer_permit().await;
+        let turn = source.transfer_permit().await;
         let failed =
             |step| move |error: RegistryError| self.registry_failure(step, Some(digest), &error);
         let manifest = match manifest {
             Some(manifest) => manifest,
             None => {
-                let manifest = self.source.manifest(&pinned).await;
+                let manifest = source.manifest(&pinned).await;
                 manifest.map_err(failed(Step::Manifest))?
             }
         };
@@ -183,7 +182,7 @@ impl Pipeline {
             .get(
                 &self.name,
                 &reference,
-                self.source.identity(),
+                self.source().identity(),
                 MAX_STORED_BYTES,
             )
             .await?;
@@ -213,7 +212,7 @@ impl Pipeline {
         let plan = self.layer_plan(path.last()).ok()?;
         let job = VerificationJob {
             policy: Arc::clone(policy),
-            repository: self.source.repository().clone(),
+            repository: self.reference.repository().clone(),
             path: Arc::new(path),
             evidence,
             accepted: stored.accepted,
@@ -296,7 +295,8 @@ impl Pipeline {
         let accepted = acceptance(snapshot.record());
         let reference = self.reference.to_string();
         let path = &snapshot.record().path;
-        let (name, reference, identity) = (&*self.name, reference.as_str(), self.source.identity());
+        let source = self.source();
+        let (name, reference, identity) = (&*self.name, reference.as_str(), source.identity());
         let stored = StoredBundle {
             name,
             reference,
@@ -346,7 +346,7 @@ impl Pipeline {
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let mut job = VerificationJob {
             policy: Arc::clone(policy),
-            repository: self.source.repository().clone(),
+            repository: self.reference.repository().clone(),
             path: Arc::clone(&path),
             evidence: Vec::new(),
             accepted: None,
@@ -358,7 +358,7 @@ impl Pipeline {
         let signatures = self.signature_source(requirements, path.digest())?;
         let mut refused: Option<Rejection> = None;
         for (digest, _) in path.manifests() {
-            let subject = self.source.repository().pin(digest.clone());
+            let subject = self.reference.repository().pin(digest.clone());
             let collection = Collection {
                 source: &signatures,
                 subject: &subject,
@@ -394,6 +394,11 @@ impl Pipeline {
         Err(refused.unwrap_or_else(|| no_evidence(path.digest()).into()))
     }
 
+    /// The repository of the reference, by the options of its registry as they are now.
+    pub(super) fn source(&self) -> Source {
+        self.source.current()
+    }
+
     /// The repository in which the signatures are.
     fn signature_source(
         &self,
@@ -401,9 +406,10 @@ impl Pipeline {
         digest: &Digest,
     ) -> Result<Source, Failure> {
         let Some(repository) = &requirements.signatures else {
-            return Ok(self.source.clone());
+            return Ok(self.source());
         };
-        self.registries
+        let registries = self.source.registries();
+        registries
             .source(repository)
             .map_err(|error| self.registry_failure(Step::Evidence, Some(digest), &error.into()))
     }
@@ -486,7 +492,7 @@ impl Pipeline {
         if let Some(error) = evidence.unavailable() {
             refused.failure = withheld(error);
         } else if let Some(pinned) = evidence.denied_beside()
-            && let Err(error) = self.source.clone().at_origin().manifest(pinned).await
+            && let Err(error) = self.source().at_origin().manifest(pinned).await
         {
             // The registry refuses the artifact as well now, so the refusal of the tag does not
             // mean that the tag is missing.

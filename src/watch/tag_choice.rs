@@ -146,7 +146,7 @@ impl Pipeline {
     /// # Errors
     /// When the list fails, with the time of the request.
     async fn list(&self, not_before: Instant) -> Result<TagList, (Instant, Failure)> {
-        let FailedTagList { error, as_of } = match self.source.tags(not_before).await {
+        let FailedTagList { error, as_of } = match self.source().tags(not_before).await {
             Ok(list) => return Ok(list),
             Err(failed) => failed,
         };
@@ -248,7 +248,7 @@ impl Pipeline {
             return Ok(Some(last.to_owned()));
         };
         // The list is that of the registry itself, and a mirror may still have the tag.
-        match self.source.clone().at_origin().resolve(&reference).await {
+        match self.source().at_origin().resolve(&reference).await {
             Err(RegistryError::NoSuchReference { .. }) => Ok(Some(last.to_owned())),
             Err(error) => Err(self.registry_failure(Step::Resolve, None, &error)),
             Ok(pinned) => {

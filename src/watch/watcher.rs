@@ -95,7 +95,7 @@ impl Watcher {
         });
         let watcher = Self {
             hints: Hints::default(),
-            source_watch: pipeline.source.watch(&pipeline.reference),
+            source_watch: pipeline.source().watch(&pipeline.reference),
             source_moved: None,
             schedule: Schedule::new(options.poll, &pipeline.name),
             pipeline: Arc::new(pipeline),

@@ -5,7 +5,7 @@ use std::{fs, num::NonZeroU64, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
-    config::{BundleConfig, Cache, Config, Limits},
+    config::{BundleConfig, Cache, Config},
     gateway::Gateway,
     metrics::Metrics,
     oci::TagRule,
@@ -14,7 +14,7 @@ use bundlegate::{
     registry::{Credentials, Options as RegistryOptions, Timeouts},
     server::{
         AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Requirement,
-        Tokens, TrustedProxies,
+        Settings, Tokens, TrustedProxies,
     },
     store,
     verify::TrustPolicy,
@@ -152,6 +152,7 @@ impl Setup {
             "version": 1,
             "clients": [{ "name": "anyone", "anonymous": true, "bundles": ["**"] }],
             "trust": { "policies": { "dev": "unsigned" } },
+            "limits": { "bundle": "1MiB", "unpacked": "1MiB", "files": 100, "evidence": "1MiB" },
             "bundles": {},
             "patterns": patterns.into_iter().collect::<Vec<_>>(),
         });
@@ -172,14 +173,6 @@ impl Setup {
         config
             .registries
             .insert(registry.address.to_string(), options);
-        config.limits = Limits {
-            bundle: 1 << 20,
-            unpacked: 1 << 20,
-            files: 100,
-            bundle_manifest: 1 << 20,
-            manifest: 4 << 20,
-            evidence: 1 << 20,
-        };
         let store::Options {
             directory,
             disk,
@@ -210,6 +203,7 @@ impl Setup {
                 fallback: FALLBACK.to_owned(),
             }),
             opa_check: self.opa_check.clone(),
+            limits: config.limits,
         };
         if let Some(tag) = self.fallback {
             config.bundles.push(BundleConfig {
@@ -283,12 +277,9 @@ impl TestGateway<InProcess> {
             Some(_) => "https",
             None => "http",
         };
-        let options = Options {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            admin: AdminAddress::Tcp("127.0.0.1:0".parse().unwrap()).into(),
+        let settings = Settings {
             tls: setup.tls,
             max_connections: setup.max_connections,
-            ready_after: HOUR,
             drain: setup.drain,
             long_poll: LongPoll {
                 max_wait: Duration::from_secs(300),
@@ -297,10 +288,18 @@ impl TestGateway<InProcess> {
                 spread: setup.spread,
                 repeat_delay: setup.repeat_delay,
             },
+            trusted_proxies: setup.trusted_proxies,
+            admin_tls: None,
+            admin_hosts: Vec::new(),
+        };
+        let options = Options {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            admin: AdminAddress::Tcp("127.0.0.1:0".parse().unwrap()).into(),
+            ready_after: HOUR,
             clients: clients.clone(),
             webhooks: setup.webhooks.into(),
-            trusted_proxies: setup.trusted_proxies,
             deadlines: setup.deadlines,
+            settings: settings.into(),
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();

@@ -2,14 +2,24 @@
 
 mod authentication;
 mod bundles;
+mod certificates;
 mod clients;
 mod configuration;
+mod everything;
 mod patterns;
+mod registries;
 mod revocations;
+mod settings;
 mod trust;
 mod tuf;
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use bundlegate::oci::Digest;
 use reqwest::{RequestBuilder, Response, StatusCode};

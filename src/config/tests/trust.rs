@@ -588,7 +588,7 @@ fn a_root_is_used_in_its_current_state() {
 }
 
 #[test]
-fn trust_files_lists_the_live_files() {
+fn files_lists_each_file_that_the_configuration_names_once() {
     let folder = folder();
     let trust = "trust: { roots: { corp: { trusted_root: corp.json }, again: { trusted_root: ./corp.json } }, \
                  authorities: { a: { keys: [release.pub] }, b: { x509: { roots: ca.pem, san_uri: 'spiffe://a/b', \
@@ -613,10 +613,11 @@ fn trust_files_lists_the_live_files() {
         "bundlegate.yaml",
         "ca.pem",
         "corp.json",
+        "ghcr.password",
         "release.pub",
         "slsa.rego",
     ];
-    assert_eq!(names(config.trust_files()), expected);
+    assert_eq!(names(config.files()), expected);
 }
 
 #[test]

@@ -179,10 +179,5 @@ fn a_webhook_has_a_sender_a_place_and_a_secret() {
     );
     assert_eq!(open.authentication, Authentication::None);
     // Changes of the file are applied while serving.
-    assert!(
-        config
-            .trust_files()
-            .iter()
-            .any(|path| path.ends_with("secrets"))
-    );
+    assert!(config.files().iter().any(|path| path.ends_with("secrets")));
 }

@@ -64,7 +64,7 @@ impl Scene {
     async fn configure(&mut self, configured: &[(&str, &str, Option<&str>)]) -> Applied {
         let wanted = config(configured);
         let changes = plan::changes(&self.config, &wanted);
-        let prepared = self.bundles.prepare(&changes).await.unwrap();
+        let prepared = self.bundles.prepare(&changes, &wanted).await.unwrap();
         let applied = self
             .bundles
             .apply(&changes, prepared, &wanted)

@@ -53,6 +53,10 @@ impl LayoutReader {
         }
     }
 
+    pub(in crate::registry) fn limits(&self) -> ReadLimits {
+        self.limits
+    }
+
     /// The permits for fetching artifacts from this folder.
     pub(in crate::registry) fn transfers(&self) -> &Arc<Semaphore> {
         &self.shared.transfers

@@ -54,7 +54,7 @@ where
         slot: Arc::clone(&slot),
         is_over_limit: false,
     };
-    let drain = DrainSignal::new(watch::channel(phase).1, Duration::ZERO);
+    let drain = DrainSignal::new(watch::channel(phase).1);
     let context = ConnectionContext { peer, drain };
     let stream = WriteTimeout::new(stream, deadlines.progress, Arc::clone(&slot));
     let service = Arc::new(move |request: Request<RequestBody>, peer: &Peer| {

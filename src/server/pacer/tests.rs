@@ -133,7 +133,7 @@ async fn clients_that_leave_take_no_bandwidth() {
     assert_eq!(sent.len(), 11);
     let last = sent.iter().map(|(time, _)| *time).max().unwrap();
     assert_eq!((last - began + BURST).as_secs(), 10);
-    let link = pacer.link.as_ref().unwrap();
+    let link = &pacer.link;
     let left = [link.queued.bytes(), link.queued_updates.bytes()];
     assert_eq!((left, pacer.delayed.get()), ([0, 0], 0));
 }
@@ -224,4 +224,33 @@ async fn a_spread_does_not_delay_requests_that_are_answered_at_once() {
     let (pacer, began) = (pacer(MIB, HOUR), Instant::now());
     let sent = send_all(&pacer, (0..5).map(|_| body(MIB, HOUR))).await;
     assert_eq!((sent[4].0 - began + BURST).as_secs(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_follow_a_change_of_the_bandwidth() {
+    let (pacer, began) = (pacer(MIB, Duration::ZERO), Instant::now());
+    let waiting = {
+        let pacer = Arc::clone(&pacer);
+        tokio::spawn(async move { send_all(&pacer, (0..5).map(|_| body(10 * MIB, HOUR))).await })
+    };
+    // The first body is sent at once, and takes ten seconds. Of these, five are left.
+    sleep(5 * SECOND).await;
+    pacer.set(NonZeroU64::new(10 * MIB), Duration::ZERO);
+    sleep(SECOND).await;
+    pacer.set(None, Duration::ZERO);
+    let sent = waiting.await.unwrap();
+    let times = sent.iter().map(|(time, _)| (*time - began).as_secs_f64());
+    let times: Vec<_> = times.collect();
+    assert_eq!(times[0], 0.0);
+    // Half a second is left at ten times the bandwidth, of which the burst may be used at once.
+    assert!((5.4..5.5).contains(&times[1]), "{times:?}");
+    assert!(times[2..].iter().all(|time| *time >= 6.0), "{times:?}");
+    assert!(times[2..].iter().all(|time| *time < 6.01), "{times:?}");
+    assert!(pacer.is_unlimited() && pacer.delayed.get() == 0);
+    pacer.set(NonZeroU64::new(MIB), SECOND);
+    let held = Body {
+        was_held: true,
+        ..body(1, HOUR)
+    };
+    assert!(pacer.delay(held).is_some(), "the spread counts as well");
 }

@@ -14,7 +14,7 @@ use crate::{
     bundle,
     metrics::{BundleScope, Metrics},
     oci::{Descriptor, Layout, Reference, media_type},
-    registry::{ReadLimits, Registries, RegistryMetrics},
+    registry::{LiveRegistries, ReadLimits, Registries, RegistryMetrics},
     store::{self, Store, StoreMetrics},
     verify::{Authority, PublicKey, Requirements},
     watch::{VerificationPool, WatchMetrics},
@@ -73,8 +73,9 @@ impl World {
         };
         let pipeline = Pipeline {
             name: "authz".into(),
-            source: registries.source(reference.repository()).unwrap(),
-            registries: Arc::new(registries),
+            source: LiveRegistries::from(registries)
+                .source(reference.repository())
+                .unwrap(),
             version_text: reference.tag().map(Into::into),
             reference,
             artifact: ArtifactOptions::default(),

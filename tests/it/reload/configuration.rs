@@ -133,7 +133,7 @@ async fn sighup_reads_everything_and_what_is_not_live_waits_for_the_next_start()
             |_| true,
         )
         .await;
-    assert_eq!(told["keys"], "server.listen, limits (new)");
+    assert_eq!(told["keys"], "server.listen");
     assert_eq!(tag(&gateway.get(&etag, 0).await), etag);
     gateway
         .said("the changed bundle is served from now on", |line| {

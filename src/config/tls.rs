@@ -1,0 +1,48 @@
+//! The TLS configuration of a listener, which is compared with that of a newer configuration.
+
+use std::{fmt, sync::Arc};
+
+use rustls::ServerConfig;
+
+use crate::oci::Digest;
+
+/// A TLS configuration, and what it was made from. Two of them are equal if their files have the
+/// same contents.
+#[derive(Clone)]
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    /// The digests of the files.
+    files: Vec<Digest>,
+}
+
+impl Tls {
+    /// `files`: the contents of all files that `config` was made from, in a fixed order.
+    pub(super) fn new<'a>(
+        config: Arc<ServerConfig>,
+        files: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Self {
+        let files = files.into_iter().map(Digest::sha256).collect();
+        Self { config, files }
+    }
+
+    /// The configuration of connections. Its sessions can't be resumed by any other one, so that
+    /// each connection after a change was authenticated by the files of that change.
+    pub fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+}
+
+impl Eq for Tls {}
+
+// Written by hand: that of rustls depends on the provider of the key.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").finish_non_exhaustive()
+    }
+}
