@@ -3,6 +3,7 @@
 
 use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 use x509_cert::{
     Certificate,
     der::{
@@ -18,9 +19,21 @@ use crate::verify::Pattern;
 
 const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 
-/// The names in a certificate, and when it is valid.
+/// The authorities that issue client certificates, by the content of their file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Authorities([u8; 32]);
+
+impl Authorities {
+    /// The authorities in a file with this content.
+    pub fn of(file: &[u8]) -> Self {
+        Self(Sha256::digest(file).into())
+    }
+}
+
+/// The names in a certificate, by which authorities it was verified, and when it is valid.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CertificateIdentity {
+    authorities: Authorities,
     /// The only CN of the subject. One of several would be chosen differently by each program.
     common_name: Option<String>,
     /// In lower case.
@@ -42,11 +55,11 @@ pub enum CertificateName {
 }
 
 impl CertificateIdentity {
-    /// The identity in the first certificate of a chain, which is valid while all of them are.
-    /// `None` if a certificate can't be decoded.
-    pub fn of_chain(chain: &[CertificateDer<'_>]) -> Option<Self> {
+    /// The identity in the first certificate of a chain, which was verified by these authorities and
+    /// is valid while all certificates are. `None` if one can't be decoded.
+    pub fn of_chain(chain: &[CertificateDer<'_>], authorities: Authorities) -> Option<Self> {
         let mut chain = chain.iter().map(|der| Certificate::from_der(der).ok());
-        let mut identity = Self::of(&chain.next()??)?;
+        let mut identity = Self::of(&chain.next()??, authorities)?;
         for issuer in chain {
             let (not_before, not_after) = validity(&issuer?)?;
             identity.not_before = identity.not_before.max(not_before);
@@ -55,7 +68,7 @@ impl CertificateIdentity {
         Some(identity)
     }
 
-    fn of(certificate: &Certificate) -> Option<Self> {
+    fn of(certificate: &Certificate, authorities: Authorities) -> Option<Self> {
         let (not_before, not_after) = validity(certificate)?;
         let names = certificate.tbs_certificate.get::<SubjectAltName>().ok()?;
         let names = names.map(|(_, names)| names.0).unwrap_or_default();
@@ -68,12 +81,19 @@ impl CertificateIdentity {
             }
         }
         Some(Self {
+            authorities,
             common_name: common_name(certificate),
             dns_names,
             uris,
             not_before,
             not_after,
         })
+    }
+
+    /// Whether these authorities have verified the certificate. A connection may outlast a change of
+    /// them.
+    pub fn is_verified_by(&self, authorities: Authorities) -> bool {
+        self.authorities == authorities
     }
 
     /// Whether the certificate is valid at this time.
@@ -93,6 +113,14 @@ impl CertificateIdentity {
             CertificateName::Dns(pattern) => any(&self.dns_names, pattern),
             CertificateName::Uri(pattern) => any(&self.uris, pattern),
         }
+    }
+}
+
+#[cfg(test)]
+impl CertificateName {
+    /// A URI with `*` within a segment.
+    pub(crate) fn uri(glob: &str) -> Self {
+        Self::Uri(Pattern::glob(glob).unwrap())
     }
 }
 
@@ -154,11 +182,15 @@ mod tests {
         vec![leaf.der().clone(), authority.der().clone()]
     }
 
+    fn identity_of(chain: &[CertificateDer<'_>]) -> Option<CertificateIdentity> {
+        CertificateIdentity::of_chain(chain, Authorities::of(b"ca"))
+    }
+
     #[test]
     fn a_certificate_is_recognized_by_its_names() {
         let uri = "spiffe://corp/opa/edge";
         let chain = chain(&["edge"], &["Edge.corp.example", "other.example"], &[uri]);
-        let identity = CertificateIdentity::of_chain(&chain).unwrap();
+        let identity = identity_of(&chain).unwrap();
         let glob = |text: &str| Pattern::glob(text).unwrap();
         for (name, has) in [
             (CertificateName::CommonName(glob("edge")), true),
@@ -181,7 +213,7 @@ mod tests {
             assert_eq!(identity.has(&name), has, "{name:?}");
         }
         let several = self::chain(&["edge", "core"], &[], &[]);
-        let several = CertificateIdentity::of_chain(&several).unwrap();
+        let several = identity_of(&several).unwrap();
         assert_eq!(several.common_name, None);
     }
 
@@ -189,8 +221,8 @@ mod tests {
     fn a_certificate_is_valid_while_its_whole_chain_is() {
         let chain = chain(&["edge"], &[], &[]);
         let at = |time: &str| time.parse::<Timestamp>().unwrap();
-        let whole = CertificateIdentity::of_chain(&chain).unwrap();
-        let leaf = CertificateIdentity::of_chain(&chain[..1]).unwrap();
+        let whole = identity_of(&chain).unwrap();
+        let leaf = identity_of(&chain[..1]).unwrap();
         for (time, whole_is_valid, leaf_is_valid) in [
             ("2019-07-01T00:00:00Z", false, false),
             ("2020-03-01T00:00:00Z", true, true),
@@ -200,8 +232,8 @@ mod tests {
             assert_eq!(whole.is_valid_at(at(time)), whole_is_valid, "{time}");
             assert_eq!(leaf.is_valid_at(at(time)), leaf_is_valid, "{time}");
         }
-        assert_eq!(CertificateIdentity::of_chain(&[]), None);
+        assert_eq!(identity_of(&[]), None);
         let broken = CertificateDer::from(b"broken".to_vec());
-        assert_eq!(CertificateIdentity::of_chain(&[broken]), None);
+        assert_eq!(identity_of(&[broken]), None);
     }
 }

@@ -8,7 +8,7 @@ mod key_set;
 mod password_file;
 mod remote_keys;
 
-pub use certificate::{CertificateIdentity, CertificateName};
+pub use certificate::{Authorities, CertificateIdentity, CertificateName};
 pub use jwt::{Jwt, TokenError, TokenRule, VerifiedToken};
 pub use key_set::{InvalidKeySet, KeySet};
 pub use password_file::{InvalidPasswordFile, PasswordFile, User};

@@ -25,7 +25,10 @@ use super::{
     token_file::TokenFile,
     values::{Period, Size},
 };
-use crate::server::{AdminAddress, AdminTls, TrustedProxies};
+use crate::{
+    access::Authorities,
+    server::{AdminAddress, AdminTls, TrustedProxies},
+};
 
 /// `server`.
 #[derive(Debug, Clone)]
@@ -226,7 +229,11 @@ fn comparable_tls(raw: &raw::Tls, base: Base<'_>) -> Result<Tls, Problem> {
     let files = [Some(&*raw.certificate), Some(&*raw.key), client_ca];
     let files = files.into_iter().flatten().map(|file| base.bytes(file));
     let files = files.collect::<Result<Vec<_>, _>>()?;
-    Ok(Tls::new(config, files.iter().map(|bytes| &**bytes)))
+    let authorities = client_ca
+        .and(files.last())
+        .map(|file| Authorities::of(file));
+    let contents = files.iter().map(|bytes| &**bytes);
+    Ok(Tls::new(config, contents, authorities))
 }
 
 /// Reads a certificate with its chain, its key, and the CA of the client certificates, if there is

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use rustls::ServerConfig;
 
-use crate::oci::Digest;
+use crate::{access::Authorities, oci::Digest};
 
 /// A TLS configuration, and what it was made from. Two of them are equal if their files have the
 /// same contents.
@@ -13,6 +13,8 @@ pub struct Tls {
     config: Arc<ServerConfig>,
     /// The digests of the files.
     files: Vec<Digest>,
+    /// The authorities that issue client certificates, if there are any.
+    authorities: Option<Authorities>,
 }
 
 impl Tls {
@@ -20,9 +22,19 @@ impl Tls {
     pub(super) fn new<'a>(
         config: Arc<ServerConfig>,
         files: impl IntoIterator<Item = &'a [u8]>,
+        authorities: Option<Authorities>,
     ) -> Self {
         let files = files.into_iter().map(Digest::sha256).collect();
-        Self { config, files }
+        Self {
+            config,
+            files,
+            authorities,
+        }
+    }
+
+    /// The authorities by which client certificates are verified, if there are any.
+    pub fn authorities(&self) -> Option<Authorities> {
+        self.authorities
     }
 
     /// The configuration of connections. Its sessions can't be resumed by any other one, so that

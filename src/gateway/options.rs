@@ -18,7 +18,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         listen: config.server.listen,
         admin: admin_options(&config.server),
         ready_after: config.server.ready_after,
-        clients: live_clients(&config.clients)?,
+        clients: live_clients(config)?,
         webhooks: config.webhooks.clone().into(),
         deadlines: server::Deadlines::default(),
         settings: settings(config).into(),
@@ -27,10 +27,13 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
 
 /// The settings that apply while the server runs, from the configuration.
 pub(super) fn settings(config: &Config) -> server::Settings {
-    let (server, drain, long_poll) = (&config.server, config.server.drain, config.long_poll);
+    let (wanted, drain, long_poll) = (&config.server, config.server.drain, config.long_poll);
     server::Settings {
-        tls: server.tls.as_ref().map(|tls| Arc::clone(tls.config())),
-        max_connections: server.max_connections,
+        tls: wanted.tls.as_ref().map(|tls| server::ServerTls {
+            config: Arc::clone(tls.config()),
+            authorities: tls.authorities(),
+        }),
+        max_connections: wanted.max_connections,
         drain: server::Drain {
             notice: drain.notice,
             over: drain.over,
@@ -43,9 +46,9 @@ pub(super) fn settings(config: &Config) -> server::Settings {
             spread: long_poll.spread.unwrap_or_default(),
             repeat_delay: long_poll.repeat_delay,
         },
-        trusted_proxies: server.trusted_proxies.clone(),
-        admin_tls: server.admin_tls.clone(),
-        admin_hosts: server.admin_hosts.clone(),
+        trusted_proxies: wanted.trusted_proxies.clone(),
+        admin_tls: wanted.admin_tls.clone(),
+        admin_hosts: wanted.admin_hosts.clone(),
     }
 }
 
@@ -57,9 +60,9 @@ pub(super) fn apply_settings(live: &server::LiveSettings, settings: server::Sett
     });
 }
 
-fn live_clients(config: &[ClientConfig]) -> anyhow::Result<server::LiveClients> {
+fn live_clients(config: &Config) -> anyhow::Result<server::LiveClients> {
     let key_sets = RemoteKeySets::default();
-    let clients = clients(config, &key_sets)?;
+    let clients = clients(&config.clients, &config.server, &key_sets)?;
     Ok(server::LiveClients::new(clients, key_sets))
 }
 
@@ -67,9 +70,11 @@ fn live_clients(config: &[ClientConfig]) -> anyhow::Result<server::LiveClients> 
 /// taken from `key_sets`.
 pub(super) fn clients(
     config: &[ClientConfig],
+    server: &config::Server,
     key_sets: &RemoteKeySets,
 ) -> anyhow::Result<server::Clients> {
-    let mut clients = server::Clients::default();
+    let authorities = server.tls.as_ref().and_then(config::Tls::authorities);
+    let mut clients = server::Clients::with_authorities(authorities);
     for client in config {
         let requirement = match &client.credential {
             Credential::Anonymous => Requirement::Anonymous,

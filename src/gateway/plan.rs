@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{BundleConfig, ClientConfig, Config, PatternConfig},
+    config::{BundleConfig, ClientConfig, Config, PatternConfig, Tls},
     oci::Reference,
     verify::TrustPolicy,
 };
@@ -76,7 +76,8 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     if !has_same_patterns {
         changes.push(Change::SetPatterns(wanted.patterns.clone()));
     }
-    if running.clients != wanted.clients {
+    let authorities = |config: &Config| config.server.tls.as_ref().and_then(Tls::authorities);
+    if running.clients != wanted.clients || authorities(running) != authorities(wanted) {
         changes.push(Change::SetClients(wanted.clients.clone()));
     }
     if running.webhooks != wanted.webhooks {

@@ -231,9 +231,11 @@ impl Reload {
         bundles: &mut Bundles,
     ) -> anyhow::Result<Result<(Applied, OtherChanges), String>> {
         let clients = changes.iter().find_map(|change| match change {
-            Change::SetClients(clients) => {
-                Some(options::clients(clients, self.live.clients.key_sets()))
-            }
+            Change::SetClients(clients) => Some(options::clients(
+                clients,
+                &wanted.server,
+                self.live.clients.key_sets(),
+            )),
             _ => None,
         });
         let clients = match clients.transpose() {
@@ -284,8 +286,8 @@ impl Reload {
 
     /// Refuses the credentials that are no longer in their file.
     fn revoke_credentials(&mut self) {
-        let config = &mut self.reader.running.clients;
-        for client in config.iter_mut() {
+        let running = &mut self.reader.running;
+        for client in &mut running.clients {
             if client.revoke() {
                 let (client, key) = (&client.name, client.credential.key());
                 tracing::warn!(
@@ -295,10 +297,11 @@ impl Reload {
                 );
             }
         }
-        if let Ok(clients) = options::clients(config, self.live.clients.key_sets()) {
+        let key_sets = self.live.clients.key_sets();
+        if let Ok(clients) = options::clients(&running.clients, &running.server, key_sets) {
             self.live.clients.replace(clients);
         }
-        if let Some(file) = &mut self.reader.running.server.admin_tokens
+        if let Some(file) = &mut running.server.admin_tokens
             && file.revoke()
         {
             tracing::warn!(

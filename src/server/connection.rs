@@ -16,8 +16,9 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     close_signal::CloseReason, date, drain::DrainSignal, fast_path, http1, http2,
-    idle_connections::Slot, prefixed_stream::PrefixedStream, refusal::RefusalLog,
-    response_body::ResponseBody, service::Service, write_timeout::WriteTimeout,
+    idle_connections::Slot, options::ServerTls, prefixed_stream::PrefixedStream,
+    refusal::RefusalLog, response_body::ResponseBody, service::Service,
+    write_timeout::WriteTimeout,
 };
 use crate::access::CertificateIdentity;
 
@@ -65,7 +66,7 @@ pub(super) struct ConnectionContext {
 /// asks for it to be closed, or the server shuts down.
 pub(super) async fn serve_connection<S, V: Service>(
     stream: S,
-    tls: Option<TlsAcceptor>,
+    tls: Option<ServerTls>,
     service: Arc<V>,
     mut context: Box<ConnectionContext>,
 ) where
@@ -81,11 +82,14 @@ pub(super) async fn serve_connection<S, V: Service>(
             let stream = {
                 let refusals = service.bundle_api().map(|api| &api.refusals);
                 // The handshake needs more memory than the connection afterwards.
-                Box::pin(tls_handshake(stream, tls, &context, refusals)).await
+                let acceptor = TlsAcceptor::from(tls.config);
+                Box::pin(tls_handshake(stream, acceptor, &context, refusals)).await
             };
             if let Some(stream) = stream {
                 let chain = stream.get_ref().1.peer_certificates();
-                let identity = chain.and_then(CertificateIdentity::of_chain);
+                let identity = chain.zip(tls.authorities).and_then(|(chain, authorities)| {
+                    CertificateIdentity::of_chain(chain, authorities)
+                });
                 context.peer.certificate = identity.map(Arc::new);
                 serve_stream(stream, service, context).await;
             }

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    AdminAddress, Catalog, Drain, LongPoll, Options, Settings,
+    AdminAddress, Catalog, Drain, LongPoll, Options, ServerTls, Settings,
     admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
     credential_checks::CredentialChecks,
@@ -168,10 +168,8 @@ impl Server {
         let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
         let admin_tls = || {
             let settings = settings.current();
-            settings
-                .admin_tls
-                .as_ref()
-                .map(|tls| Arc::clone(&tls.config))
+            let tls = settings.admin_tls.as_ref()?;
+            Some(ServerTls::from(Arc::clone(&tls.config)))
         };
         let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
         let stop = async {
@@ -205,7 +203,7 @@ impl AdminListener {
     async fn serve(
         self,
         connections: &Connections,
-        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<ServerTls>,
         api: Arc<AdminApi>,
     ) {
         match self {

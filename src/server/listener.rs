@@ -14,7 +14,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 
 use super::{
     Deadlines,
@@ -22,7 +21,7 @@ use super::{
     drain::DrainSignal,
     http2,
     idle_connections::{IdleConnections, Limits},
-    options::Settings,
+    options::{ServerTls, Settings},
     service::Service,
     socket::Accept,
     write_timeout::WriteTimeout,
@@ -165,7 +164,7 @@ impl Connections {
     pub(super) async fn accept<L: Accept, V: Service>(
         &self,
         listener: L,
-        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<ServerTls>,
         service: Arc<V>,
     ) where
         Box<WriteTimeout<L::Stream>>: Transport,
@@ -179,7 +178,7 @@ impl Connections {
     async fn accept_connections<L: Accept, V: Service>(
         &self,
         listener: L,
-        tls: impl Fn() -> Option<Arc<rustls::ServerConfig>>,
+        tls: impl Fn() -> Option<ServerTls>,
         service: Arc<V>,
     ) where
         Box<WriteTimeout<L::Stream>>: Transport,
@@ -206,7 +205,7 @@ impl Connections {
                 // Released last, so that the gauge never exceeds `max_connections`.
                 permit,
             );
-            let (tls, service) = (tls().map(TlsAcceptor::from), Arc::clone(&service));
+            let (tls, service) = (tls(), Arc::clone(&service));
             let context = self.context(address);
             let slot = Arc::clone(&context.peer.slot);
             let task = tokio::spawn(async move {

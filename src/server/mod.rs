@@ -100,7 +100,7 @@ pub use self::{
     metrics::{RequestMetrics, ServerMetrics},
     options::{
         AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LiveSettings, LongPoll, Options,
-        Settings,
+        ServerTls, Settings,
     },
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,

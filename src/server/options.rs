@@ -6,6 +6,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::{AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies};
+use crate::access::Authorities;
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -48,6 +49,25 @@ pub enum AdminAddress {
     Unix(PathBuf),
 }
 
+/// TLS for the bundle API.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// The configuration of its connections.
+    pub config: Arc<rustls::ServerConfig>,
+    /// The authorities by which `config` verifies client certificates; `None` if it asks for none.
+    pub authorities: Option<Authorities>,
+}
+
+impl From<Arc<rustls::ServerConfig>> for ServerTls {
+    /// Without client certificates.
+    fn from(config: Arc<rustls::ServerConfig>) -> Self {
+        Self {
+            config,
+            authorities: None,
+        }
+    }
+}
+
 /// TLS for the admin API.
 #[derive(Debug, Clone)]
 pub struct AdminTls {
@@ -68,7 +88,7 @@ impl PartialEq for AdminTls {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// TLS for the connections to the bundle API that are accepted from now on.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<ServerTls>,
     /// Connections of clients at a time; further ones wait to be accepted. While more are open, idle
     /// ones are closed, and those with requests once they are idle.
     pub max_connections: usize,

@@ -356,11 +356,11 @@ async fn a_reload_answers_with_what_became_of_the_configuration() {
     let status: Value = serde_json::from_str(&gateway.admin_text("/status").await).unwrap();
     assert_eq!(status["config"]["refused"], Value::Null, "{status}");
 
-    written["server"]["max_connections"] = json!(7);
+    written["server"]["ready_after"] = json!("1h");
     written["clients"][0]["bundles"] = json!(["public/*"]);
     fs::write(&file, written.to_string()).unwrap();
     let (code, answer) = reload().await;
-    let keys = json!(["server.max_connections (new)"]);
+    let keys = json!(["server.ready_after (new)"]);
     assert_eq!(
         (code, &answer["applied"], &answer["restart_keys"]),
         (StatusCode::OK, &json!(true), &keys)
@@ -368,7 +368,7 @@ async fn a_reload_answers_with_what_became_of_the_configuration() {
     let admin = format!("http://{}", gateway.admin);
     let said = run(&["reload", "--admin", &admin]).await.ok();
     assert!(
-        said.ends_with("at the next start: server.max_connections (new)\n"),
+        said.ends_with("at the next start: server.ready_after (new)\n"),
         "{said}"
     );
 
@@ -396,7 +396,7 @@ async fn a_reload_answers_with_what_became_of_the_configuration() {
     written["server"]
         .as_object_mut()
         .unwrap()
-        .remove("max_connections");
+        .remove("ready_after");
     fs::write(&file, written.to_string()).unwrap();
     assert_eq!(reload().await, (StatusCode::OK, applied));
     assert_eq!(gateway.metric(successful).await, 1.0);

@@ -278,7 +278,7 @@ impl TestGateway<InProcess> {
             None => "http",
         };
         let settings = Settings {
-            tls: setup.tls,
+            tls: setup.tls.map(Into::into),
             max_connections: setup.max_connections,
             drain: setup.drain,
             long_poll: LongPoll {
@@ -495,7 +495,9 @@ pub(crate) fn bundle(text: &str) -> Vec<u8> {
 pub(crate) fn packed(files: &[(&str, &str)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
-        fs::write(folder.path().join(name), content).unwrap();
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, content).unwrap();
     }
     let limits = bundle::Limits {
         bundle: 1 << 20,

@@ -132,7 +132,7 @@ async fn a_bundle_that_was_never_good_is_withdrawn_with_the_reason() {
     registry.put_artifact("live", &bundle("bad"));
     let gate = TestGateway::with(&registry, opa.setup()).await;
     eventually("withdrawn", || gate.state() == "withdrawn").await;
-    let error = crate::gateway::error(gate.get("", 0).await).await;
+    let error = gate.refusal().await;
     assert!(
         error["message"]
             .as_str()

@@ -10,11 +10,15 @@ use crate::{
 
 #[tokio::test]
 async fn a_client_that_repeats_its_download_is_delayed_and_others_at_its_address_are_not() {
-    const CLIENTS: usize = 50;
+    const CLIENTS: usize = 1000;
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);
-    let gate = TestGateway::<InProcess>::with(&registry, Setup::default()).await;
+    let setup = Setup {
+        max_connections: 2 * CLIENTS,
+        ..Setup::default()
+    };
+    let gate = TestGateway::<InProcess>::with(&registry, setup).await;
     let etag = tag(&gate.get("", 0).await);
     let delayed = || gate.count("bundlegate_delayed_downloads_total");
     let mut waiting = JoinSet::new();

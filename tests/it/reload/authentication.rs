@@ -1,6 +1,6 @@
 //! Clients that authenticate themselves by certificates and tokens of their own.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
@@ -31,12 +31,15 @@ impl Authority {
 
     /// A client with a certificate for this URI that is valid for `lifetime` from now on.
     fn client(&self, uri: &str, lifetime: Duration) -> Client {
+        self.client_until(uri, SystemTime::now() + lifetime)
+    }
+
+    fn client_until(&self, uri: &str, not_after: SystemTime) -> Client {
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let now = std::time::SystemTime::now();
-        params.not_before = (now - Duration::from_secs(3600)).into();
-        params.not_after = (now + lifetime).into();
+        params.not_before = (SystemTime::now() - HOUR).into();
+        params.not_after = not_after.into();
         let (certificate, key) = self.issue(params);
         let identity = Identity::from_pem((certificate + &key).as_bytes()).unwrap();
         anyone().identity(identity).build().unwrap()
@@ -115,7 +118,10 @@ async fn a_certificate_is_accepted_for_its_name_while_it_is_valid() {
     // The handshake fails, and the log says why.
     for http in [
         foreign.client("spiffe://corp/opa/edge", HOUR),
-        authority.client("spiffe://corp/opa/edge", Duration::ZERO),
+        authority.client_until(
+            "spiffe://corp/opa/edge",
+            SystemTime::now() - Duration::from_secs(60),
+        ),
     ] {
         assert!(asks(&gateway, &http, "", 0).await.is_err());
     }
@@ -304,4 +310,43 @@ async fn keys_are_fetched_when_a_token_names_a_new_one_and_stay_while_the_issuer
         status_with(&gateway, &token).await,
         StatusCode::UNAUTHORIZED
     );
+}
+
+/// Also for a connection that goes on, and for a request that is held.
+#[tokio::test]
+async fn a_certificate_counts_no_more_once_its_authority_was_replaced() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let [old, new] = [Authority::new(), Authority::new()];
+    let gateway = with_certificates(&registry, &signer, &old).await;
+    let [old_opa, held_opa] = [(); 2].map(|()| old.client("spiffe://corp/opa/edge", HOUR));
+    let new_opa = new.client("spiffe://corp/opa/edge", HOUR);
+    assert_eq!(asks(&gateway, &old_opa, "", 60).await, Ok(StatusCode::OK));
+    assert!(asks(&gateway, &new_opa, "", 0).await.is_err());
+    let response = held_opa.get(format!("{}/bundles/authz", gateway.url));
+    let etag = tag(&response.send().await.unwrap());
+    let held = wishing(
+        held_opa.get(format!("{}/bundles/authz", gateway.url)),
+        &etag,
+        20,
+    );
+    let held = tokio::spawn(held.send());
+    let waiters = r#"bundlegate_waiters{bundle="authz"}"#;
+    gateway
+        .until("a request is held", async || {
+            (gateway.metric(waiters).await == 1.0).then_some(())
+        })
+        .await;
+    gateway.write("clients-ca.pem", &new.1);
+    gateway
+        .until("the new authority counts", async || {
+            (asks(&gateway, &new_opa, "", 0).await == Ok(StatusCode::OK)).then_some(())
+        })
+        .await;
+    // The first answer closes the connection, and the next handshake fails.
+    let unauthorized = Ok(StatusCode::UNAUTHORIZED);
+    assert_eq!(asks(&gateway, &old_opa, "", 0).await, unauthorized);
+    assert!(asks(&gateway, &old_opa, "", 0).await.is_err());
+    let held = held.await.unwrap().unwrap();
+    assert_eq!(held.status(), StatusCode::UNAUTHORIZED);
 }
