@@ -105,7 +105,7 @@ impl ReloadMetrics {
             )?,
             last_successful: metrics.gauge(
                 "bundlegate_config_last_reload_successful",
-                "0 while the configuration on disk is invalid and the previous trust stays in force.",
+                "0 while the configuration on disk is invalid and the previous one stays in force.",
             )?,
         })
     }

@@ -102,15 +102,11 @@ async fn other_limits_are_those_of_the_next_version_and_what_is_served_stays() {
     config["limits"] = json!({ "files": 3 });
     config["cache"] = json!({ "memory": "1MiB" });
     gateway.reconfigure(&config, "limits").await;
-    let contents: Vec<_> = (0..5)
-        .map(|number| format!("{{\"{number}\": 1}}"))
-        .collect();
-    let names = ["a", "b", "c", "d", "e"].map(|name| format!("{name}/data.json"));
-    let files: Vec<_> = names
-        .iter()
-        .zip(&contents)
-        .map(|(name, content)| (name.as_str(), content.as_str()))
-        .collect();
+    let files =
+        ["a", "b", "c", "d"].map(|name| (format!("{name}.rego"), format!("package {name}")));
+    let files = files
+        .each_ref()
+        .map(|(name, text)| (name.as_str(), text.as_str()));
     let (digest, _) = registry.put_artifact("live", &crate::gateway::packed(&files));
     signer.sign_bundle(&registry, &digest);
     let refused = gateway.refreshed("authz").await;
