@@ -165,7 +165,7 @@ impl Scene {
         config["bundles"]["third"] = config["bundles"]["authz"].clone();
         config["limits"] = json!({ "bundle": "1MiB" });
         config["long_poll"] = json!({ "max_wait": "2m", "bandwidth": "100MiB" });
-        config["server"]["max_connections"] = json!(1000);
+        config["server"]["max_connections"] = json!(5000);
         config["cache"] = json!({ "memory": "16MiB" });
         self.gateway.write("bundlegate.yaml", config.to_string());
     }
