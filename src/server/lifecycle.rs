@@ -136,14 +136,7 @@ impl Server {
             webhooks.clone(),
             &background,
         );
-        let LongPoll {
-            bandwidth,
-            spread,
-            repeat_delay,
-            ..
-        } = settings.current().long_poll;
-        let pacer = Pacer::new(bandwidth, spread, metrics.paced_requests.clone());
-        let repeats = RepeatGuard::new(repeat_delay, metrics.delayed_downloads.clone());
+        let (pacer, repeats) = pace(settings.current().long_poll, &metrics);
         clients.key_sets().start(&background);
         let bundle_api = Arc::new(BundleApi {
             catalog: catalog.clone(),
@@ -158,33 +151,21 @@ impl Server {
             holdouts,
             webhooks,
         });
-        let follow_settings = async {
-            tokio::join!(
-                follow_pace(&bundle_api, settings.subscribe()),
-                connections.follow_limit(settings.subscribe()),
-            )
-        };
+        let follow_pace = follow_pace(&bundle_api, settings.subscribe());
+        let follow_limit = connections.follow_limit(settings.subscribe());
         let tls = || settings.current().tls.clone();
         let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
-        let admin_tls = || {
-            let settings = settings.current();
-            let tls = settings.admin_tls.as_ref()?;
-            Some(ServerTls::from(Arc::clone(&tls.config)))
-        };
+        let admin_tls = || admin_tls(&settings.current());
         let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
         let stop = async {
             shutdown.await;
-            let Drain { notice, over } = settings.current().drain;
-            phase.send_replace(Phase::Notice);
-            let _ = timeout(notice, connections.wait_until_empty()).await;
-            phase.send_replace(Phase::Release(over));
-            catalog.wake_waiters();
-            let _ = timeout(over, connections.wait_until_empty()).await;
+            drain(settings.current().drain, &phase, &connections, &catalog).await;
         };
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
-            _ = follow_settings => {}
+            () = follow_pace => {}
+            () = follow_limit => {}
             () = stop => {}
         }
         connections.close().await;
@@ -219,6 +200,38 @@ async fn bind_unix(path: &Path) -> io::Result<UnixSocket> {
     let address = AdminAddress::Unix(path.to_owned());
     tracing::info!(listener = "admin", %address, "listening");
     Ok(socket)
+}
+
+fn pace(long_poll: LongPoll, metrics: &ServerMetrics) -> (Pacer, RepeatGuard) {
+    let LongPoll {
+        bandwidth,
+        spread,
+        repeat_delay,
+        ..
+    } = long_poll;
+    (
+        Pacer::new(bandwidth, spread, metrics.paced_requests.clone()),
+        RepeatGuard::new(repeat_delay, metrics.delayed_downloads.clone()),
+    )
+}
+
+fn admin_tls(settings: &Settings) -> Option<ServerTls> {
+    let tls = settings.admin_tls.as_ref()?;
+    Some(Arc::clone(&tls.config).into())
+}
+
+/// Both phases of the shutdown; each ends early when no connection is left.
+async fn drain(
+    times: Drain,
+    phase: &watch::Sender<Phase>,
+    connections: &Connections,
+    catalog: &Catalog,
+) {
+    phase.send_replace(Phase::Notice);
+    let _ = timeout(times.notice, connections.wait_until_empty()).await;
+    phase.send_replace(Phase::Release(times.over));
+    catalog.wake_waiters();
+    let _ = timeout(times.over, connections.wait_until_empty()).await;
 }
 
 /// Applies changes of the bandwidth, the spread and the delay of repetitions until the future is
