@@ -229,9 +229,8 @@ fn comparable_tls(raw: &raw::Tls, base: Base<'_>) -> Result<Tls, Problem> {
     let files = [Some(&*raw.certificate), Some(&*raw.key), client_ca];
     let files = files.into_iter().flatten().map(|file| base.bytes(file));
     let files = files.collect::<Result<Vec<_>, _>>()?;
-    let authorities = client_ca
-        .and(files.last())
-        .map(|file| Authorities::of(file));
+    // The last file is that of the authorities, where there is one.
+    let authorities = client_ca.and_then(|_| Some(Authorities::of(files.last()?)));
     let contents = files.iter().map(|bytes| &**bytes);
     Ok(Tls::new(config, contents, authorities))
 }

@@ -369,6 +369,7 @@ impl BundleApi {
 impl BundleApi {
     /// An API without webhooks, trusted proxies and limits of bandwidth. It is called within a
     /// runtime.
+    #[allow(clippy::unwrap_used, reason = "a failed setup must abort the test")]
     pub(super) fn fixture(
         catalog: Catalog,
         clients: LiveClients,

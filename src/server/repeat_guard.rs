@@ -231,10 +231,10 @@ impl Streak {
 
     /// Counts a download, and returns how often it was repeated.
     fn count(streak: &mut Option<Box<Self>>, download: u64, now: Instant) -> u32 {
-        let next = |streak: &Box<Self>| streak.next(download, now);
+        let next = |streak: &Self| streak.next(download, now);
         let counted = Self {
             download,
-            repeats: streak.as_ref().map_or(0, next),
+            repeats: streak.as_deref().map_or(0, next),
             last: now,
         };
         match streak {

@@ -77,6 +77,9 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
+/// What is made of a folder, and the reason for which it is refused.
+type Case<'a> = (&'a dyn Fn(&TempDir), &'a str);
+
 #[tokio::test]
 async fn a_folder_that_is_no_cache_stops_the_start_unless_none_is_required() {
     let registry = FaultyRegistry::start().await;
@@ -86,7 +89,7 @@ async fn a_folder_that_is_no_cache_stops_the_start_unless_none_is_required() {
         fs::write(folder.path().join("cache/mine.txt"), "x").unwrap();
     };
     let unusable = |folder: &TempDir| fs::write(folder.path().join("cache"), "x").unwrap();
-    let cases: [(&dyn Fn(&TempDir), &str); 2] = [
+    let cases: [Case<'_>; 2] = [
         (&foreign, "holds files that are not part of a cache"),
         (&unusable, "cache: "),
     ];

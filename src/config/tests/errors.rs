@@ -507,8 +507,7 @@ fn errors_in_tokens_of_clients_name_the_key_and_a_fix() {
     ] {
         parse(accepted, "i", ", claims: { sub: 'a:*' }").unwrap();
     }
-    let no_url = "is neither https nor http on this machine; write one such as \
-                  \"https://issuer.example/.well-known/jwks.json\"";
+    let no_url = "is neither https nor http on this machine; write one such as \"https://issuer.example/.well-known/jwks.json\"";
     for (keys, issuer, more, expected) in [
         (
             "claims: {}",
@@ -532,8 +531,7 @@ fn errors_in_tokens_of_clients_name_the_key_and_a_fix() {
             "jwks_file: edge.tokens",
             "i",
             "",
-            ".jwks_file: edge.tokens: it is not a JSON Web Key Set (a mapping with `keys`); save \
-             the issuer's JSON Web Key Set"
+            ".jwks_file: edge.tokens: it is not a JSON Web Key Set (a mapping with `keys`); save the issuer's JSON Web Key Set"
                 .to_owned(),
         ),
         (
