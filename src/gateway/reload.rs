@@ -381,7 +381,7 @@ impl Reload {
         tracing::warn!(
             cause = cause.label(),
             error = refusal,
-            "configuration refused: the old trust stays"
+            "configuration refused: the one in force stays"
         );
         self.refusal = Some(refusal);
     }

@@ -388,7 +388,7 @@ async fn a_configuration_that_is_refused_changes_no_bundle() {
         .write("bundlegate.yaml", scene.config.to_string());
     let refused = scene
         .gateway
-        .said("configuration refused: the old trust stays", |_| true)
+        .said("configuration refused: the one in force stays", |_| true)
         .await;
     assert!(
         refused["error"]

@@ -123,7 +123,7 @@ async fn a_certificate_with_the_key_of_another_is_refused_until_its_own_key_is_t
     assert!(gateway.presents(&client(), &old).await);
     gateway.write("tls.crt", new.certificate());
     let refused = gateway
-        .said("configuration refused: the old trust stays", |_| true)
+        .said("configuration refused: the one in force stays", |_| true)
         .await;
     let sentence = refused["error"].as_str().unwrap();
     assert!(

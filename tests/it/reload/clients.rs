@@ -88,7 +88,7 @@ async fn a_token_that_is_taken_away_counts_no_more_whatever_else_is_wrong() {
         }
         gateway.asks_until("first", StatusCode::UNAUTHORIZED).await;
         gateway
-            .said("configuration refused: the old trust stays", |_| true)
+            .said("configuration refused: the one in force stays", |_| true)
             .await;
         let left = if matches!(how, "empty" | "gone") {
             StatusCode::UNAUTHORIZED

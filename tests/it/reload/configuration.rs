@@ -27,7 +27,7 @@ async fn a_configuration_that_is_refused_leaves_the_old_trust_and_says_why() {
     broken["trust"]["authorities"]["release"]["keys"] = json!(["other.pub"]);
     broken["bundles"]["authz"]["trust"] = json!("relaese");
     gateway.write("bundlegate.yaml", broken.to_string());
-    const REFUSED: &str = "configuration refused: the old trust stays";
+    const REFUSED: &str = "configuration refused: the one in force stays";
     let refused = gateway.said(REFUSED, |_| true).await;
     let sentence = refused["error"].as_str().unwrap();
     assert!(
@@ -90,7 +90,7 @@ async fn a_configuration_that_names_a_file_too_early_is_taken_when_the_file_is_t
     config["trust"]["authorities"]["release"]["keys"] = json!(["keys/new.pub"]);
     gateway.write("bundlegate.yaml", config.to_string());
     gateway
-        .said("configuration refused: the old trust stays", |line| {
+        .said("configuration refused: the one in force stays", |line| {
             line["error"].to_string().contains("new.pub")
         })
         .await;

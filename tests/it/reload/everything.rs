@@ -195,7 +195,7 @@ async fn everything_changes_at_once_and_no_request_fails_and_no_long_poll_ends()
     gateway.write("edge.tokens", "kept\nadded\nlater\n");
     gateway.write("tls.key", "no key");
     gateway
-        .said("configuration refused: the old trust stays", |line| {
+        .said("configuration refused: the one in force stays", |line| {
             line["error"].to_string().contains("server.tls.key")
         })
         .await;

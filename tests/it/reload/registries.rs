@@ -105,7 +105,7 @@ async fn a_registry_moves_to_another_user_and_options_that_are_wrong_change_noth
     config["registries"][other.address.to_string()]["max_concurrent"] = json!(1);
     gateway.write("bundlegate.yaml", config.to_string());
     gateway
-        .said("configuration refused: the old trust stays", |line| {
+        .said("configuration refused: the one in force stays", |line| {
             line["error"]
                 .to_string()
                 .contains("credentials.password_file")
