@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use reqwest::{
-    Certificate, Client, RequestBuilder, StatusCode, Url,
+    Certificate, Client, Method, RequestBuilder, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderName},
     redirect,
 };
@@ -17,8 +17,8 @@ use serde_json::Value;
 
 use super::{path::path_value, read};
 
-/// The size of an answer.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// The size of an answer. A gateway with 5000 bundles describes them in some 30 MB.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// The time beyond `--wait` after which the gateway itself counts as unreachable.
 const GRACE: Duration = Duration::from_secs(10);
 const EXAMPLE: &str = "write one such as http://127.0.0.1:8090 or unix:/run/bundlegate/admin.sock";
@@ -91,14 +91,29 @@ impl AdminFlags {
     /// When a file can't be read, the gateway does not answer, the answer is an error of it, or it
     /// is not one of bundlegate.
     pub(super) async fn post(&self, path: &str) -> anyhow::Result<(StatusCode, Value)> {
-        let (status, answer) = self.send(self.request(path)?).await?;
-        if let Some(message) = answer.pointer("/error/message").and_then(Value::as_str) {
-            bail!("{message}");
-        }
-        Ok((status, answer))
+        let seconds = self.wait.as_secs();
+        let request = self
+            .request(Method::POST, path)?
+            .header(CONTENT_TYPE, "application/json")
+            .header(HeaderName::from_static("prefer"), format!("wait={seconds}"))
+            .body("{}");
+        let request = match &self.admin_token_file {
+            Some(file) => request.bearer_auth(token(file)?),
+            None => request,
+        };
+        self.send(request).await
     }
 
-    fn request(&self, path: &str) -> anyhow::Result<RequestBuilder> {
+    /// The JSON at a path that begins with a slash.
+    ///
+    /// # Errors
+    /// As [`Self::post`].
+    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let (_, answer) = self.send(self.request(Method::GET, path)?).await?;
+        Ok(answer)
+    }
+
+    fn request(&self, method: Method, path: &str) -> anyhow::Result<RequestBuilder> {
         // No proxy leads to an admin listener, and no redirect gets the token.
         let mut client = Client::builder()
             .no_proxy()
@@ -116,18 +131,8 @@ impl AdminFlags {
                 "http://localhost"
             }
         };
-        let seconds = self.wait.as_secs();
-        let request = client
-            .build()?
-            .post(format!("{base}{path}"))
-            .header(CONTENT_TYPE, "application/json")
-            .header(HeaderName::from_static("prefer"), format!("wait={seconds}"))
-            .timeout(self.wait + GRACE)
-            .body("{}");
-        Ok(match &self.admin_token_file {
-            Some(file) => request.bearer_auth(token(file)?),
-            None => request,
-        })
+        let request = client.build()?.request(method, format!("{base}{path}"));
+        Ok(request.timeout(self.wait + GRACE))
     }
 
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<(StatusCode, Value)> {
@@ -149,8 +154,11 @@ impl AdminFlags {
             }
             body.extend_from_slice(&chunk);
         }
-        let answer = serde_json::from_slice(&body).unwrap_or_default();
-        Ok((status, answer))
+        let answer: Value = serde_json::from_slice(&body).unwrap_or_default();
+        match answer.pointer("/error/message").and_then(Value::as_str) {
+            Some(message) => bail!("{message}"),
+            None => Ok((status, answer)),
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     block_on, block_on_with_server, build, completion, copy, dev, diagnostics, eprint,
     eprint_lines, eval, generate_key_pair, images, init, inspect, login, one_line,
-    path::path_value, print, pull, push, refresh, reload, repl, rm, save, serve, sign, tag, tags,
-    usage, verify, verify_bundle, version,
+    path::path_value, print, pull, push, refresh, reload, repl, rm, save, serve, sign, status, tag,
+    tags, usage, verify, verify_bundle, version,
 };
 use crate::{
     config::{self, Config},
@@ -63,6 +63,9 @@ enum Command {
     /// the same without an answer.
     #[command(after_help = reload::EXAMPLES)]
     Reload(reload::Options),
+    /// Show what a running gateway serves: versions, signers and failures.
+    #[command(after_help = status::EXAMPLES)]
+    Status(status::Options),
     /// Build, sign and serve a policy folder, and rebuild on every change.
     ///
     /// Builds the folder into a bundle, signs it with a temporary key, and serves it verified,
@@ -215,6 +218,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Refresh(options) => block_on(refresh::run(options)),
         Command::Reload(options) => block_on(reload::run(options)),
+        Command::Status(options) => block_on(status::run(options)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);

@@ -35,6 +35,7 @@ mod runtime;
 mod save;
 mod serve;
 mod sign;
+mod status;
 mod store_flag;
 mod table;
 mod tag;

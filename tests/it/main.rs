@@ -60,6 +60,7 @@ mod shells;
 mod signatures;
 mod signing;
 mod soak;
+mod status;
 mod transfers;
 mod tuf;
 mod uploads;

@@ -84,6 +84,9 @@ async fn a_key_that_is_trusted_no_more_takes_the_bundle_on_disk_with_it() {
     assert_eq!(refused["manifest"], Value::Null, "{refused}");
     let (status, reason, message) = fixture.error().await;
     assert_eq!((status, reason.as_str()), (404, "withdrawn"));
+    // An anonymous client gets the kind of the reason.
+    assert!(message.contains("the version is not trusted"), "{message}");
+    let message = refused["last_failure"]["message"].as_str().unwrap();
     assert!(message.contains("signature by another key"), "{message}");
     assert_eq!(
         fixture.opa.decision("authz/answer").await,

@@ -1,0 +1,270 @@
+//! `bundlegate status`: what a running gateway serves.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use tokio::time::sleep;
+
+use super::{admin_client::AdminFlags, interruptible, print, print_json, table};
+use crate::telemetry;
+
+pub(super) const EXAMPLES: &str = "Examples:
+  bundlegate status
+  bundlegate status authz/main --json
+  bundlegate status --watch --admin unix:/run/bundlegate/admin.sock
+
+The last failure stays until the next check that succeeds. `served` is the version that clients get,
+whatever the last check has found.";
+
+/// Between two questions with `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// The longest text of a failure in the table, in characters.
+const FAILURE_WIDTH: usize = 80;
+/// Moves the cursor to the top, and clears what is below it.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The bundle's name in the configuration; all bundles without it.
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    /// Print JSON: what /status has, of the bundle or of everything.
+    #[arg(long)]
+    json: bool,
+    /// Ask every two seconds, and print what has changed, until Ctrl-C.
+    #[arg(long)]
+    watch: bool,
+    #[command(flatten)]
+    admin: AdminFlags,
+}
+
+pub(super) async fn run(options: Options) -> anyhow::Result<()> {
+    interruptible(status(&options)).await?
+}
+
+async fn status(options: &Options) -> anyhow::Result<()> {
+    let mut last = None;
+    loop {
+        let shown = shown(options).await?;
+        if last.as_ref() != Some(&shown) {
+            match &shown {
+                Shown::Json(document) => print_json(document)?,
+                Shown::Text(text) if options.watch && std::io::stdout().is_terminal() => {
+                    print(&format!("{CLEAR}{text}"))?;
+                }
+                Shown::Text(text) => print(text)?,
+            }
+        }
+        if !options.watch {
+            return Ok(());
+        }
+        last = Some(shown);
+        sleep(WATCH_INTERVAL).await;
+    }
+}
+
+/// What is printed.
+#[derive(PartialEq)]
+enum Shown {
+    Json(Value),
+    Text(String),
+}
+
+async fn shown(options: &Options) -> anyhow::Result<Shown> {
+    let answer = options.admin.get("/status").await.context("status")?;
+    let Some(bundles) = answer.get("bundles").and_then(Value::as_object) else {
+        bail!("status: the answer is not one of bundlegate; check --admin");
+    };
+    let Some(name) = &options.name else {
+        return Ok(match options.json {
+            true => Shown::Json(answer),
+            false => Shown::Text(table(bundles, telemetry::now())),
+        });
+    };
+    let Some(bundle) = bundles.get(name) else {
+        let names: Vec<_> = bundles.keys().map(String::as_str).collect();
+        bail!("status: no bundle {name}; there are: {}", names.join(", "));
+    };
+    Ok(match options.json {
+        true => Shown::Json(bundle.clone()),
+        false => Shown::Text(facts(name, bundle, telemetry::now())),
+    })
+}
+
+/// One line for each bundle.
+fn table(bundles: &Map<String, Value>, now: Timestamp) -> String {
+    let rows: Vec<_> = bundles
+        .iter()
+        .map(|(name, bundle)| {
+            [
+                name.clone(),
+                state(bundle),
+                tag(bundle),
+                short_digest(bundle),
+                age(bundle, "since", now),
+                signers(bundle),
+                cut(&failure(bundle, now)),
+            ]
+        })
+        .collect();
+    let header = [
+        "BUNDLE",
+        "STATE",
+        "TAG",
+        "DIGEST",
+        "SINCE",
+        "SIGNERS",
+        "LAST FAILURE",
+    ];
+    table::columns(header, &rows)
+}
+
+/// Everything that the table has of one bundle, and more.
+fn facts(name: &str, bundle: &Value, now: Timestamp) -> String {
+    table::facts(&[
+        ("bundle", name.to_owned()),
+        ("state", state(bundle)),
+        ("reference", text(bundle, "/reference")),
+        ("tag", tag(bundle)),
+        ("served", text(bundle, "/manifest")),
+        ("revision", text(bundle, "/revision")),
+        ("since", age(bundle, "since", now)),
+        ("signers", signers(bundle)),
+        ("policy", text(bundle, "/policy")),
+        ("waiters", text(bundle, "/waiters")),
+        ("last check", age(bundle, "last_check", now)),
+        ("last failure", failure(bundle, now)),
+        ("refused", text(bundle, "/refused/digest")),
+        ("fallback", text(bundle, "/fallback/bundle")),
+    ])
+}
+
+fn state(bundle: &Value) -> String {
+    let state = text(bundle, "/state");
+    match bundle.get("suspended").and_then(Value::as_bool) {
+        Some(true) => format!("{state}, suspended"),
+        _ => state,
+    }
+}
+
+/// The tag that a rule has chosen, or the one in the reference.
+fn tag(bundle: &Value) -> String {
+    let chosen = text(bundle, "/chosen/tag");
+    if chosen != ABSENT {
+        return chosen;
+    }
+    let reference = text(bundle, "/reference");
+    let without_digest = reference.split('@').next().unwrap_or_default();
+    match without_digest.rsplit_once(':') {
+        Some((_, tag)) if !tag.contains('/') => tag.to_owned(),
+        _ => ABSENT.to_owned(),
+    }
+}
+
+fn short_digest(bundle: &Value) -> String {
+    let digest = text(bundle, "/manifest");
+    match digest.split_once(':') {
+        Some((_, hex)) => hex.chars().take(12).collect(),
+        None => digest,
+    }
+}
+
+fn signers(bundle: &Value) -> String {
+    let signers = bundle.get("signers").and_then(Value::as_array);
+    let mut names: Vec<_> = signers
+        .into_iter()
+        .flatten()
+        .filter_map(|signer| signer.get("authority").and_then(Value::as_str))
+        .collect();
+    names.dedup();
+    match names.is_empty() {
+        true => ABSENT.to_owned(),
+        false => names.join(", "),
+    }
+}
+
+fn failure(bundle: &Value, now: Timestamp) -> String {
+    match bundle.get("last_failure") {
+        Some(failure @ Value::Object(_)) => format!(
+            "{}, {}: {}",
+            text(failure, "/class"),
+            age(failure, "at", now),
+            text(failure, "/message")
+        ),
+        _ => ABSENT.to_owned(),
+    }
+}
+
+fn cut(text: &str) -> String {
+    let mut shown: String = text.chars().take(FAILURE_WIDTH).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+fn age(value: &Value, key: &str, now: Timestamp) -> String {
+    let then = value.get(key).and_then(Value::as_str);
+    let then = then.and_then(|then| then.parse().ok());
+    then.map_or_else(|| ABSENT.to_owned(), |then| table::age(then, now))
+}
+
+/// Stands for a value that is absent.
+const ABSENT: &str = "-";
+
+fn text(value: &Value, pointer: &str) -> String {
+    match value.pointer(pointer) {
+        Some(Value::String(text)) if !text.is_empty() => text.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        _ => ABSENT.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_table_has_a_line_for_each_bundle_and_a_bundle_has_everything() {
+        let bundles = json!({
+            "a": {
+                "state": "serving", "reference": "r.example:5000/a:live@sha256:00", "suspended": true,
+                "manifest": "sha256:0123456789abcdef", "revision": "one\u{1b}[2J", "waiters": 3,
+                "since": "2026-01-01T00:00:00.000Z", "last_check": "2026-01-01T01:00:00.000Z",
+                "signers": [{ "authority": "release" }, { "authority": "release" }], "policy": "corp",
+                "last_failure": {
+                    "at": "2026-01-01T01:59:00Z", "class": "evidence", "message": "x".repeat(100),
+                },
+            },
+            "b": { "state": "pending", "reference": "r.example:5000/b", "chosen": { "tag": "1.2.3" } },
+            "c": { "state": "pending", "reference": "r.example:5000/c" },
+        });
+        let now = "2026-01-01T02:00:00Z".parse().unwrap();
+        let failure = format!("evidence, 1 minute ago: {}", "x".repeat(100));
+        let (cut, rest) = failure.split_at(80);
+        assert_eq!(
+            table(bundles.as_object().unwrap(), now),
+            format!(
+                "BUNDLE  STATE               TAG    DIGEST        SINCE        SIGNERS  LAST FAILURE\n\
+                 a       serving, suspended  live   0123456789ab  2 hours ago  release  {cut}…\n\
+                 b       pending             1.2.3  -             -            -        -\n\
+                 c       pending             -      -             -            -        -"
+            )
+        );
+        let facts = facts("a", &bundles["a"], now);
+        assert!(facts.contains(&format!("{cut}{rest}")), "{facts}");
+        assert!(
+            facts.contains("served        sha256:0123456789abcdef\n"),
+            "{facts}"
+        );
+        assert!(facts.contains("waiters       3\n"), "{facts}");
+        // What comes from an artifact moves no cursor.
+        assert!(!facts.contains('\u{1b}'), "{facts}");
+    }
+}
