@@ -6,11 +6,13 @@ use tokio::task::JoinSet;
 use crate::{
     faulty::FaultyRegistry,
     gateway::{InProcess, Setup, TestGateway, bundle, tag},
+    shared::raise_open_files,
 };
 
 #[tokio::test]
 async fn a_client_that_repeats_its_download_is_delayed_and_others_at_its_address_are_not() {
     const CLIENTS: usize = 1000;
+    raise_open_files();
     let registry = FaultyRegistry::start().await;
     let (one, two) = (bundle("one"), bundle("two"));
     registry.put_artifact("live", &one);

@@ -3,9 +3,12 @@
 use reqwest::{Client, StatusCode};
 use serde_json::json;
 
-use crate::support::{
-    Artifact, Balancer, BalancerKind, GatewayConfig, KeyPair, Kind, Load, Opa, OpaVersion,
-    Registry, TestGateway, long_polling, poll_until,
+use crate::{
+    shared::raise_open_files,
+    support::{
+        Artifact, Balancer, BalancerKind, GatewayConfig, KeyPair, Kind, Load, Opa, OpaVersion,
+        Registry, TestGateway, long_polling, poll_until,
+    },
 };
 
 /// Each OPA has a bundle name of its own, so that the balancer's log tells them apart.
@@ -22,6 +25,7 @@ async fn no_request_fails_behind_haproxy() {
 }
 
 async fn no_request_fails_behind(kind: BalancerKind) {
+    raise_open_files();
     let registry = Registry::start(Kind::Distribution).await;
     let key = KeyPair::generate().await;
     publish(&registry, &key, "first").await;

@@ -13,7 +13,10 @@ use super::{
     certificates::{Pair, client},
     *,
 };
-use crate::access::{Access, Scheme};
+use crate::{
+    access::{Access, Scheme},
+    shared::raise_open_files,
+};
 
 const LONG_POLLS: usize = 1000;
 const CLIENTS: usize = 4;
@@ -173,6 +176,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_changes_at_once_and_no_request_fails_and_no_long_poll_ends() {
+    raise_open_files();
     let (old, new) = (Pair::new(), Pair::new());
     let scene = Scene::new(&old).await;
     let gateway = &scene.gateway;
