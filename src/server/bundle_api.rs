@@ -147,7 +147,12 @@ impl BundleApi {
         let mut request = self.bundle_request(head, unknown, peer);
         Answer::later(async move {
             let address = request.client.address;
+            // A request that waits counts against the limit of held requests.
+            let Some(hold) = request.slot.begin_hold() else {
+                return api.count_other(response::unavailable(None));
+            };
             let checked = api.checks.run(check, &api.clients, address).await;
+            drop(hold);
             let Ok(credential) = checked else {
                 api.refusals.too_many_attempts(address);
                 return api.count_other(response::too_many_attempts());

@@ -374,10 +374,12 @@ fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Repl
 mod tests {
     use std::net::Ipv4Addr;
 
+    use hyper::StatusCode;
     use tokio::{sync::watch, task::yield_now};
 
     use super::*;
     use crate::{
+        access::PasswordFile,
         metrics::{BundleScope, Metrics},
         publish::pending,
         server::{
@@ -440,40 +442,71 @@ mod tests {
         assert_eq!(waiters(), Some(0.0));
     }
 
-    /// Each OPA of a fleet has such a request. The memory allocator has a size of exactly this.
-    #[tokio::test]
-    async fn a_held_request_takes_640_bytes_at_most() {
-        let (metrics, (_publisher, handle)) = (Metrics::new(), pending("authz"));
-        let server_metrics = ServerMetrics::new(&metrics).unwrap();
-        let requests = Arc::new(server_metrics.bundle(&BundleScope::new("authz".into())));
+    /// A request for a bundle, of a client that waits.
+    const HEAD: RequestHead<'_> = RequestHead {
+        method: ReadMethod::Get,
+        path: "/bundles/authz",
+        authorization: None,
+        user_agent: None,
+        if_none_match: HeaderLines::single(None),
+        prefer: HeaderLines::single(Some("wait=60")),
+        x_forwarded_for: HeaderLines::single(None),
+    };
+
+    /// An API with a bundle that has no version yet, for these clients.
+    fn api_of(clients: Clients) -> Arc<BundleApi> {
+        let (_publisher, handle) = pending("authz");
+        let metrics = ServerMetrics::new(&Metrics::new()).unwrap();
+        let requests = Arc::new(metrics.bundle(&BundleScope::new("authz".into())));
         let reference = "r.example/a:live".parse().unwrap();
         let catalog = Catalog::default();
         catalog.insert(Arc::new(Entry::new(handle, reference, None, requests)));
         let (_phase, phase) = watch::channel(Phase::Open);
-        let mut clients = Clients::default();
-        clients
-            .allow("anyone", &["**".into()], Requirement::Anonymous)
-            .unwrap();
-        let api = BundleApi::fixture(catalog, clients.into(), server_metrics, phase);
-        let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
-        let head = RequestHead {
-            method: ReadMethod::Get,
-            path: "/bundles/authz",
-            authorization: None,
-            user_agent: None,
-            if_none_match: HeaderLines::single(None),
-            prefer: HeaderLines::single(Some("wait=60")),
-            x_forwarded_for: HeaderLines::single(None),
-        };
-        let peer = Peer {
+        Arc::new(BundleApi::fixture(catalog, clients.into(), metrics, phase))
+    }
+
+    fn peer(idle: &IdleConnections) -> Peer {
+        Peer {
             address: Ipv4Addr::LOCALHOST.into(),
             certificate: None,
             slot: idle.register(),
             is_over_limit: false,
-        };
-        let Answer::Later(held) = Arc::new(api).decide(&head, &peer) else {
+        }
+    }
+
+    /// Each OPA of a fleet has such a request. The memory allocator has a size of exactly this.
+    #[tokio::test]
+    async fn a_held_request_takes_640_bytes_at_most() {
+        let mut clients = Clients::default();
+        clients
+            .allow("anyone", &["**".into()], Requirement::Anonymous)
+            .unwrap();
+        let idle = IdleConnections::new(Limits::new(10, 10, Deadlines::default()));
+        let Answer::Later(held) = api_of(clients).decide(&HEAD, &peer(&idle)) else {
             panic!("it is answered at once");
         };
         assert!(size_of_val(&*held) <= 640, "{}", size_of_val(&*held));
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_credential_is_checked_counts_as_held() {
+        let hash = bcrypt::hash_with_salt("s3cret", 4, [7; 16]).unwrap();
+        let users = PasswordFile::parse(&format!("edge:{hash}")).unwrap();
+        let mut clients = Clients::default();
+        clients
+            .allow("users", &["**".into()], Requirement::Password(users))
+            .unwrap();
+        let api = api_of(clients);
+        let idle = IdleConnections::new(Limits::new(1, 1, Deadlines::default()));
+        let head = RequestHead {
+            // edge:wrong
+            authorization: Some(b"Basic ZWRnZTp3cm9uZw=="),
+            ..HEAD
+        };
+        let status = async || api.decide(&head, &peer(&idle)).get().await.status();
+        let waiting = idle.register().begin_hold().unwrap();
+        assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
+        drop(waiting);
+        assert_eq!(status().await, StatusCode::UNAUTHORIZED);
     }
 }

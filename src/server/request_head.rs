@@ -64,7 +64,7 @@ impl<'a> RequestHead<'a> {
 
 impl<'a> HeaderLines<'a> {
     /// The lines of a header that was sent once or not at all. `line` is visible ASCII.
-    pub(super) fn single(line: Option<&'a str>) -> Self {
+    pub(super) const fn single(line: Option<&'a str>) -> Self {
         Self {
             single: line,
             all: None,
