@@ -81,6 +81,17 @@ pub struct LongPoll {
 }
 
 impl Server {
+    /// Keeps the TLS configurations of `running` whose files have the same contents, so that their
+    /// sessions can still be resumed.
+    pub fn keep_equal_tls(&mut self, running: &Self) {
+        if self.tls == running.tls {
+            self.tls.clone_from(&running.tls);
+        }
+        if self.admin_tls == running.admin_tls {
+            self.admin_tls.clone_from(&running.admin_tls);
+        }
+    }
+
     /// With what can't change while the listeners are bound.
     pub(super) fn with_addresses_of(self, running: &Self) -> Self {
         Self {

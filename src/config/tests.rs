@@ -1,6 +1,6 @@
 //! Whole configurations: the example, the defaults, and errors.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
@@ -157,6 +157,26 @@ fn the_example_shows_the_defaults() {
     assert_eq!(written.on_missing, default.on_missing);
     assert_eq!(written.expect.on_older, default.expect.on_older);
     assert_eq!(example.roots["sigstore"], RootSource::sigstore());
+}
+
+/// Another configuration has other session tickets, so that a client's session ends with it.
+#[test]
+fn tls_whose_files_are_the_same_is_kept_with_its_sessions() {
+    let folder = Folder::new();
+    let text = "version: 1\nserver: { tls: { certificate: tls.crt, key: tls.key } }\n\
+        clients: [{ name: a, anonymous: true, bundles: [x] }]";
+    let read = || folder.parse(text).unwrap().server;
+    let config = |server: &Server| Arc::clone(server.tls.as_ref().unwrap().config());
+    let (running, mut same) = (read(), read());
+    assert!(!Arc::ptr_eq(&config(&running), &config(&same)));
+    same.keep_equal_tls(&running);
+    assert!(Arc::ptr_eq(&config(&running), &config(&same)));
+    let certified = rcgen::generate_simple_self_signed(["localhost".into()]).unwrap();
+    folder.write("tls.crt", &certified.cert.pem());
+    folder.write("tls.key", &certified.signing_key.serialize_pem());
+    let mut other = read();
+    other.keep_equal_tls(&running);
+    assert!(!Arc::ptr_eq(&config(&running), &config(&other)));
 }
 
 #[test]

@@ -409,7 +409,8 @@ impl Reader {
             contents = now;
         }
         let outcome = match loaded {
-            Some(Ok(wanted)) => {
+            Some(Ok(mut wanted)) => {
+                wanted.server.keep_equal_tls(&self.running.server);
                 let changes = plan::changes(&self.running, &wanted);
                 Ok((wanted, changes))
             }
