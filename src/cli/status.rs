@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tokio::time::sleep;
 
-use super::{admin_client::AdminFlags, interruptible, print, print_json, table};
+use super::{admin_client::AdminFlags, interruptible, print, table};
 use crate::telemetry;
 
 pub(super) const EXAMPLES: &str = "Examples:
@@ -23,7 +23,7 @@ whatever the last check has found.";
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// The longest text of a failure in the table, in characters.
 const FAILURE_WIDTH: usize = 80;
-/// Moves the cursor to the top, and clears what is below it.
+/// Moves the cursor to the top of the terminal, and clears what is below it.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Arguments of `status`.
@@ -47,52 +47,57 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn status(options: &Options) -> anyhow::Result<()> {
+    let is_terminal = std::io::stdout().is_terminal();
     let mut last = None;
     loop {
-        let shown = shown(options).await?;
-        if last.as_ref() != Some(&shown) {
-            match &shown {
-                Shown::Json(document) => print_json(document)?,
-                Shown::Text(text) if options.watch && std::io::stdout().is_terminal() => {
-                    print(&format!("{CLEAR}{text}"))?;
-                }
-                Shown::Text(text) => print(text)?,
-            }
+        let answer = options.admin.get("/status").await.context("status")?;
+        let shown = options.select(&answer)?;
+        // Ages change all the time, so they count only where the text is replaced on a terminal.
+        let content = options.render(shown, Timestamp::UNIX_EPOCH)?;
+        let is_live = options.watch && is_terminal && !options.json;
+        if is_live || last.as_ref() != Some(&content) {
+            let clear = if is_live { CLEAR } else { "" };
+            print(&format!(
+                "{clear}{}",
+                options.render(shown, telemetry::now())?
+            ))?;
         }
         if !options.watch {
             return Ok(());
         }
-        last = Some(shown);
+        last = Some(content);
         sleep(WATCH_INTERVAL).await;
     }
 }
 
-/// What is printed.
-#[derive(PartialEq)]
-enum Shown {
-    Json(Value),
-    Text(String),
-}
+impl Options {
+    /// The part of an answer that is shown.
+    fn select<'a>(&self, answer: &'a Value) -> anyhow::Result<&'a Value> {
+        let Some(bundles) = answer.get("bundles").and_then(Value::as_object) else {
+            bail!("status: the answer is not one of bundlegate; check --admin");
+        };
+        let Some(name) = &self.name else {
+            return Ok(answer);
+        };
+        let Some(bundle) = bundles.get(name) else {
+            let names: Vec<_> = bundles.keys().map(String::as_str).collect();
+            bail!("status: no bundle {name}; there are: {}", names.join(", "));
+        };
+        Ok(bundle)
+    }
 
-async fn shown(options: &Options) -> anyhow::Result<Shown> {
-    let answer = options.admin.get("/status").await.context("status")?;
-    let Some(bundles) = answer.get("bundles").and_then(Value::as_object) else {
-        bail!("status: the answer is not one of bundlegate; check --admin");
-    };
-    let Some(name) = &options.name else {
-        return Ok(match options.json {
-            true => Shown::Json(answer),
-            false => Shown::Text(table(bundles, telemetry::now())),
-        });
-    };
-    let Some(bundle) = bundles.get(name) else {
-        let names: Vec<_> = bundles.keys().map(String::as_str).collect();
-        bail!("status: no bundle {name}; there are: {}", names.join(", "));
-    };
-    Ok(match options.json {
-        true => Shown::Json(bundle.clone()),
-        false => Shown::Text(facts(name, bundle, telemetry::now())),
-    })
+    fn render(&self, shown: &Value, now: Timestamp) -> anyhow::Result<String> {
+        if self.json {
+            return Ok(table::printable_json(&serde_json::to_string_pretty(shown)?));
+        }
+        Ok(match &self.name {
+            Some(name) => facts(name, shown, now),
+            None => {
+                let bundles = shown.get("bundles").and_then(Value::as_object);
+                bundles.map_or_else(String::new, |bundles| table(bundles, now))
+            }
+        })
+    }
 }
 
 /// One line for each bundle.
