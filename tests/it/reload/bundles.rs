@@ -188,13 +188,18 @@ async fn a_removed_bundle_keeps_its_floor() {
     scene.config["bundles"]["authz"] = removed;
     scene.apply(By::File).await;
     let refused = |status: &Value| {
-        let message = status["last_failure"]["message"].to_string();
-        message.contains("was served earlier") && status["state"] == "serving" && served(status)
+        status["last_failure"]["message"]
+            .to_string()
+            .contains("was served earlier")
     };
-    scene
+    let status = scene
         .gateway
         .status_when("authz", "the older version is refused", refused)
         .await;
+    assert_eq!(
+        (&status["state"], &status["manifest"]),
+        (&json!("serving"), &json!(digest))
+    );
     assert_ne!(tag(&scene.gateway.get("", 60).await), first);
 }
 
