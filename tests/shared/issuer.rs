@@ -22,12 +22,9 @@ use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-    task::JoinSet,
-};
-use tokio_rustls::TlsAcceptor;
+use tokio::{net::TcpListener, task::JoinSet};
+
+use super::{Stream, accept};
 
 /// The value of `aud` in its tokens.
 pub(crate) const AUDIENCE: &str = "bundlegate";
@@ -65,24 +62,9 @@ impl Issuer {
             fails: false,
             fetches: 0,
         }));
-        let (shared, mut tasks) = (Arc::clone(&state), JoinSet::new());
-        tasks.spawn(async move {
-            let acceptor = tls.map(TlsAcceptor::from);
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
-                connections.spawn(async move {
-                    match acceptor {
-                        None => serve(stream, shared).await,
-                        Some(acceptor) => {
-                            if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(stream, shared).await;
-                            }
-                        }
-                    }
-                });
-            }
+        let shared = Arc::clone(&state);
+        let tasks = accept(listener, tls, move |stream| {
+            serve(stream, Arc::clone(&shared))
         });
         Self {
             url,
@@ -180,7 +162,7 @@ fn generate() -> EcdsaKeyPair {
     EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>) {
+async fn serve(stream: Box<dyn Stream>, state: Arc<Mutex<State>>) {
     let service = service_fn(async |request: Request<Incoming>| {
         Ok::<_, Infallible>(state.lock().unwrap().answer(&request))
     });

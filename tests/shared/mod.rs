@@ -1,6 +1,7 @@
 //! The gateway that both test programs run, and how they wait for it. Each program compiles these
 //! files as a module of its own.
 
+mod accept;
 pub(crate) mod gateway;
 pub(crate) mod issuer;
 mod process;
@@ -8,6 +9,7 @@ mod wait;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+pub(crate) use accept::{Stream, accept};
 pub(crate) use gateway::TestGateway;
 pub(crate) use process::Process;
 pub(crate) use wait::{PATIENCE, poll_until};

@@ -11,19 +11,15 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
-    task::JoinSet,
-};
-use tokio_rustls::TlsAcceptor;
+use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{
     super::{PASSWORD, USER, ca::Certificate, registry::by_name},
     Issued, TokenKey, Tokens,
 };
+use crate::shared::{Stream, accept};
 
-/// Somebody who may only pull.
+/// A user who may only pull.
 pub(crate) const READER: &str = "reader";
 
 /// A path from which requests are redirected to the right one.
@@ -65,25 +61,12 @@ impl TokenServer {
             }),
             issued: Mutex::default(),
         });
-        let acceptor = certificate.map(|files| TlsAcceptor::from(files.server_tls()));
-        let serving = Arc::clone(&shared);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (acceptor, shared) = (acceptor.clone(), Arc::clone(&serving));
-                connections.spawn(async move {
-                    match acceptor {
-                        None => serve(stream, shared).await,
-                        Some(acceptor) => {
-                            if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(stream, shared).await;
-                            }
-                        }
-                    }
-                });
-            }
+        let (tls, serving) = (
+            certificate.map(Certificate::server_tls),
+            Arc::clone(&shared),
+        );
+        let tasks = accept(listener, tls, move |stream| {
+            serve(stream, Arc::clone(&serving))
         });
         Self {
             realm,
@@ -119,7 +102,7 @@ impl TokenServer {
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>) {
+async fn serve(stream: Box<dyn Stream>, shared: Arc<Shared>) {
     let service = service_fn(move |request| answer(Arc::clone(&shared), request));
     let _ = http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
