@@ -11,10 +11,10 @@ use super::*;
 use crate::shared::issuer::{AUDIENCE, Issuer as TokenIssuer};
 
 /// An authority, with the files of a server that it has issued a certificate for.
-struct Authority(Issuer<'static, KeyPair>, String);
+pub(super) struct Authority(Issuer<'static, KeyPair>, pub(super) String);
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -30,7 +30,7 @@ impl Authority {
     }
 
     /// A client with a certificate for this URI that is valid for `lifetime` from now on.
-    fn client(&self, uri: &str, lifetime: Duration) -> Client {
+    pub(super) fn client(&self, uri: &str, lifetime: Duration) -> Client {
         self.client_until(uri, SystemTime::now() + lifetime)
     }
 
@@ -92,7 +92,7 @@ async fn with_certificates(
     TestGateway::start(files, &config).await
 }
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
 async fn a_certificate_is_accepted_for_its_name_while_it_is_valid() {

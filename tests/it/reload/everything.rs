@@ -10,12 +10,16 @@ use tokio::{
 };
 
 use super::{
+    authentication::{Authority, HOUR},
     certificates::{Pair, client},
     *,
 };
 use crate::{
     access::{Access, Scheme},
-    shared::raise_open_files,
+    shared::{
+        issuer::{AUDIENCE, Issuer},
+        raise_open_files,
+    },
 };
 
 const LONG_POLLS: usize = 1000;
@@ -86,14 +90,19 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(certificate: &Pair) -> Self {
+    async fn new(certificate: &Pair, authority: &Authority, issuer: &Issuer) -> Self {
         let signer = Signer::new();
         let (registry, other) = (registry(&signer).await, registry(&signer).await);
         registry.protect(Access::new(Scheme::Basic, "robot:one"));
         let mut config = config(&registry);
-        config["server"]["tls"] = json!({ "certificate": "tls.crt", "key": "tls.key" });
-        config["clients"] =
-            json!([{ "name": "edge", "bearer_token_file": "edge.tokens", "bundles": ["**"] }]);
+        config["server"]["tls"] =
+            json!({ "certificate": "tls.crt", "key": "tls.key", "client_ca": "clients-ca.pem" });
+        let jwt = json!({ "jwks_file": "jwks.json", "issuer": issuer.url, "audience": AUDIENCE });
+        config["clients"] = json!([
+            { "name": "edge", "bearer_token_file": "edge.tokens", "bundles": ["**"] },
+            { "name": "mesh", "mtls": { "san_uri": "spiffe://corp/opa/*" }, "bundles": ["**"] },
+            { "name": "cluster", "jwt": jwt, "bundles": ["**"] },
+        ]);
         config["registries"][registry.address.to_string()]["credentials"] =
             json!({ "username": "robot", "password_file": "password" });
         config["registries"][other.address.to_string()] = json!({ "scheme": "http" });
@@ -105,6 +114,8 @@ impl Scene {
             write("key.pub", &signer.public_pem());
             write("edge.tokens", "kept\nremoved\n");
             write("password", "one");
+            write("clients-ca.pem", &authority.1);
+            write("jwks.json", &issuer.jwks().to_string());
             certificate.write(folder.path());
         };
         let scene = Self {
@@ -159,7 +170,10 @@ impl Scene {
         polls
     }
 
-    fn change_everything(&self, certificate: &Pair) {
+    fn change_everything(&self, certificate: &Pair, authority: &Authority, issuer: &Issuer) {
+        issuer.rotate();
+        self.gateway.write("jwks.json", issuer.jwks().to_string());
+        self.gateway.write("clients-ca.pem", &authority.1);
         self.registry.access(|access| access.rotate("robot:two"));
         certificate.write(self.gateway.runner.folder.path());
         self.gateway.write("edge.tokens", "kept\nadded\n");
@@ -178,12 +192,16 @@ impl Scene {
 async fn everything_changes_at_once_and_no_request_fails_and_no_long_poll_ends() {
     raise_open_files();
     let (old, new) = (Pair::new(), Pair::new());
-    let scene = Scene::new(&old).await;
+    let [old_authority, authority] = [Authority::new(), Authority::new()];
+    let issuer = Issuer::start(None).await;
+    let scene = Scene::new(&old, &old_authority, &issuer).await;
+    let old_token = issuer.token("opa", 300);
+    assert_eq!(scene.status("other", &old_token).await, StatusCode::OK);
     let gateway = &scene.gateway;
     let polls = scene.hang().await;
     let load = Load::on(gateway);
 
-    scene.change_everything(&new);
+    scene.change_everything(&new, &authority, &issuer);
     scene.is_served("third", "added").await;
     gateway
         .until("new connections have the new certificate", async || {
@@ -191,6 +209,18 @@ async fn everything_changes_at_once_and_no_request_fails_and_no_long_poll_ends()
             new.is_presented_by(&response).then_some(())
         })
         .await;
+    let opa = authority.client("spiffe://corp/opa/edge", HOUR);
+    gateway
+        .until("the new authority and the new key count", async || {
+            let url = format!("{}/bundles/other", gateway.url);
+            let by_certificate = opa.get(url).send().await.ok()?.status();
+            let by_token = scene.status("other", &issuer.token("opa", 300)).await;
+            let ok = StatusCode::OK;
+            (by_certificate == ok && by_token == ok).then_some(())
+        })
+        .await;
+    let unauthorized = StatusCode::UNAUTHORIZED;
+    assert_eq!(scene.status("other", &old_token).await, unauthorized);
     let removed = scene.status("authz", "removed").await;
     assert_eq!(removed, StatusCode::UNAUTHORIZED);
     load.goes_on(gateway).await;
