@@ -260,6 +260,15 @@
 //! responses however much of it there is. They meet in published states, which either side reads
 //! without waiting for the other. Other subcommands, tests and embedders have one runtime.
 //!
+//! # Observability
+//!
+//! Each module declares its metrics itself ([`metrics`]). Durations are histograms whose series are
+//! bound at their first use, so that a request looks nothing up; that of a request on the fast path is
+//! the difference of two times that the deadlines of its connection need anyway. Log lines go to a
+//! queue, and a thread writes them. The record of a request for the access log goes with it and
+//! writes the line when it is dropped, whichever way the request ends; without an access log there is
+//! none (`server::access_log`).
+//!
 //! # Limits
 //!
 //! All external input has a limit, and the rejection of a larger input names the limit. Apart from
@@ -303,6 +312,7 @@
 //! | JSON Web Token; those that are remembered | 16 KiB; 16 MiB | – |
 //! | JSON Web Key Set from a URL; its keys; time for a fetch | 1 MiB; 64; 10 seconds | – |
 //! | log lines about refused requests | one a minute for each address and reason, 200 a minute | – |
+//! | log lines that wait for stderr; those of the access log | 2 MiB; 1 MiB | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
 //! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |
 //! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use crate::{
     config::Config,
     gateway::{self, Gateway, StopSignals},
+    telemetry,
 };
 
 /// Serves until a signal ends it. `serving` is the runtime for the connections of clients.
@@ -19,6 +20,7 @@ pub(super) async fn run(file: &Path, serving: Handle) -> anyhow::Result<()> {
         );
     }
     let config = Config::load(file)?;
+    telemetry::set_format(config.log.format);
     let options = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
     Gateway::start_on(serving, config, options, Some(file))

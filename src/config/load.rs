@@ -11,6 +11,7 @@ use super::{
     difference,
     files::{self, Files},
     limits::{self, Cache, Limits},
+    log::{self, Log},
     opa_check,
     patterns::{self, PatternConfig},
     problem::{ConfigError, Problem},
@@ -35,6 +36,8 @@ pub struct Config {
     pub bundles: Vec<BundleConfig>,
     /// The bundles that are added when a client asks for them.
     pub patterns: Vec<PatternConfig>,
+    /// The log.
+    pub log: Log,
     /// Limits of long polling.
     pub long_poll: LongPoll,
     /// The listeners.
@@ -147,6 +150,7 @@ impl Config {
             trust: policies,
             bundles,
             patterns,
+            log: log::read(&raw.log).map_err(|problem| problem.at("log"))?,
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,

@@ -26,6 +26,8 @@ pub(super) struct Root {
     #[serde(default)]
     pub(super) long_poll: LongPoll,
     #[serde(default)]
+    pub(super) log: Log,
+    #[serde(default)]
     pub(super) cache: Cache,
     #[serde(default)]
     pub(super) limits: Limits,
@@ -124,6 +126,13 @@ pub(super) struct LongPoll {
     pub(super) spread: Option<Spread>,
     pub(super) bandwidth: Option<Size>,
     pub(super) repeat_delay: Option<Period>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) format: Option<String>,
+    pub(super) access: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,6 +6,8 @@ use super::*;
 use crate::{
     publish::OnMissing,
     registry::{self, Credentials, Scheme},
+    server::AccessLevel,
+    telemetry::LogFormat,
     verify::RootSource,
 };
 
@@ -128,6 +130,7 @@ fn the_example_shows_the_defaults() {
     let (example, least) = (folder.parse(EXAMPLE).unwrap(), folder.with("").unwrap());
     assert_eq!(example.limits, least.limits);
     assert_eq!(example.long_poll, least.long_poll);
+    assert_eq!(example.log, least.log);
     assert_eq!(
         (
             example.cache.required,
@@ -186,6 +189,8 @@ fn absent_keys_have_the_documented_defaults() {
     assert_eq!(config.server.admin.to_string(), "127.0.0.1:8090");
     assert!(config.server.admin_tls.is_none() && config.server.admin_tokens.is_none());
     assert!(config.server.tls.is_none());
+    assert_eq!(config.log.format, LogFormat::Auto);
+    assert_eq!(config.log.access, AccessLevel::Off);
     assert_eq!(config.server.max_connections, 20_000);
     assert_eq!(config.server.ready_after, secs(30));
     assert_eq!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prometheus::{IntCounterVec, IntGauge};
 
 use crate::{
-    metrics::{BundleScope, Metrics},
+    metrics::{BundleScope, LogLines, Metrics, Process},
     registry::RegistryMetrics,
     server::{RequestMetrics, ServerMetrics},
     store::StoreMetrics,
@@ -60,6 +60,8 @@ impl GatewayMetrics {
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Process::new()?)?;
+        registry.register(LogLines::new()?)?;
         let server = ServerMetrics::new(&registry)?;
         Ok(Self {
             registries: RegistryMetrics::new(&registry)?,

@@ -46,6 +46,7 @@ pub(super) fn settings(config: &Config) -> server::Settings {
             spread: long_poll.spread.unwrap_or_default(),
             repeat_delay: long_poll.repeat_delay,
         },
+        access_log: config.log.access,
         trusted_proxies: wanted.trusted_proxies.clone(),
         admin_tls: wanted.admin_tls.clone(),
         admin_hosts: wanted.admin_hosts.clone(),

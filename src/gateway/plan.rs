@@ -112,7 +112,7 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     changes
 }
 
-/// What is live of `server` besides TLS, and `long_poll`.
+/// What is live of `server` besides TLS, `log` and `long_poll`.
 fn server_limits(config: &Config) -> impl PartialEq {
     let server = &config.server;
     (
@@ -120,6 +120,7 @@ fn server_limits(config: &Config) -> impl PartialEq {
         server.drain,
         &server.trusted_proxies,
         &server.admin_hosts,
+        config.log,
         config.long_poll,
     )
 }
@@ -374,6 +375,8 @@ mod tests {
             ),
             (&[("/long_poll", json!({ "max_wait": "1m" }))], &["server"]),
             (&[("/long_poll", json!({ "spread": "1s" }))], &["server"]),
+            (&[("/log", json!({ "format": "text" }))], &["server"]),
+            (&[("/log", json!({ "access": "all" }))], &["server"]),
             (
                 &[(
                     "/registries",

@@ -280,6 +280,7 @@ impl Reload {
             options::set_admin_tokens(admin_tokens, wanted.server.admin_tokens.as_ref());
         }
         if others.tls || others.server {
+            telemetry::set_format(wanted.log.format);
             options::apply_settings(settings, options::settings(wanted));
         }
     }

@@ -289,6 +289,17 @@ impl From<&str> for Withdrawal {
     }
 }
 
+impl Outcome {
+    /// The label in metrics and logs.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Accepted(_) => "accepted",
+            Self::Unchanged => "unchanged",
+            Self::Failed(failure) => failure.reason,
+        }
+    }
+}
+
 impl FailureClass {
     /// The label in `/status`.
     pub fn label(self) -> &'static str {
@@ -307,6 +318,14 @@ impl FailureClass {
     /// configuration.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Transient | Self::RateLimited(_))
+    }
+
+    /// Whether a version was found and refused, for its evidence or its content.
+    pub fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted
+        )
     }
 
     /// Whether new evidence may lift the refusal.

@@ -54,6 +54,9 @@ pub struct Status {
     pub verdict: Option<VerdictStatus>,
     /// The verdict about the version that was refused last; cleared by the next success.
     pub rejected: Option<VerdictStatus>,
+    /// The version that was refused last, for whatever reason; cleared by the next success. It stays
+    /// while checks fail for other reasons.
+    pub(super) refused: Option<Digest>,
 }
 
 /// The choice of a rule among the tags of a repository.
@@ -128,7 +131,18 @@ impl Status {
             fallback: None,
             verdict: None,
             rejected: None,
+            refused: None,
         }
+    }
+
+    /// The tag that a rule has chosen; a reference without a rule has its tag itself.
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.chosen.as_ref().map(|chosen| &*chosen.tag)
+    }
+
+    /// Whether the version that the reference names is refused, while another one or none is served.
+    pub fn is_refusing(&self) -> bool {
+        self.refused.is_some() && self.refused != self.manifest
     }
 }
 

@@ -124,6 +124,8 @@ struct SlotState {
     idle_since: Instant,
     /// When the first byte of an incomplete request arrived.
     head_started: Option<Instant>,
+    /// When the last bytes arrived while no request was active.
+    last_read: Instant,
     /// Unsent responses by number, with the time of their last progress.
     responses: BTreeMap<u32, Instant>,
     next_response: u32,
@@ -214,6 +216,7 @@ impl IdleConnections {
             is_evicted: false,
             idle_since: now,
             head_started: None,
+            last_read: now,
             responses: BTreeMap::new(),
             next_response: 0,
             written: 0,
@@ -380,6 +383,12 @@ impl SlotState {
         }
     }
 
+    /// When the head of a request was complete. One that was sent before the last one was answered
+    /// counts from there.
+    fn arrived(&self) -> Instant {
+        self.last_read.max(self.idle_since)
+    }
+
     /// When the current step of the connection exceeds its deadline; `None` where it has none.
     fn deadline(&self, deadlines: &Deadlines) -> Option<Instant> {
         let first = (!self.had_request).then(|| self.idle_since + deadlines.first_request);
@@ -425,13 +434,24 @@ impl Slot {
         &self.lru().limits.deadlines
     }
 
-    /// Records a request that is answered at once.
-    pub(super) fn record_request(&self) {
+    /// Records a request that is answered at once. Returns the time since its head was complete.
+    pub(super) fn record_request(&self) -> Duration {
         let now = Instant::now();
         let mut state = self.state();
+        let duration = now.saturating_duration_since(state.arrived());
         state.had_request = true;
         state.head_started = None;
         state.idle_since = now;
+        duration
+    }
+
+    /// When the head of the request was complete that is being handled.
+    pub(super) fn arrived(&self) -> Instant {
+        let state = self.state();
+        match state.is_multiplexed {
+            true => Instant::now(),
+            false => state.arrived(),
+        }
     }
 
     /// Whether the connection was asked to close to admit another one.
@@ -517,8 +537,10 @@ impl Slot {
     /// Records that bytes arrived.
     pub(super) fn record_read(&self) {
         let mut state = self.state();
-        if state.active_requests == 0 && state.head_started.is_none() {
-            state.head_started = Some(Instant::now());
+        if state.active_requests == 0 {
+            let now = Instant::now();
+            state.last_read = now;
+            state.head_started.get_or_insert(now);
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     AdminAddress, Catalog, Drain, LongPoll, Options, ServerTls, Settings,
+    access_log::AccessLog,
     admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
     credential_checks::CredentialChecks,
@@ -143,6 +144,7 @@ impl Server {
             clients,
             checks,
             refusals: RefusalLog::default(),
+            access_log: AccessLog::new(settings.current().access_log),
             metrics,
             settings: settings.clone(),
             pacer,
@@ -151,7 +153,7 @@ impl Server {
             holdouts,
             webhooks,
         });
-        let follow_pace = follow_pace(&bundle_api, settings.subscribe());
+        let follow_settings = follow_settings(&bundle_api, settings.subscribe());
         let follow_limit = connections.follow_limit(settings.subscribe());
         let tls = || settings.current().tls.clone();
         let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
@@ -164,7 +166,7 @@ impl Server {
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
-            () = follow_pace => {}
+            () = follow_settings => {}
             () = follow_limit => {}
             () = stop => {}
         }
@@ -234,9 +236,9 @@ async fn drain(
     let _ = timeout(times.over, connections.wait_until_empty()).await;
 }
 
-/// Applies changes of the bandwidth, the spread and the delay of repetitions until the future is
-/// dropped.
-async fn follow_pace(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings>>) {
+/// Applies changes of the bandwidth, the spread, the delay of repetitions and the access log until the
+/// future is dropped.
+async fn follow_settings(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings>>) {
     loop {
         let LongPoll {
             bandwidth,
@@ -244,6 +246,7 @@ async fn follow_pace(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings
             repeat_delay,
             ..
         } = settings.borrow_and_update().long_poll;
+        api.access_log.set(settings.borrow().access_log);
         api.pacer.set(bandwidth, spread);
         api.repeats.set_max_delay(repeat_delay);
         if settings.changed().await.is_err() {

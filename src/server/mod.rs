@@ -32,11 +32,14 @@
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
+//! | `pending_request` | a request that is answered later: how long that takes, and for how long it is held |
+//! | `access_log` | the access log |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
 
 mod absence;
+mod access_log;
 mod admin;
 mod admin_access;
 mod admin_tokens;
@@ -68,6 +71,7 @@ mod metrics;
 mod options;
 mod pacer;
 mod password_checks;
+mod pending_request;
 mod plain_request;
 mod prefer;
 mod prefixed_stream;
@@ -92,6 +96,7 @@ mod webhooks;
 mod write_timeout;
 
 pub use self::{
+    access_log::AccessLevel,
     admin_tokens::AdminTokens,
     clients::{Clients, LiveClients, Requirement, Tokens},
     config_reloads::{Began, ConfigReloads, ReloadOutcome, ReloadRequests},

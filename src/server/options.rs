@@ -5,7 +5,9 @@ use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time:
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use super::{AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies};
+use super::{
+    AccessLevel, AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies,
+};
 use crate::access::Authorities;
 
 /// Options of a [`Server`](super::Server).
@@ -96,6 +98,8 @@ pub struct Settings {
     pub drain: Drain,
     /// How long requests are held that arrive from now on.
     pub long_poll: LongPoll,
+    /// The requests to the bundle API that have a line in the access log.
+    pub access_log: AccessLevel,
     /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: TrustedProxies,
     /// TLS for the TCP connections to the admin API that are accepted from now on.
@@ -122,6 +126,7 @@ impl Settings {
                 spread: Duration::ZERO,
                 repeat_delay: Duration::ZERO,
             },
+            access_log: AccessLevel::Off,
             trusted_proxies: TrustedProxies::default(),
             admin_tls: None,
             admin_hosts: Vec::new(),

@@ -4,6 +4,7 @@
 use std::mem::MaybeUninit;
 
 use httparse::{Header, Request, Status};
+use hyper::Version;
 
 use super::request_head::{HeaderLines, ReadMethod, RequestHead};
 
@@ -59,6 +60,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
         Some(_) => return None,
     };
     let head = RequestHead {
+        version: Version::HTTP_11,
         method: ReadMethod::Get,
         path,
         authorization: fields.authorization,

@@ -2,7 +2,7 @@
 //! them.
 
 use hyper::{
-    Method, Request,
+    Method, Request, Version,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, USER_AGENT},
 };
 
@@ -16,6 +16,7 @@ static TAGS: HeaderName = IF_NONE_MATCH;
 /// A request to the bundle API.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestHead<'a> {
+    pub(super) version: Version,
     pub(super) method: ReadMethod,
     /// The path as it was sent, without the query.
     pub(super) path: &'a str,
@@ -48,9 +49,15 @@ impl<'a> RequestHead<'a> {
             Method::HEAD => ReadMethod::Head,
             _ => return None,
         };
+        Some(Self::with_method(request, method))
+    }
+
+    /// As if the request had this method.
+    pub(super) fn with_method<B>(request: &'a Request<B>, method: ReadMethod) -> Self {
         let headers = request.headers();
         let value = |name| headers.get(name).map(HeaderValue::as_bytes);
-        Some(Self {
+        Self {
+            version: request.version(),
             method,
             path: request.uri().path(),
             authorization: value(AUTHORIZATION),
@@ -58,7 +65,16 @@ impl<'a> RequestHead<'a> {
             if_none_match: HeaderLines::of(headers, &TAGS),
             prefer: HeaderLines::of(headers, &PREFER),
             x_forwarded_for: HeaderLines::of(headers, &X_FORWARDED_FOR),
-        })
+        }
+    }
+}
+
+impl ReadMethod {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+        }
     }
 }
 

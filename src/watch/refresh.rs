@@ -11,7 +11,7 @@ use super::{
     ArtifactOptions, Expect, OpaCheck,
     history::History,
     metrics::WatcherMetrics,
-    pool::{Rejection, VerificationJob, VerificationPool},
+    pool::{Rejection, VerificationJob, VerificationPool, verification_outcome},
     tag_choice::Choice,
 };
 use crate::{
@@ -511,18 +511,20 @@ impl Pipeline {
         let plan = self.layer_plan(job.path.last());
         let path = Arc::clone(&job.path);
         let attempt = self.attempt_at(Step::Verify, path.last().digest());
-        let mut result = self.pool.verify(job, attempt).await;
+        let durations = self.metrics.verification_durations.clone();
+        let mut result = self.pool.verify(job, attempt, durations).await;
         if let Err(Rejection { failure, .. }) = &mut result {
             failure.below = below(&path);
             // Clients may run the refused version nevertheless.
             let digest = plan.ok().and_then(|plan| plan.expected_digest());
             failure.etag = digest.and_then(|digest| tag_of(&digest)).map(Into::into);
         }
-        let (outcome, reason) = match &result {
-            Ok(_) => ("accepted", "none"),
-            Err(refused) => ("rejected", refused.failure.reason),
+        let reason = match &result {
+            Ok(_) => "none",
+            Err(refused) => refused.failure.reason,
         };
-        self.metrics.count_verification(outcome, reason);
+        self.metrics
+            .count_verification(verification_outcome(&result), reason);
         result
     }
 

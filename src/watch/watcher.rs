@@ -18,6 +18,7 @@ use super::{
     reverify,
     schedule::Schedule,
     tag_choice::{Choice, TagLookup},
+    trigger::{Cause, Trigger},
 };
 use crate::{
     oci::Digest,
@@ -129,6 +130,7 @@ impl Watcher {
             self.suspend();
         }
         self.restore(&policy).await;
+        let mut cause = Cause::from(Trigger::Start);
         loop {
             self.while_suspended().await;
             if let Some(until) = self.held_until.take_if(|until| *until > Instant::now()) {
@@ -144,6 +146,7 @@ impl Watcher {
                 rejected,
                 choice,
             } = result;
+            let (started, ended) = (began, Instant::now());
             // A check is as old as the list of tags that it is based on.
             let began = choice
                 .as_ref()
@@ -166,6 +169,7 @@ impl Watcher {
             let Event::Checked { outcome, .. } = checked else {
                 continue;
             };
+            self.record_outcome(cause, &outcome, started, ended);
             let (answered, end) = match &outcome {
                 Outcome::Accepted(_) => (true, CheckEnd::Changed),
                 Outcome::Unchanged => {
@@ -182,9 +186,31 @@ impl Watcher {
             // state.
             self.publisher.record_check(began, answered, end);
             self.hints.end(&self.wanted.borrow(), began, end);
-            if self.held_until.is_none() {
-                self.wait(began, due).await;
-            }
+            let left = cause.left_by(&outcome, started);
+            let next = match self.held_until {
+                None => self.wait(began, due).await,
+                Some(_) => Trigger::Poll.into(),
+            };
+            cause = left.unwrap_or(next);
+        }
+    }
+
+    /// Logs a check, and records how long it took to publish what it has found.
+    fn record_outcome(&self, cause: Cause, outcome: &Outcome, started: Instant, ended: Instant) {
+        let (bundle, trigger) = (&*self.pipeline.name, cause.trigger);
+        let label = outcome.label();
+        let duration_ms = millis(ended - started);
+        tracing::debug!(
+            bundle,
+            trigger = trigger.label(),
+            outcome = label,
+            duration_ms,
+            "checked the registry"
+        );
+        if matches!(outcome, Outcome::Accepted(_)) {
+            let known = cause.since.unwrap_or(started);
+            let metrics = &self.pipeline.metrics;
+            metrics.observe_publication(trigger, known.elapsed());
         }
     }
 
@@ -403,16 +429,16 @@ impl Watcher {
     }
 
     /// Waits until the next check is due, or until one is asked for: by a client that runs another
-    /// version, an operator, a hint, or a change of the layout folder.
-    async fn wait(&mut self, began: Instant, due: Instant) {
+    /// version, an operator, a hint, or a change of the layout folder. Returns which.
+    async fn wait(&mut self, began: Instant, due: Instant) -> Cause {
         loop {
             let wanted = *self.wanted.borrow_and_update();
             // While the registry fails, its back-off applies to requests of clients as well.
-            let by_client = wanted.client.is_some_and(|asked| {
-                asked > began + self.options.confirm_within && self.publisher.has_answered(began)
+            let by_client = wanted.client.filter(|asked| {
+                *asked > began + self.options.confirm_within && self.publisher.has_answered(began)
             });
-            if by_client {
-                return;
+            if let Some(asked) = by_client {
+                return Cause::since(Trigger::Request, asked);
             }
             let failure = self.publisher.failure_class();
             let served = self.publisher.machine().current();
@@ -424,27 +450,30 @@ impl Watcher {
                 () = reverify::due_or_policy_changed(&mut self.policy, expiry) => {
                     Box::pin(self.reverify()).await;
                     if reverify::should_check(&self.publisher) {
-                        return;
+                        return Trigger::Poll.into();
                     }
                 }
-                () = switched(&mut self.suspended) => return,
-                () = sleep_until(due) => return,
+                () = switched(&mut self.suspended) => return Trigger::Poll.into(),
+                () = sleep_until(due) => return Trigger::Poll.into(),
                 () = reached(early.map(|check| check.at)) => {
-                    if let Some(check) = early {
-                        self.early_check = Some(check.at);
-                        self.hints.begin(check);
-                    }
-                    return;
+                    let Some(check) = early else {
+                        continue;
+                    };
+                    self.early_check = Some(check.at);
+                    self.hints.begin(check);
+                    return check.cause();
                 }
                 change = source_change(&mut self.source_watch, served.as_ref()) => {
                     let is_evidence = failure.is_some_and(FailureClass::is_about_evidence);
                     if change == SourceChange::Moved || is_evidence {
-                        self.source_moved = Some(Instant::now());
-                        return;
+                        let now = Instant::now();
+                        self.source_moved = Some(now);
+                        return Cause::since(Trigger::Notification, now);
                     }
                 }
                 changed = self.wanted.changed() => if changed.is_err() {
-                    return sleep_until(due).await;
+                    sleep_until(due).await;
+                    return Trigger::Poll.into();
                 },
                 () = reached(stale_at) => self.expire(),
             }
@@ -509,6 +538,10 @@ impl Watcher {
             None => Update::Forget { history },
         });
     }
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }
 
 /// Waits until a bundle is suspended or resumed. Cancel-safe.

@@ -13,8 +13,8 @@ use bundlegate::{
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
     server::{
-        AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Requirement,
-        Settings, Tokens, TrustedProxies,
+        AccessLevel, AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options,
+        Requirement, Settings, Tokens, TrustedProxies,
     },
     store,
     verify::TrustPolicy,
@@ -288,6 +288,7 @@ impl TestGateway<InProcess> {
                 spread: setup.spread,
                 repeat_delay: setup.repeat_delay,
             },
+            access_log: AccessLevel::Off,
             trusted_proxies: setup.trusted_proxies,
             admin_tls: None,
             admin_hosts: Vec::new(),

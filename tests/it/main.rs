@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
 mod access;
+mod access_log;
 mod admin;
 mod artifacts;
 mod attacks;
@@ -37,6 +38,7 @@ mod index;
 mod layouts;
 mod long_poll;
 mod max_connections;
+mod metrics;
 mod mirrors;
 mod on_withdraw;
 mod opa_check;

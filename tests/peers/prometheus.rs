@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// The metrics that dashboards use.
-const PROMISED: [(&str, &str); 14] = [
+const PROMISED: [(&str, &str); 20] = [
     ("build_info", "gauge"),
     ("http_requests_total", "counter"),
     ("sent_bytes_total", "counter"),
@@ -29,6 +29,12 @@ const PROMISED: [(&str, &str); 14] = [
     ("cache_hits_total", "counter"),
     ("cache_misses_total", "counter"),
     ("cache_bytes", "gauge"),
+    ("bundle_refused", "gauge"),
+    ("http_request_duration_seconds", "histogram"),
+    ("hold_duration_seconds", "histogram"),
+    ("registry_request_duration_seconds", "histogram"),
+    ("verification_duration_seconds", "histogram"),
+    ("publication_duration_seconds", "histogram"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,6 +75,17 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
             "1",
         ),
         (r#"bundlegate_waiters{bundle="authz"}"#, "1"),
+        (r#"bundlegate_bundle_refused{bundle="authz"}"#, "0"),
+        (r#"bundlegate_bundle_refused{bundle="refused"}"#, "1"),
+        (
+            r#"histogram_quantile(0.99, sum by (le) (bundlegate_http_request_duration_seconds_bucket{code="200"})) < bool 1"#,
+            "1",
+        ),
+        (
+            r#"sum(bundlegate_publication_duration_seconds_count{trigger="start"})"#,
+            "1",
+        ),
+        ("process_open_fds > bool 5", "1"),
         (
             &format!(
                 r#"bundlegate_bundle_info{{bundle="authz",manifest="{digest}",revision="first"}}"#

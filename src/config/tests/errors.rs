@@ -281,6 +281,14 @@ fn server_errors_name_the_key_and_a_fix() {
             "server.trusted_proxies[0]: 10.1.2.3/8 has address bits beyond its length; write 10.0.0.0/8 or 10.1.2.3",
         ),
         (
+            "log: { format: xml }",
+            "log.format: \"xml\" is not one of `auto`, `text` and `json`; available: auto, text, json",
+        ),
+        (
+            "log: { access: error }",
+            "log.access: \"error\" is not one of `off`, `errors` and `all`; did you mean `errors`?",
+        ),
+        (
             "server: { max_connections: 0 }",
             "server.max_connections: no client could connect; write a number of at least 1",
         ),
