@@ -46,7 +46,8 @@ enum Command {
     ///
     /// Watches the registries, verifies signatures, and answers OPA's bundle requests. SIGTERM
     /// or Ctrl-C drains; a second signal exits immediately. Logs go to stderr
-    /// (BUNDLEGATE_LOG=debug for more).
+    /// (BUNDLEGATE_LOG=debug for more; `log` in the configuration has their format and the access
+    /// log).
     Serve {
         /// The configuration file; config/bundlegate.yaml documents every key.
         #[arg(long, value_name = "FILE", value_parser = path_value())]

@@ -719,6 +719,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_takes_the_time_since_its_head_was_complete_or_the_one_before_was_answered() {
+        let slot = idle(9).register();
+        advance(MS).await;
+        slot.record_read();
+        advance(MS).await;
+        // The rest of its head.
+        slot.record_read();
+        assert_eq!(slot.arrived(), Instant::now());
+        advance(3 * MS).await;
+        assert_eq!(slot.record_request(), 3 * MS);
+        // It came together with the first one.
+        advance(MS).await;
+        assert_eq!(slot.record_request(), MS);
+        // It came while another one was held.
+        let held = slot.begin_request();
+        slot.record_read();
+        advance(60_000 * MS).await;
+        drop(held);
+        advance(2 * MS).await;
+        assert_eq!(slot.record_request(), 2 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_new_connection_has_a_grace_period_for_its_first_request() {
         let idle = idle(9);
         let slots: Vec<_> = (0..3).map(|_| idle.register()).collect();

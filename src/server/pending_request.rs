@@ -86,3 +86,25 @@ fn outcome_of(reply: &Reply) -> HoldOutcome {
         Reply::Other(_) => HoldOutcome::Error,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hold_starts_some_microseconds_after_its_request_or_never() {
+        let (mut start, began) = (HoldStart::default(), Instant::now());
+        assert_eq!(start.since(began), None);
+        let late = Duration::from_secs(1_000_000);
+        for (delay, expected) in [
+            // Zero is a request that is not held.
+            (Duration::ZERO, Duration::from_micros(1)),
+            (Duration::from_millis(7), Duration::from_millis(7)),
+            (late, Duration::from_micros(u32::MAX.into())),
+        ] {
+            start.set(delay);
+            assert_eq!(start.take(began), Some(began + expected));
+            assert_eq!(start.since(began), None);
+        }
+    }
+}

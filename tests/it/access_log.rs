@@ -13,9 +13,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    faulty::FaultyRegistry,
+    faulty::{Fault, FaultyRegistry},
     gateway::{bundle, packed, tag, wishing},
-    shared::{PATIENCE, Process, TestGateway, poll_until},
+    shared::{
+        PATIENCE, Process, TestGateway,
+        gateway::{Program, listener},
+        poll_until,
+    },
 };
 
 const TOKEN: &str = "s3cret-token";
@@ -354,7 +358,7 @@ async fn debug_shows_requests_and_polls() {
         "bundlegate",
         command.arg(folder.path().join("bundlegate.yaml")),
     );
-    let data = crate::shared::gateway::listener(&mut process, "data").await;
+    let data = listener(&mut process, "data").await;
     let line = |message: &'static str| {
         move |line: &str| {
             let line: Value = serde_json::from_str(line).ok()?;
@@ -425,6 +429,56 @@ async fn lines_have_the_format_of_the_configuration() {
         .line(|line| serde_json::from_str::<Value>(line).ok())
         .await;
     assert_eq!(line["level"], "INFO", "{line}");
+}
+
+fn line_with(message: &'static str, bundle: &'static str) -> impl Fn(&str) -> Option<Value> {
+    move |line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let is_it = line["message"].as_str()?.contains(message) && line["bundle"] == bundle;
+        is_it.then_some(line)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_names_what_is_still_served_and_a_start_from_the_cache_says_so() {
+    let registry = registry().await;
+    let mut config = config(&registry, &json!({}));
+    config["cache"] = json!({ "directory": "cache" });
+    let folder = folder(&config);
+    let mut process = Program::launch(&folder);
+    let admin = listener(&mut process, "admin").await;
+    let served = process.line(line_with("serving", "authz")).await;
+    assert_eq!(served["message"], "serving", "{served}");
+    let (refused, _) = registry.put_artifact("live", b"no bundle");
+    let http = Client::builder().no_proxy().build().unwrap();
+    let request = http.post(format!("http://{admin}/refresh/authz"));
+    let request = request.header("content-type", "application/json");
+    request.body("{}").send().await.unwrap();
+    let line = process
+        .line(|line| line_with("", "authz")(line).filter(|line| line["level"] == "WARN"))
+        .await;
+    let reference = registry.reference("live").to_string();
+    assert_eq!(
+        (&line["class"], &line["state"], &line["reference"]),
+        (&json!("defect"), &json!("serving"), &json!(reference)),
+        "{line}"
+    );
+    assert_eq!(line["digest"], refused.to_string(), "{line}");
+    assert_eq!(
+        (&line["serving"], &line["serving_revision"]),
+        (&served["manifest"], &served["revision"]),
+        "{line}"
+    );
+    assert!(line["reason"].is_string(), "{line}");
+    process.kill();
+    registry.fail("", usize::MAX, Fault::Status(503, vec![]));
+    let mut process = Program::launch(&folder);
+    let again = process.line(line_with("serving", "authz")).await;
+    assert_eq!(
+        (&again["message"], &again["manifest"]),
+        (&json!("serving from the cache"), &served["manifest"]),
+        "{again}"
+    );
 }
 
 /// A gateway whose stderr is read by the test.
