@@ -93,6 +93,17 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{marker}", &text[..end]))
 }
 
+/// An error with its causes. HTTP clients say what went wrong in the causes only.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
 /// The style of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {

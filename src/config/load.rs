@@ -16,11 +16,11 @@ use super::{
     problem::{ConfigError, Problem},
     raw, reader, registries,
     server::{self, LongPoll, Server},
-    tree,
+    tracing, tree,
     trust::{CurrentRoot, Policies},
     webhooks,
 };
-use crate::{oci::read_regular_or_pipe, registry, verify::RootSource, webhooks::Webhook};
+use crate::{oci::read_regular_or_pipe, registry, traces, verify::RootSource, webhooks::Webhook};
 
 /// A configuration with checked values, all of whose files could be read.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub struct Config {
     pub clients: Vec<ClientConfig>,
     /// The notifications of registries that are received.
     pub webhooks: Vec<Webhook>,
+    /// Where traces go; `None` if there are none.
+    pub tracing: Option<traces::Options>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
@@ -154,6 +156,7 @@ impl Config {
                 .map_err(|problem| problem.at("clients"))?,
             webhooks: webhooks::read(raw.webhooks, base)
                 .map_err(|problem| problem.at("webhooks"))?,
+            tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
             files: files.paths(),
             text: String::new(),
         })

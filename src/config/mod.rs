@@ -30,6 +30,7 @@ mod server;
 mod tag_rule;
 mod tls;
 mod token_file;
+mod tracing;
 mod tree;
 mod trust;
 mod values;

@@ -24,6 +24,7 @@ use crate::{
     server::{self, AdminAddress, Catalog, Server},
     store::{self, Store, StoreMetrics},
     telemetry,
+    traces::Traces,
     verify::TrustRoots,
 };
 
@@ -37,6 +38,7 @@ pub struct Gateway {
     bundles: Bundles,
     store: Store,
     metrics: Metrics,
+    traces: Traces,
     /// Applies changes of the configuration file, where there is one.
     reload: Option<Reload>,
 }
@@ -65,7 +67,7 @@ impl Gateway {
     pub async fn start_on(
         serving: Handle,
         config: Config,
-        options: server::Options,
+        mut options: server::Options,
         file: Option<&Path>,
     ) -> anyhow::Result<Self> {
         // hyper panics where it can't write the time into a `Date` header.
@@ -81,7 +83,16 @@ impl Gateway {
             metrics.registries,
         );
         let store = open_store(&config.cache, metrics.store).await?;
-        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
+        let traces = metrics.traces;
+        traces.replace(config.tracing.as_ref())?;
+        options.traces = traces.clone();
+        let mut bundles = Bundles::new(
+            &config,
+            registries,
+            store.clone(),
+            metrics.bundles,
+            traces.clone(),
+        );
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all, &config).await?;
@@ -106,7 +117,6 @@ impl Gateway {
             }
             None => None,
         };
-        let mut options = options;
         options.admin.cache_problem = store.problem();
         let settings = server::Settings::clone(&options.settings.current());
         apply_settings(&options.settings, settings);
@@ -120,6 +130,7 @@ impl Gateway {
             bundles,
             store,
             metrics: metrics.registry,
+            traces,
             reload,
         })
     }
@@ -189,6 +200,7 @@ impl Gateway {
             serving,
             mut bundles,
             store,
+            traces,
             reload,
             ..
         } = self;
@@ -209,6 +221,7 @@ impl Gateway {
         tasks.shutdown().await;
         bundles.shutdown().await;
         store.close().await;
+        traces.shut_down().await;
         ended
     }
 }

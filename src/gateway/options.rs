@@ -7,6 +7,7 @@ use crate::{
     access::{KeySource, RemoteKeySets},
     config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
     server::{self, Requirement, Tokens},
+    traces::Traces,
 };
 
 /// The server's options, from the configuration.
@@ -22,6 +23,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         webhooks: config.webhooks.clone().into(),
         deadlines: server::Deadlines::default(),
         settings: settings(config).into(),
+        traces: Traces::off(),
     })
 }
 

@@ -30,6 +30,7 @@ use crate::{
         ReloadOutcome, ReloadRequests,
     },
     telemetry,
+    traces::Traces,
     verify::TrustRoots,
 };
 
@@ -62,6 +63,7 @@ pub(super) struct LiveOptions {
     admin_tokens: AdminTokens,
     reloads: ConfigReloads,
     settings: LiveSettings,
+    traces: Traces,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -101,6 +103,7 @@ struct OtherChanges {
     cache: bool,
     tls: bool,
     server: bool,
+    tracing: bool,
 }
 
 impl LiveOptions {
@@ -111,6 +114,7 @@ impl LiveOptions {
             admin_tokens: options.admin.tokens.clone(),
             reloads: options.admin.reloads.clone(),
             settings: options.settings.clone(),
+            traces: options.traces.clone(),
         }
     }
 }
@@ -128,6 +132,7 @@ impl OtherChanges {
                 Change::SetCache => others.cache = true,
                 Change::SetTls => others.tls = true,
                 Change::SetServer => others.server = true,
+                Change::SetTracing => others.tracing = true,
                 _ => {}
             }
         }
@@ -250,6 +255,11 @@ impl Reload {
             return Ok(Err(error.to_string()));
         }
         let others = OtherChanges::of(&changes);
+        if others.tracing
+            && let Err(error) = self.live.traces.replace(wanted.tracing.as_ref())
+        {
+            return Ok(Err(error.to_string()));
+        }
         self.replace_options(&wanted, others, clients);
         let applied = bundles.apply(&changes, prepared, &wanted).await?;
         let keys = changes.into_iter().filter_map(|change| match change {
@@ -336,6 +346,7 @@ impl Reload {
                 cache,
                 tls,
                 server,
+                tracing,
             } = others;
             let cause = cause.label();
             tracing::info!(
@@ -355,6 +366,7 @@ impl Reload {
                 cache,
                 tls,
                 server,
+                tracing,
                 outcome,
                 "configuration read again"
             );

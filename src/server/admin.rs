@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     publish::{Handle, WithdrawnVersion},
+    traces::Traces,
     webhooks::Listener,
 };
 
@@ -53,6 +54,7 @@ pub(super) struct AdminContext {
     /// When the replica is ready at the latest.
     pub(super) ready_at: Instant,
     pub(super) drain: DrainSignal,
+    pub(super) traces: Traces,
 }
 
 #[derive(Debug)]
@@ -168,8 +170,12 @@ impl AdminApi {
             Ok(head) => head,
             Err(refused) => return refused,
         };
+        let context = &self.state.context;
         match operation {
-            Operation::Refresh => refresh_api::handle(&self.state.context.catalog, &head).await,
+            Operation::Refresh => {
+                let span = context.traces.request("POST /refresh/{name}", None);
+                span.run(refresh_api::handle(&context.catalog, &head)).await
+            }
             Operation::Reload => reload_api::handle(&self.state.reloads, &head).await,
         }
     }
@@ -396,6 +402,7 @@ mod tests {
                 holdouts: HoldoutTracker::default(),
                 ready_at: Instant::now() + READY_AFTER,
                 drain: DrainSignal::new(receiver),
+                traces: Traces::off(),
             };
             for handle in [handle, served] {
                 insert(&context, handle);

@@ -109,6 +109,7 @@ impl Server {
             webhooks,
             deadlines,
             settings,
+            traces,
             admin: admin_options,
             ..
         } = options;
@@ -121,13 +122,14 @@ impl Server {
             Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
         let holdouts = HoldoutTracker::default();
         let ready_at = Instant::now() + ready_after;
-        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
+        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), traces.clone());
         let context = AdminContext {
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             holdouts: holdouts.clone(),
             ready_at,
             drain: drain_signal.clone(),
+            traces: traces.clone(),
         };
         let admin_api = AdminApi::new(
             context,
@@ -150,6 +152,7 @@ impl Server {
             drain: drain_signal,
             holdouts,
             webhooks,
+            traces,
         });
         let follow_pace = follow_pace(&bundle_api, settings.subscribe());
         let follow_limit = connections.follow_limit(settings.subscribe());

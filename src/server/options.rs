@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::{AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies};
-use crate::access::Authorities;
+use crate::{access::Authorities, traces::Traces};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Options {
     pub deadlines: Deadlines,
     /// Further options, replaceable while the server runs.
     pub settings: LiveSettings,
+    /// Records requests.
+    pub traces: Traces,
 }
 
 /// Options of the admin API.
