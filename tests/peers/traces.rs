@@ -40,7 +40,10 @@ async fn a_collector_gets_the_trace_of_a_request_and_follows_the_configuration()
     let artifact = Artifact::answering("first").await;
     let digest = registry.push("acme/authz:live", &artifact.file()).await;
     key.sign(&registry, &format!("acme/authz@{digest}")).await;
-    let config = GatewayConfig::trusting(&key).bundle("authz", &registry, "acme/authz:live");
+    // Polled so seldom that each check has another cause.
+    let config = GatewayConfig::trusting(&key)
+        .bundle("authz", &registry, "acme/authz:live")
+        .with("/bundles/authz/poll", json!("1h"));
     let gateway = TestGateway::start(config.clone()).await;
     let is_serving = |status: &serde_json::Value| status["state"] == "serving";
     gateway.status_when("authz", "serving", is_serving).await;
