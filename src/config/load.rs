@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     bundles::{self, BundleConfig, Defaults},
+    certificates::CertificateFiles,
     clients::{self, ClientConfig},
     difference,
     files::{self, Files},
@@ -20,7 +21,10 @@ use super::{
     trust::{CurrentRoot, Policies},
     webhooks,
 };
-use crate::{oci::read_regular_or_pipe, registry, traces, verify::RootSource, webhooks::Webhook};
+use crate::{
+    oci::read_regular_or_pipe, registry, server::CertificateInUse, traces, verify::RootSource,
+    webhooks::Webhook,
+};
 
 /// A configuration with checked values, all of whose files could be read.
 #[derive(Debug, Clone)]
@@ -49,6 +53,8 @@ pub struct Config {
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
     pub trust: Policies,
+    /// The certificates in use, by key, with their expiry.
+    pub certificates: Vec<CertificateInUse>,
     files: Vec<PathBuf>,
     /// The text of the file.
     text: String,
@@ -125,6 +131,7 @@ impl Config {
         roots: CurrentRoot<'_>,
         files: &Files<'_>,
     ) -> Result<Self, Problem> {
+        let certificates = CertificateFiles::named_in(&raw.server, &raw.trust);
         let (registries, policies) =
             registries_and_policies(raw.registries, raw.trust, roots, files)?;
         let base = files.base();
@@ -142,6 +149,7 @@ impl Config {
         let of_bundles = bundles.iter().map(|bundle| &bundle.trust);
         let of_patterns = patterns.iter().map(PatternConfig::trust);
         Ok(Self {
+            certificates: certificates.read(&registries, base),
             registries,
             limits: defaults.limits,
             cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,

@@ -6,6 +6,7 @@
 
 mod admin;
 mod bundles;
+mod certificates;
 mod cli_config;
 mod client_credential;
 mod clients;

@@ -118,6 +118,9 @@ impl Gateway {
             None => None,
         };
         options.admin.cache_problem = store.problem();
+        if let Some(reload) = &reload {
+            options.admin.trust_roots = reload.trust_roots();
+        }
         let settings = server::Settings::clone(&options.settings.current());
         apply_settings(&options.settings, settings);
         let catalog = bundles.catalog().clone();

@@ -5,6 +5,7 @@
 mod files;
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     time::Duration,
@@ -12,6 +13,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::spawn_blocking,
     time::sleep,
 };
@@ -25,9 +27,10 @@ use super::{
 };
 use crate::{
     config::Config,
+    publish::TrustRootStatus,
     server::{
-        self, AdminTokens, Clients, ConfigReloads, LiveClients, LiveSettings, LiveWebhooks,
-        ReloadOutcome, ReloadRequests,
+        self, AdminTokens, Clients, ConfigReloads, LiveCertificates, LiveClients, LiveSettings,
+        LiveWebhooks, ReloadOutcome, ReloadRequests,
     },
     telemetry,
     traces::Traces,
@@ -62,6 +65,7 @@ pub(super) struct LiveOptions {
     webhooks: LiveWebhooks,
     admin_tokens: AdminTokens,
     reloads: ConfigReloads,
+    certificates: LiveCertificates,
     settings: LiveSettings,
     traces: Traces,
 }
@@ -113,6 +117,7 @@ impl LiveOptions {
             webhooks: options.webhooks.clone(),
             admin_tokens: options.admin.tokens.clone(),
             reloads: options.admin.reloads.clone(),
+            certificates: options.admin.certificates.clone(),
             settings: options.settings.clone(),
             traces: options.traces.clone(),
         }
@@ -168,6 +173,11 @@ impl Reload {
             refusal: None,
             restart_keys,
         })
+    }
+
+    /// What operators see of the trust roots.
+    pub(super) fn trust_roots(&self) -> watch::Receiver<BTreeMap<String, TrustRootStatus>> {
+        self.reader.roots.statuses()
     }
 
     /// Waits until there is a cause to read the configuration again.
@@ -277,9 +287,11 @@ impl Reload {
             clients: live_clients,
             webhooks,
             admin_tokens,
+            certificates,
             settings,
             ..
         } = &self.live;
+        certificates.replace(wanted.certificates.clone());
         if let Some(clients) = clients {
             live_clients.replace(clients);
         }

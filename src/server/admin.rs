@@ -9,13 +9,12 @@ use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
 use prometheus::IntGauge;
 use serde_json::{Map, Value, json};
-use tokio::{runtime, sync::watch, time::Instant};
+use tokio::{runtime, time::Instant};
 
 use super::{
     AdminOptions, Catalog, Entry, LiveSettings,
     admin_access::AdminAccess,
     bundle_api::BundleApi,
-    config_reloads::ConfigReloads,
     connection::Peer,
     drain::DrainSignal,
     holdout_tracker::HoldoutTracker,
@@ -60,8 +59,7 @@ pub(super) struct AdminContext {
 #[derive(Debug)]
 struct AdminState {
     context: AdminContext,
-    reloads: ConfigReloads,
-    cache_problem: watch::Receiver<Option<Arc<str>>>,
+    options: AdminOptions,
     /// The names of the bundles whose first version the replica waits for: those of the configuration
     /// at the start. One that a reload adds does not take the replica out of rotation, whether it
     /// has been ready before or not. Nor does one that is added on demand: it was asked for at a
@@ -81,10 +79,10 @@ impl AdminApi {
         background: &runtime::Handle,
     ) -> Self {
         let access = AdminAccess {
-            tokens: options.tokens,
+            tokens: options.tokens.clone(),
             settings,
         };
-        let state = AdminState::new(context, options.reloads, options.cache_problem);
+        let state = AdminState::new(context, options);
         Self {
             access,
             state: Arc::new(state),
@@ -176,7 +174,7 @@ impl AdminApi {
                 let span = context.traces.request("POST /refresh/{name}", None);
                 span.run(refresh_api::handle(&context.catalog, &head)).await
             }
-            Operation::Reload => reload_api::handle(&self.state.reloads, &head).await,
+            Operation::Reload => reload_api::handle(&self.state.options.reloads, &head).await,
         }
     }
 }
@@ -197,18 +195,13 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
-    fn new(
-        context: AdminContext,
-        reloads: ConfigReloads,
-        cache_problem: watch::Receiver<Option<Arc<str>>>,
-    ) -> Self {
+    fn new(context: AdminContext, options: AdminOptions) -> Self {
         let configured = context.catalog.entries().into_iter();
         let configured = configured.filter(|entry| entry.pattern().is_none());
         Self {
             awaited: configured.map(|entry| entry.name().to_owned()).collect(),
             context,
-            reloads,
-            cache_problem,
+            options,
             was_ready: AtomicBool::new(false),
             since: format!("{:.3}", crate::telemetry::now()),
         }
@@ -287,13 +280,30 @@ impl AdminState {
             (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
-        let reload = self.reloads.last();
+        let AdminOptions {
+            reloads,
+            cache_problem,
+            certificates,
+            trust_roots,
+            ..
+        } = &self.options;
+        let now = crate::telemetry::now();
+        let certificates = certificates.current();
+        let certificates = certificates
+            .iter()
+            .map(|one| (one.key.clone(), status::certificate(one, now)));
+        let trust_roots = trust_roots.borrow().clone();
+        let trust_roots = trust_roots
+            .iter()
+            .map(|(name, root)| (name.clone(), status::trust_root(root, now)));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "since": self.since,
             "ready": self.is_ready(),
-            "cache": { "problem": self.cache_problem.borrow().as_deref() },
-            "config": reload.map(|outcome| outcome.status()),
+            "cache": { "problem": cache_problem.borrow().as_deref() },
+            "config": reloads.last().map(|outcome| outcome.status()),
+            "certificates": certificates.collect::<Map<_, _>>(),
+            "trust_roots": trust_roots.collect::<Map<_, _>>(),
             "bundles": bundles,
             "webhooks": webhooks,
         })
@@ -316,6 +326,9 @@ impl AdminState {
     fn update_gauges(&self) {
         let gauges = &self.context.metrics.status;
         gauges.reset();
+        for certificate in self.options.certificates.current().iter() {
+            gauges.add_certificate(certificate);
+        }
         for entry in &self.entries() {
             let handle = entry.handle();
             gauges.add(entry.label(), entry.pattern().is_some(), &entry.status());
@@ -369,7 +382,7 @@ const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::T
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::advance;
+    use tokio::{sync::watch, time::advance};
 
     use super::*;
     use crate::{
@@ -377,7 +390,7 @@ mod tests {
         publish::{
             CheckEnd, Event, Failure, FailureClass, Outcome, Publisher, Step, pending, serving,
         },
-        server::drain::Phase,
+        server::{AdminAddress, drain::Phase},
     };
 
     const READY_AFTER: Duration = Duration::from_secs(30);
@@ -396,6 +409,7 @@ mod tests {
             let (b, served) = serving("b", 1);
             let catalog = Catalog::default();
             let (phase, receiver) = watch::channel(Phase::Open);
+            let address = AdminAddress::Unix("unused".into());
             let context = AdminContext {
                 catalog,
                 metrics: ServerMetrics::new(&Metrics::new()).unwrap(),
@@ -408,7 +422,7 @@ mod tests {
                 insert(&context, handle);
             }
             Self {
-                admin: AdminState::new(context, ConfigReloads::default(), watch::channel(None).1),
+                admin: AdminState::new(context, address.into()),
                 a,
                 _b: b,
                 phase,

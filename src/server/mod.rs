@@ -99,8 +99,8 @@ pub use self::{
     live::Live,
     metrics::{RequestMetrics, ServerMetrics},
     options::{
-        AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LiveSettings, LongPoll, Options,
-        ServerTls, Settings,
+        AdminAddress, AdminOptions, AdminTls, CertificateInUse, Deadlines, Drain, LiveCertificates,
+        LiveSettings, LongPoll, Options, ServerTls, Settings,
     },
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
