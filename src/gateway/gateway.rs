@@ -16,12 +16,14 @@ use super::{
     options::apply_settings,
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
+    supervision::{self, Supervision},
 };
 use crate::{
     config::{self, Config},
     metrics::Metrics,
     registry::Registries,
-    server::{self, AdminAddress, Catalog, Server},
+    server::{self, AdminAddress, Catalog, ConfigReloads, LiveSettings, Server},
+    service_manager::ServiceManager,
     store::{self, Store, StoreMetrics},
     telemetry,
     verify::TrustRoots,
@@ -37,8 +39,11 @@ pub struct Gateway {
     bundles: Bundles,
     store: Store,
     metrics: Metrics,
+    settings: LiveSettings,
     /// Applies changes of the configuration file, where there is one.
     reload: Option<Reload>,
+    reloads: ConfigReloads,
+    manager: ServiceManager,
 }
 
 impl Gateway {
@@ -110,6 +115,7 @@ impl Gateway {
         options.admin.cache_problem = store.problem();
         let settings = server::Settings::clone(&options.settings.current());
         apply_settings(&options.settings, settings);
+        let (settings, reloads) = (options.settings.clone(), options.admin.reloads.clone());
         let catalog = bundles.catalog().clone();
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;
@@ -120,8 +126,21 @@ impl Gateway {
             bundles,
             store,
             metrics: metrics.registry,
+            settings,
             reload,
+            reloads,
+            manager: ServiceManager::default(),
         })
+    }
+
+    /// Tells a service manager of the state of this gateway, from [`Self::run`] on.
+    #[must_use]
+    pub fn report_to(mut self, manager: ServiceManager) -> Self {
+        if let Some(reload) = &mut self.reload {
+            reload.report_to(manager.clone());
+        }
+        self.manager = manager;
+        self
     }
 
     /// The address of the data listener.
@@ -189,9 +208,24 @@ impl Gateway {
             serving,
             mut bundles,
             store,
+            settings,
             reload,
+            reloads,
+            manager,
             ..
         } = self;
+        let supervision = Supervision {
+            catalog: bundles.catalog().clone(),
+            readiness: server.readiness(),
+            liveness: server.liveness(),
+            reloads,
+            manager: manager.clone(),
+        };
+        let drain = async move {
+            drain.await;
+            let limit = supervision::shutdown_limit(settings.current().drain);
+            manager.send_stopping(limit).await;
+        };
         // Dropping the set ends the server.
         let mut tasks = JoinSet::new();
         tasks.spawn_on(server.run(drain), &serving);
@@ -204,6 +238,7 @@ impl Gateway {
                 Err(error) => Err(anyhow::anyhow!("the server stopped: {error}; please report this")),
             },
             () = exit => Ok(()),
+            never = supervision.report() => match never {},
             broken = follow(reload, &mut bundles) => Err(broken),
         };
         tasks.shutdown().await;

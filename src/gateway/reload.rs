@@ -29,6 +29,7 @@ use crate::{
         self, AdminTokens, Clients, ConfigReloads, LiveClients, LiveSettings, LiveWebhooks,
         ReloadOutcome, ReloadRequests,
     },
+    service_manager::ServiceManager,
     telemetry,
     verify::TrustRoots,
 };
@@ -52,6 +53,7 @@ pub(super) struct Reload {
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
+    manager: ServiceManager,
 }
 
 /// The options of the server that are replaced while it runs.
@@ -162,7 +164,13 @@ impl Reload {
             files,
             refusal: None,
             restart_keys,
+            manager: ServiceManager::default(),
         })
+    }
+
+    /// Tells a service manager of reloads.
+    pub(super) fn report_to(&mut self, manager: ServiceManager) {
+        self.manager = manager;
     }
 
     /// Waits until there is a cause to read the configuration again.
@@ -186,6 +194,9 @@ impl Reload {
         bundles: &mut Bundles,
     ) -> anyhow::Result<Self> {
         let began = self.requests.begin();
+        if cause.is_change() {
+            self.manager.send_reloading().await;
+        }
         let known = self.files.contents().clone();
         let reader = self.reader;
         // Read on a blocking thread, because files may be on a network file system.
@@ -219,6 +230,10 @@ impl Reload {
             restart_keys: self.restart_keys.clone(),
         };
         self.requests.conclude(began, outcome);
+        if cause.is_change() {
+            // Also after a refusal: the gateway is ready with the configuration in force.
+            self.manager.send_ready().await;
+        }
         Ok(self)
     }
 
@@ -422,6 +437,11 @@ impl Reader {
 }
 
 impl Cause {
+    /// Whether the user has changed something, or asks for a reload.
+    fn is_change(self) -> bool {
+        matches!(self, Self::Signal | Self::Request | Self::Files)
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Start => "start",
