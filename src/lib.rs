@@ -28,6 +28,7 @@
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
+//! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
 //! | [`metrics`], [`telemetry`], [`traces`] | the registry of Prometheus metrics, which each module declares itself; logs; spans and their export | – ; every module may use them |
 //!
 //! A test reads the sources and checks the last column.
@@ -354,6 +355,7 @@ pub mod opa_check;
 pub mod publish;
 pub mod registry;
 pub mod server;
+pub mod service_manager;
 pub mod sign;
 pub mod store;
 pub mod telemetry;

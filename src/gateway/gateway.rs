@@ -16,12 +16,14 @@ use super::{
     options::apply_settings,
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
+    supervision::{self, Supervision},
 };
 use crate::{
     config::{self, Config},
     metrics::Metrics,
     registry::Registries,
-    server::{self, AdminAddress, Catalog, Server},
+    server::{self, AdminAddress, Catalog, ConfigReloads, LiveSettings, Server},
+    service_manager::ServiceManager,
     store::{self, Store, StoreMetrics},
     telemetry,
     traces::Traces,
@@ -39,8 +41,11 @@ pub struct Gateway {
     store: Store,
     metrics: Metrics,
     traces: Traces,
+    settings: LiveSettings,
     /// Applies changes of the configuration file, where there is one.
     reload: Option<Reload>,
+    reloads: ConfigReloads,
+    manager: ServiceManager,
 }
 
 impl Gateway {
@@ -123,6 +128,7 @@ impl Gateway {
         }
         let settings = server::Settings::clone(&options.settings.current());
         apply_settings(&options.settings, settings);
+        let (settings, reloads) = (options.settings.clone(), options.admin.reloads.clone());
         let catalog = bundles.catalog().clone();
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;
@@ -134,8 +140,21 @@ impl Gateway {
             store,
             metrics: metrics.registry,
             traces,
+            settings,
             reload,
+            reloads,
+            manager: ServiceManager::default(),
         })
+    }
+
+    /// Tells a service manager of the state of this gateway, from [`Self::run`] on.
+    #[must_use]
+    pub fn report_to(mut self, manager: ServiceManager) -> Self {
+        if let Some(reload) = &mut self.reload {
+            reload.report_to(manager.clone());
+        }
+        self.manager = manager;
+        self
     }
 
     /// The address of the data listener.
@@ -204,9 +223,24 @@ impl Gateway {
             mut bundles,
             store,
             traces,
+            settings,
             reload,
+            reloads,
+            manager,
             ..
         } = self;
+        let supervision = Supervision {
+            catalog: bundles.catalog().clone(),
+            readiness: server.readiness(),
+            liveness: server.liveness(),
+            reloads,
+            manager: manager.clone(),
+        };
+        let drain = async move {
+            drain.await;
+            let limit = supervision::shutdown_limit(settings.current().drain);
+            manager.send_stopping(limit).await;
+        };
         // Dropping the set ends the server.
         let mut tasks = JoinSet::new();
         tasks.spawn_on(server.run(drain), &serving);
@@ -219,6 +253,7 @@ impl Gateway {
                 Err(error) => Err(anyhow::anyhow!("the server stopped: {error}; please report this")),
             },
             () = exit => Ok(()),
+            never = supervision.report() => match never {},
             broken = follow(reload, &mut bundles) => Err(broken),
         };
         tasks.shutdown().await;

@@ -32,6 +32,7 @@ use crate::{
         self, AdminTokens, Clients, ConfigReloads, LiveCertificates, LiveClients, LiveSettings,
         LiveWebhooks, ReloadOutcome, ReloadRequests,
     },
+    service_manager::ServiceManager,
     telemetry,
     traces::Traces,
     verify::TrustRoots,
@@ -56,6 +57,7 @@ pub(super) struct Reload {
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
+    manager: ServiceManager,
 }
 
 /// The options of the server that are replaced while it runs.
@@ -172,12 +174,18 @@ impl Reload {
             files,
             refusal: None,
             restart_keys,
+            manager: ServiceManager::default(),
         })
     }
 
     /// What operators see of the trust roots.
     pub(super) fn trust_roots(&self) -> watch::Receiver<BTreeMap<String, TrustRootStatus>> {
         self.reader.roots.statuses()
+    }
+
+    /// Tells a service manager of reloads.
+    pub(super) fn report_to(&mut self, manager: ServiceManager) {
+        self.manager = manager;
     }
 
     /// Waits until there is a cause to read the configuration again.
@@ -201,6 +209,9 @@ impl Reload {
         bundles: &mut Bundles,
     ) -> anyhow::Result<Self> {
         let began = self.requests.begin();
+        if cause.is_change() {
+            self.manager.send_reloading().await;
+        }
         let known = self.files.contents().clone();
         let reader = self.reader;
         // Read on a blocking thread, because files may be on a network file system.
@@ -234,6 +245,10 @@ impl Reload {
             restart_keys: self.restart_keys.clone(),
         };
         self.requests.conclude(began, outcome);
+        if cause.is_change() {
+            // Also after a refusal: the gateway is ready with the configuration in force.
+            self.manager.send_ready().await;
+        }
         Ok(self)
     }
 
@@ -446,6 +461,11 @@ impl Reader {
 }
 
 impl Cause {
+    /// Whether the user has changed something, or asks for a reload.
+    fn is_change(self) -> bool {
+        matches!(self, Self::Signal | Self::Request | Self::Files)
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Start => "start",

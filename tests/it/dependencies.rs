@@ -23,6 +23,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "opa_check",
             "registry",
             "server",
+            "service_manager",
             "sign",
             "store",
             "transfer",
@@ -43,6 +44,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "publish",
             "registry",
             "server",
+            "service_manager",
             "sign",
             "store",
             "transfer",
@@ -108,6 +110,7 @@ const MODULES: &[(&str, &[&str])] = &[
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
+    ("service_manager", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
     ("traces", &[]),

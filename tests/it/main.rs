@@ -55,6 +55,7 @@ mod repeats;
 mod responses;
 mod roots;
 mod scale;
+mod service_manager;
 #[path = "../shared/mod.rs"]
 mod shared;
 mod shells;
