@@ -58,6 +58,7 @@ pub(super) struct AdminContext {
 #[derive(Debug)]
 struct AdminState {
     context: AdminContext,
+    settings: LiveSettings,
     reloads: ConfigReloads,
     cache_problem: watch::Receiver<Option<Arc<str>>>,
     /// The names of the bundles whose first version the replica waits for: those of the configuration
@@ -80,9 +81,9 @@ impl AdminApi {
     ) -> Self {
         let access = AdminAccess {
             tokens: options.tokens,
-            settings,
+            settings: settings.clone(),
         };
-        let state = AdminState::new(context, options.reloads, options.cache_problem);
+        let state = AdminState::new(context, settings, options.reloads, options.cache_problem);
         Self {
             access,
             state: Arc::new(state),
@@ -193,6 +194,7 @@ impl Service for AdminApi {
 impl AdminState {
     fn new(
         context: AdminContext,
+        settings: LiveSettings,
         reloads: ConfigReloads,
         cache_problem: watch::Receiver<Option<Arc<str>>>,
     ) -> Self {
@@ -201,6 +203,7 @@ impl AdminState {
         Self {
             awaited: configured.map(|entry| entry.name().to_owned()).collect(),
             context,
+            settings,
             reloads,
             cache_problem,
             was_ready: AtomicBool::new(false),
@@ -310,6 +313,11 @@ impl AdminState {
     fn update_gauges(&self) {
         let gauges = &self.context.metrics.status;
         gauges.reset();
+        gauges.ready.set(self.is_ready().into());
+        let max_connections = self.settings.current().max_connections;
+        gauges
+            .max_connections
+            .set(i64::try_from(max_connections).unwrap_or(i64::MAX));
         for entry in &self.entries() {
             let handle = entry.handle();
             gauges.add(entry.label(), entry.pattern().is_some(), &entry.status());
@@ -371,7 +379,7 @@ mod tests {
         publish::{
             CheckEnd, Event, Failure, FailureClass, Outcome, Publisher, Step, pending, serving,
         },
-        server::drain::Phase,
+        server::{drain::Phase, options::Settings},
     };
 
     const READY_AFTER: Duration = Duration::from_secs(30);
@@ -401,7 +409,12 @@ mod tests {
                 insert(&context, handle);
             }
             Self {
-                admin: AdminState::new(context, ConfigReloads::default(), watch::channel(None).1),
+                admin: AdminState::new(
+                    context,
+                    Settings::fixture().into(),
+                    ConfigReloads::default(),
+                    watch::channel(None).1,
+                ),
                 a,
                 _b: b,
                 phase,
@@ -484,5 +497,34 @@ mod tests {
         assert!(!replica.admin.is_ready());
         replica.a.record_suspension();
         assert!(replica.admin.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_metrics_have_readiness_the_limit_of_connections_and_the_poll_intervals() {
+        let replica = Replica::start();
+        let sample = |series| {
+            replica.admin.update_gauges();
+            replica.admin.context.metrics.registry.sample(series)
+        };
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+        advance(READY_AFTER).await;
+        assert_eq!(sample("bundlegate_ready"), Some(1.0));
+        replica.phase.send_replace(Phase::Notice);
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+
+        assert_eq!(sample("bundlegate_max_connections"), Some(10.0));
+        replica.admin.settings.replace(Settings {
+            max_connections: 20,
+            ..Settings::fixture()
+        });
+        assert_eq!(sample("bundlegate_max_connections"), Some(20.0));
+
+        let interval = r#"bundlegate_bundle_poll_interval_seconds{bundle="a"}"#;
+        assert_eq!(sample(interval), Some(30.0));
+        let entry = replica.admin.context.catalog.get("a").unwrap();
+        entry.handle().set_suspended(true);
+        assert_eq!(sample(interval), None);
+        entry.handle().set_suspended(false);
+        assert_eq!(sample(interval), Some(30.0));
     }
 }
