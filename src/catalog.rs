@@ -304,6 +304,7 @@ impl<M> Entry<M> {
         if let Some(successor) = self.successor.as_ref().map(Handle::status) {
             status.reference = successor.reference;
             status.chosen = successor.chosen;
+            status.poll = successor.poll;
             status.last_check = successor.last_check.or(status.last_check);
             status.last_failure = successor.last_failure.or(status.last_failure);
             status.rejected = successor.rejected.or(status.rejected);

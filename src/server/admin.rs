@@ -55,6 +55,7 @@ pub(super) struct AdminContext {
 struct AdminState {
     context: AdminContext,
     options: AdminOptions,
+    settings: LiveSettings,
     since: String,
 }
 
@@ -68,9 +69,9 @@ impl AdminApi {
     ) -> Self {
         let access = AdminAccess {
             tokens: options.tokens.clone(),
-            settings,
+            settings: settings.clone(),
         };
-        let state = AdminState::new(context, options);
+        let state = AdminState::new(context, settings, options);
         Self {
             access,
             state: Arc::new(state),
@@ -183,10 +184,11 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
-    fn new(context: AdminContext, options: AdminOptions) -> Self {
+    fn new(context: AdminContext, settings: LiveSettings, options: AdminOptions) -> Self {
         Self {
             context,
             options,
+            settings,
             since: format!("{:.3}", crate::telemetry::now()),
         }
     }
@@ -282,6 +284,11 @@ impl AdminState {
     fn update_gauges(&self) {
         let gauges = &self.context.metrics.status;
         gauges.reset();
+        gauges.ready.set(self.context.readiness.is_ready().into());
+        let max_connections = self.settings.current().max_connections;
+        gauges
+            .max_connections
+            .set(i64::try_from(max_connections).unwrap_or(i64::MAX));
         for certificate in self.options.certificates.current().iter() {
             gauges.add_certificate(certificate);
         }
@@ -333,3 +340,67 @@ fn withdrawn_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
 }
 
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::watch, time::advance};
+
+    use super::*;
+    use crate::{
+        metrics::{BundleScope, Metrics},
+        publish::pending,
+        server::{
+            AdminAddress,
+            drain::{DrainSignal, Phase},
+            options::Settings,
+        },
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_metrics_have_readiness_the_limit_of_connections_and_the_poll_intervals() {
+        const READY_AFTER: Duration = Duration::from_secs(30);
+        let metrics = ServerMetrics::new(&Metrics::new()).unwrap();
+        let (catalog, (_publisher, handle)) = (Catalog::default(), pending("a"));
+        let requests = metrics.bundle(&BundleScope::new("a".into()));
+        let reference = "r.example/a:live".parse().unwrap();
+        let entry = Entry::new(handle, reference, None, Arc::new(requests));
+        catalog.insert(Arc::new(entry));
+        let (phase, receiver) = watch::channel(Phase::Open);
+        let readiness = Readiness::new(catalog.clone(), READY_AFTER, DrainSignal::new(receiver));
+        let context = AdminContext {
+            catalog,
+            metrics,
+            holdouts: HoldoutTracker::default(),
+            readiness,
+            traces: Traces::off(),
+        };
+        let address = AdminAddress::Unix("unused".into());
+        let admin = AdminState::new(context, Settings::fixture().into(), address.into());
+        let sample = |series| {
+            admin.update_gauges();
+            admin.context.metrics.registry.sample(series)
+        };
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+        advance(READY_AFTER).await;
+        assert_eq!(sample("bundlegate_ready"), Some(1.0));
+        phase.send_replace(Phase::Notice);
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+
+        assert_eq!(sample("bundlegate_max_connections"), Some(10.0));
+        admin.settings.replace(Settings {
+            max_connections: 20,
+            ..Settings::fixture()
+        });
+        assert_eq!(sample("bundlegate_max_connections"), Some(20.0));
+
+        let interval = r#"bundlegate_bundle_poll_interval_seconds{bundle="a"}"#;
+        assert_eq!(sample(interval), Some(30.0));
+        let entry = admin.context.catalog.get("a").unwrap();
+        entry.handle().set_suspended(true);
+        assert_eq!(sample(interval), None);
+        entry.handle().set_suspended(false);
+        assert_eq!(sample(interval), Some(30.0));
+    }
+}

@@ -96,6 +96,7 @@ impl Watcher {
             policy,
             on_missing: options.on_missing,
             max_stale: options.max_stale,
+            poll: options.poll,
             confirm_within: options.confirm_within,
             metrics: Arc::clone(&pipeline.metrics.publisher),
         });
