@@ -180,6 +180,11 @@
 //! trust roots that it removes ([`verify::TrustPolicy::restricted`]): if it is revoked, it is
 //! withdrawn at once.
 //!
+//! Everything else that is live is a value that its readers fetch for each use: clients, TLS and
+//! limits of the server ([`server::LiveSettings`]), registries ([`registry::LiveSource`]), sizes of
+//! the store. What has begun ends by the value that it began with. Only addresses and the place of
+//! the cache need a restart.
+//!
 //! # Bundles on demand
 //!
 //! A [`catalog::Pattern`] stands for all names that match it. When a client that may read such a name
@@ -215,8 +220,16 @@
 //! registries notify before they have written the tag. A `Retry-After` outlasts all of these
 //! requests.
 //!
-//! `POST /refresh/NAME` needs no credential yet, so it is accepted from loopback only, and in a
-//! form that no web page can send.
+//! # Operators
+//!
+//! The admin API shows everything to everyone who reaches it, and changes something only for a
+//! program on this machine or with a token (`server::admin_access`): a request that a web page can
+//! send is refused, with a token or without. `POST /reload` is answered with the outcome of a reload
+//! that began after the request; any number of requests share one.
+//!
+//! A replica is ready once each bundle of the start's configuration is served, or was refused for
+//! a reason that time does not mend, and after `server.ready_after` in any case. Nothing but the
+//! drain makes it unready again: neither a bundle that is withdrawn nor one that a reload adds.
 //!
 //! # Memory and disk
 //!
@@ -317,7 +330,7 @@
 //! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |
 //! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |
 //! | checks of a bundle that notifications cause: of pushes; of evidence | 1 a second; 1 a second | – |
-//! | body of a refresh; wait for its result | 4 KiB; 5 minutes | – |
+//! | body of a refresh or reload; wait for its result | 4 KiB; 5 minutes | – |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots

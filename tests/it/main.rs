@@ -34,6 +34,7 @@ mod forge;
 mod forward_proxy;
 mod frames;
 mod gateway;
+mod guides;
 mod index;
 mod layouts;
 mod long_poll;
