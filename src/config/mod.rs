@@ -6,6 +6,7 @@
 
 mod admin;
 mod bundles;
+mod certificates;
 mod cli_config;
 mod client_credential;
 mod clients;
@@ -31,6 +32,7 @@ mod server;
 mod tag_rule;
 mod tls;
 mod token_file;
+mod tracing;
 mod tree;
 mod trust;
 mod values;

@@ -8,10 +8,7 @@ use prometheus::{
     core::{Collector, Desc},
     proto::MetricFamily,
 };
-use rustix::{
-    param::clock_ticks_per_second,
-    process::{Resource, getrlimit},
-};
+use rustix::process::{Resource, getrlimit};
 
 /// The metrics of the process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,6 +21,10 @@ pub struct Process {
     start_time: IntGauge,
     threads: IntGauge,
 }
+
+/// The type of the entry in `/proc/PID/auxv` that has the number of clock ticks in a second
+/// (`AT_CLKTCK`), see getauxval(3).
+const CLOCK_TICKS: usize = 17;
 
 /// What `/proc` has about a process.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,7 +118,7 @@ impl Usage {
             &read(&folder.join("stat"))?,
             &read(&folder.join("status"))?,
             &read(Path::new("/proc/stat"))?,
-            clock_ticks_per_second(),
+            auxiliary_value(&fs::read(folder.join("auxv")).ok()?, CLOCK_TICKS)?,
         )
     }
 
@@ -143,6 +144,17 @@ impl Usage {
             resident_memory: kib("VmRSS:")?,
         })
     }
+}
+
+/// The value of an entry of the auxiliary vector, which is a list of types and values.
+fn auxiliary_value(vector: &[u8], wanted: usize) -> Option<u64> {
+    let (words, _) = vector.as_chunks::<{ size_of::<usize>() }>();
+    let words: Vec<usize> = words
+        .iter()
+        .map(|word| usize::from_ne_bytes(*word))
+        .collect();
+    let entry = words.chunks_exact(2).find(|entry| entry[0] == wanted)?;
+    u64::try_from(entry[1]).ok().filter(|value| *value > 0)
 }
 
 fn line_of<'a>(text: &'a str, start: &str) -> Option<&'a str> {
@@ -173,6 +185,11 @@ mod tests {
             resident_memory: 12 << 10,
         };
         assert_eq!(Usage::parse(stat, status, system, 100), Some(expected));
+        let vector = [3, 9, CLOCK_TICKS, 100, 0, 0]
+            .map(usize::to_ne_bytes)
+            .concat();
+        assert_eq!(auxiliary_value(&vector, CLOCK_TICKS), Some(100));
+        assert_eq!(auxiliary_value(&vector[..8], CLOCK_TICKS), None);
         assert_eq!(Usage::parse("", status, system, 100), None);
         assert_eq!(Usage::parse(stat, "", system, 100), None);
         assert_eq!(Usage::parse(stat, status, "", 100), None);
