@@ -17,13 +17,14 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate status --watch --admin unix:/run/bundlegate/admin.sock
 
 The last failure stays until the next check that succeeds. `served` is the version that clients get,
-whatever the last check has found. Certificates and trust roots that expire within 30 days are listed
-below the table.";
+whatever the last check has found. Certificates and trust roots that expire soon are listed below the table.";
 
 /// Between two questions with `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Certificates and trust roots that expire within this time are shown.
+/// Certificates that expire within this time are shown, and trust roots whose last refresh failed.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Other trust roots are refreshed before they expire within this time.
+const REFRESH_TIME: SignedDuration = SignedDuration::from_hours(24);
 /// The longest text of a failure in the table, in characters.
 const FAILURE_WIDTH: usize = 80;
 /// Moves the cursor to the top of the terminal, and clears what is below it.
@@ -137,13 +138,18 @@ fn table(bundles: &Map<String, Value>, now: Timestamp) -> String {
 
 /// A line for each certificate and trust root that has expired or does so soon.
 fn expiries(answer: &Value, now: Timestamp) -> Vec<String> {
-    let kinds = [("certificates", ""), ("trust_roots", "trust root ")];
-    let all = kinds.into_iter().flat_map(|(key, prefix)| {
+    let entries = |key: &str| {
         let entries = answer.get(key).and_then(Value::as_object);
-        let entries = entries.into_iter().flatten();
-        entries.map(move |(name, entry)| (format!("{prefix}{name}"), entry))
+        entries.into_iter().flatten()
+    };
+    let certificates = entries("certificates").map(|(name, entry)| (name.clone(), entry, SOON));
+    let roots = entries("trust_roots").map(|(name, entry)| {
+        let is_failing = entry.get("last_failure").is_some_and(Value::is_object);
+        let soon = if is_failing { SOON } else { REFRESH_TIME };
+        (format!("trust root {name}"), entry, soon)
     });
-    let line = |(name, entry): (String, &Value)| {
+    let all = certificates.chain(roots);
+    let line = |(name, entry, soon): (String, &Value, SignedDuration)| {
         let expires: Timestamp = entry.get("expires")?.as_str()?.parse().ok()?;
         let name = table::printable(&name);
         let left = expires.duration_since(now);
@@ -151,7 +157,7 @@ fn expiries(answer: &Value, now: Timestamp) -> Vec<String> {
             left if left.is_negative() => {
                 Some(format!("{name} expired {}", table::age(expires, now)))
             }
-            left if left <= SOON => Some(format!("{name} expires in {}", table::duration(left))),
+            left if left <= soon => Some(format!("{name} expires in {}", table::duration(left))),
             _ => None,
         }
     };
@@ -313,6 +319,8 @@ mod tests {
             },
             "trust_roots": {
                 "corp\u{1b}": { "expires": "2026-01-01T03:00:00Z" },
+                "fresh": { "expires": "2026-01-05T00:00:00Z", "last_failure": null },
+                "old": { "expires": "2026-01-05T00:00:00Z", "last_failure": { "reason": "outdated" } },
                 "sigstore": { "expires": null },
             },
         });
@@ -323,6 +331,7 @@ mod tests {
                 "registries.r.example.client_certificate expired 2 days ago",
                 "server.tls.certificate expires in 6 days",
                 "trust root corp\\u{1b} expires in 3 hours",
+                "trust root old expires in 4 days",
             ]
         );
         // A gateway of an earlier version tells nothing of them.

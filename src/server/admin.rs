@@ -1,11 +1,13 @@
-//! The admin API: liveness and readiness probes, metrics and status, and checks on request.
+//! The admin API: liveness and readiness probes, metrics, the status as JSON and as a page, and checks
+//! on request.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
+use jiff::Timestamp;
 use prometheus::IntGauge;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::runtime;
 
 use super::{
@@ -15,6 +17,8 @@ use super::{
     connection::Peer,
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
+    overview::{BundleOverview, LostVersion, Overview, ReadinessState},
+    page,
     readiness::Readiness,
     refresh_api, reload_api,
     renderer::Renderer,
@@ -24,12 +28,9 @@ use super::{
     service::{Answer, Service},
     status,
     webhook_api::{self, WebhookApi},
+    webhooks::WebhookStatus,
 };
-use crate::{
-    publish::{Handle, WithdrawnVersion},
-    traces::Traces,
-    webhooks::Listener,
-};
+use crate::{publish::Handle, telemetry, traces::Traces, webhooks::Listener};
 
 /// The handler of the admin API.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub(super) struct AdminApi {
     access: AdminAccess,
     state: Arc<AdminState>,
     webhooks: WebhookApi,
+    page: Renderer,
     status: Renderer,
     metrics: Renderer,
 }
@@ -56,7 +58,7 @@ struct AdminState {
     context: AdminContext,
     options: AdminOptions,
     settings: LiveSettings,
-    since: String,
+    since: Timestamp,
 }
 
 impl AdminApi {
@@ -76,6 +78,7 @@ impl AdminApi {
             access,
             state: Arc::new(state),
             webhooks,
+            page: Renderer::new(background.clone()),
             status: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
         }
@@ -102,30 +105,48 @@ impl AdminApi {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return response::method_not_allowed();
         }
+        if let Err(refused) = self.access.admit_read(&request) {
+            return refused;
+        }
         match request.uri().path() {
             "/livez" => response::json(StatusCode::OK, &json!({ "live": true })),
             "/readyz" => self.state.readyz(),
-            // Rendering thousands of bundles takes long, and must not delay bundle requests.
-            "/metrics" => {
-                let state = Arc::clone(&self.state);
-                self.webhooks.retain_series();
-                document_response(
-                    self.metrics.render(move || state.render_metrics()).await,
-                    METRICS_CONTENT_TYPE,
-                )
-            }
-            "/status" => {
-                let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
-                let status = self
-                    .status
-                    .render(move || Some(state.status(webhooks.status()).to_string().into()));
-                document_response(status.await, HeaderValue::from_static("application/json"))
-            }
+            "/metrics" => self.metrics().await,
+            "/status" => self.status().await,
+            "/" => self.page().await,
             _ => {
-                let message = "no such endpoint; use /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
+                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
+    }
+
+    // Rendering thousands of bundles takes long, and must not delay bundle requests.
+
+    async fn metrics(&self) -> Response<ResponseBody> {
+        let state = Arc::clone(&self.state);
+        self.webhooks.retain_series();
+        let document = self.metrics.render(move || state.render_metrics());
+        document_response(document.await, METRICS_CONTENT_TYPE)
+    }
+
+    async fn status(&self) -> Response<ResponseBody> {
+        let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
+        let document = self.status.render(move || {
+            let overview = state.overview(webhooks.statuses());
+            Some(status::gateway(&overview).to_string().into())
+        });
+        document_response(document.await, HeaderValue::from_static("application/json"))
+    }
+
+    async fn page(&self) -> Response<ResponseBody> {
+        let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
+        let document = self
+            .page
+            .render(move || Some(page::render(&state.overview(webhooks.statuses()))));
+        let mut response = document_response(document.await, HTML_CONTENT_TYPE);
+        page::secure(&mut response);
+        response
     }
 }
 
@@ -189,7 +210,7 @@ impl AdminState {
             context,
             options,
             settings,
-            since: format!("{:.3}", crate::telemetry::now()),
+            since: telemetry::now(),
         }
     }
 
@@ -217,27 +238,7 @@ impl AdminState {
         catalog.entries()
     }
 
-    fn status(&self, webhooks: Value) -> Value {
-        let entries = self.entries();
-        let bundles = entries.iter().map(|entry| {
-            let handle = entry.handle();
-            let waiters = waiters(entry);
-            let lost = self
-                .withdrawn_version(handle)
-                .map(|(lost, clients)| withdrawn_status(&lost, clients));
-            let mut status = status::bundle(&entry.status());
-            status.insert("waiters".to_owned(), waiters.into());
-            if let Some(pattern) = entry.pattern() {
-                status.insert("pattern".to_owned(), pattern.into());
-            }
-            status.insert("lost".to_owned(), lost.unwrap_or_default());
-            let fallback = handle
-                .fallback_status()
-                .map(|fallback| status::fallback(&fallback));
-            status.insert("fallback".to_owned(), fallback.unwrap_or_default());
-            (handle.name().to_owned(), Value::Object(status))
-        });
-        let bundles: Map<_, _> = bundles.collect();
+    fn overview(&self, webhooks: BTreeMap<String, WebhookStatus>) -> Overview {
         let AdminOptions {
             reloads,
             cache_problem,
@@ -245,30 +246,40 @@ impl AdminState {
             trust_roots,
             ..
         } = &self.options;
-        let now = crate::telemetry::now();
-        let certificates = certificates.current();
-        let certificates = certificates
-            .iter()
-            .map(|one| (one.key.clone(), status::certificate(one, now)));
-        let trust_roots = trust_roots.borrow().clone();
-        let trust_roots = trust_roots
-            .iter()
-            .map(|(name, root)| (name.clone(), status::trust_root(root, now)));
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "since": self.since,
-            "ready": self.context.readiness.is_ready(),
-            "cache": { "problem": cache_problem.borrow().as_deref() },
-            "config": reloads.last().map(|outcome| outcome.status()),
-            "certificates": certificates.collect::<Map<_, _>>(),
-            "trust_roots": trust_roots.collect::<Map<_, _>>(),
-            "bundles": bundles,
-            "webhooks": webhooks,
-        })
+        let entries = self.entries();
+        let readiness = &self.context.readiness;
+        Overview {
+            at: telemetry::now(),
+            since: self.since,
+            readiness: match readiness.is_draining() {
+                true => ReadinessState::Draining,
+                false if readiness.is_ready() => ReadinessState::Ready,
+                false => ReadinessState::Waiting(readiness.waiting_for().len()),
+            },
+            cache_problem: cache_problem.borrow().clone(),
+            reload: reloads.last(),
+            certificates: certificates.current(),
+            trust_roots: trust_roots.borrow().clone(),
+            bundles: entries.iter().map(|entry| self.bundle(entry)).collect(),
+            webhooks,
+        }
+    }
+
+    fn bundle(&self, entry: &Entry) -> BundleOverview {
+        let handle = entry.handle();
+        BundleOverview {
+            name: handle.name().to_owned(),
+            status: entry.status(),
+            waiters: waiters(entry),
+            pattern: entry.pattern().map(Into::into),
+            withdrawn: handle.withdrawal().map(|withdrawal| withdrawal.reason),
+            lost: self.withdrawn_version(handle),
+            fallback: handle.fallback_status(),
+        }
     }
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.
-    fn withdrawn_version(&self, handle: &Handle) -> Option<(Arc<WithdrawnVersion>, Option<usize>)> {
+    fn withdrawn_version(&self, handle: &Handle) -> Option<LostVersion> {
         let Some(lost) = handle
             .withdrawal()
             .and_then(|withdrawal| withdrawal.version)
@@ -277,7 +288,10 @@ impl AdminState {
             return None;
         };
         let clients = self.context.holdouts.count(handle.name(), &lost);
-        Some((lost, clients))
+        Some(LostVersion {
+            version: lost,
+            clients,
+        })
     }
 
     /// Sets the gauges that are derived from the published state. One caller at a time.
@@ -297,7 +311,7 @@ impl AdminState {
             gauges.add(entry.label(), entry.pattern().is_some(), &entry.status());
             let clients = self
                 .withdrawn_version(handle)
-                .and_then(|(_, clients)| clients)
+                .and_then(|lost| lost.clients)
                 .unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
             let is_fallback_served = handle
@@ -335,11 +349,8 @@ fn document_response(document: Option<Bytes>, content_type: HeaderValue) -> Resp
     response::text(StatusCode::OK, content_type, document)
 }
 
-fn withdrawn_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
-    json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
-}
-
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+const HTML_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
 #[cfg(test)]
 mod tests {

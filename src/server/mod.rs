@@ -26,8 +26,9 @@
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `absence` | what a client learns about a bundle that has nothing to serve |
 //! | `response` | every status line, header and error body |
-//! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
-//! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something |
+//! | `admin`, `renderer` | probes, `/metrics`, `/status` and `/` |
+//! | `overview`, `status`, `page` | what operators see, as JSON and as HTML |
+//! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something, and which browsers may read |
 //! | `refresh_api` | checks of the registry on request |
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
@@ -71,7 +72,9 @@ mod liveness;
 mod long_poll;
 mod metrics;
 mod options;
+mod overview;
 mod pacer;
+mod page;
 mod password_checks;
 mod pending_request;
 mod plain_request;

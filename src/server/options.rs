@@ -129,7 +129,8 @@ pub struct Settings {
     pub trusted_proxies: TrustedProxies,
     /// TLS for the TCP connections to the admin API that are accepted from now on.
     pub admin_tls: Option<AdminTls>,
-    /// Names by which requests with a token may call the admin API, besides those of its certificate.
+    /// Names by which browsers, and requests with a token, may call the admin API, besides those of its
+    /// certificate.
     pub admin_hosts: Vec<String>,
 }
 

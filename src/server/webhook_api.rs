@@ -1,7 +1,11 @@
 //! Receives notifications of registries, and has the registry checked for the bundles that they
 //! concern. A notification is a hint and nothing more: see [`crate::webhooks`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -17,7 +21,7 @@ use super::{
     request_body::{BodyError, RequestBody},
     response,
     response_body::ResponseBody,
-    webhooks::{EventOutcome, Hook, LiveWebhooks},
+    webhooks::{EventOutcome, Hook, LiveWebhooks, WebhookStatus},
 };
 use crate::{
     oci::Digest,
@@ -81,9 +85,9 @@ impl WebhookApi {
         self.webhooks.find(listener, path)
     }
 
-    /// The part of `/status`.
-    pub(super) fn status(&self) -> serde_json::Value {
-        self.webhooks.status()
+    /// What operators see of the webhooks, by name.
+    pub(super) fn statuses(&self) -> BTreeMap<String, WebhookStatus> {
+        self.webhooks.statuses()
     }
 
     /// The configured webhooks, whose series remain.

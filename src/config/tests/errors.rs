@@ -220,12 +220,7 @@ fn errors_of_the_admin_listener_name_the_key_and_a_fix() {
              correct the path or its permissions",
         ),
         (
-            "server: { admin_hosts: [gate.internal] }",
-            "server.admin_hosts: only requests with a token may name these hosts; add \
-             `server.admin_token_file`",
-        ),
-        (
-            "server: { admin_token_file: edge.tokens, admin_hosts: [gate.internal, 10.0.0.1] }",
+            "server: { admin_hosts: [gate.internal, 10.0.0.1] }",
             "server.admin_hosts[1]: 10.0.0.1 is an address, and every address is accepted; remove it",
         ),
         (
