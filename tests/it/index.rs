@@ -193,7 +193,7 @@ fn every_test_file_is_in_the_list_of_files() {
 }
 
 /// The names in backticks in the first column of a section's table.
-fn entries(section: &str) -> BTreeSet<String> {
+pub(super) fn entries(section: &str) -> BTreeSet<String> {
     let (_, rest) = PAGE.split_once(&format!("\n## {section}\n")).unwrap();
     let section = rest.split("\n## ").next().unwrap_or_default();
     let rows = section.lines().filter(|line| line.starts_with("| `"));
@@ -263,7 +263,7 @@ fn fields(code: &str) -> BTreeSet<String> {
 }
 
 /// The code of every file below a folder, without its unit tests.
-fn code_below(folder: &str) -> Vec<String> {
+pub(super) fn code_below(folder: &str) -> Vec<String> {
     let mut code = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {

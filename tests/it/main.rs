@@ -38,6 +38,7 @@ mod layouts;
 mod long_poll;
 mod max_connections;
 mod mirrors;
+mod monitoring;
 mod on_withdraw;
 mod opa_check;
 mod pacing;

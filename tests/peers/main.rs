@@ -21,6 +21,7 @@ mod connections;
 mod cosign;
 mod crash;
 mod credentials;
+mod dashboard;
 mod dev;
 mod evaluation;
 mod expect;
@@ -50,6 +51,9 @@ mod shells;
 mod sigstore;
 mod support;
 mod token_auth;
+#[path = "../it/tuf.rs"]
+#[allow(dead_code, reason = "its faults are for `it`")]
+mod tuf;
 mod verdicts;
 mod versions;
 mod webhooks;
