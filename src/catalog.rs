@@ -22,6 +22,7 @@ pub use self::{
 use crate::{
     oci::{Digest, Reference},
     publish::{Checked, Handle, Hint, Status},
+    traces::Span,
 };
 
 /// Demands in the queue of the gateway; it answers each within microseconds, unless it is applying
@@ -112,8 +113,12 @@ impl<M> Catalog<M> {
                 return Demanded::Unknown;
             }
             let (reply, replied) = oneshot::channel();
-            let name = name.to_owned();
-            if self.0.demands.send(Demand { name, reply }).await.is_err() {
+            let demand = Demand {
+                name: name.to_owned(),
+                traced: Span::current(),
+                reply,
+            };
+            if self.0.demands.send(demand).await.is_err() {
                 break;
             }
             // The demand is lost if a configuration is applied just then.

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hyper::StatusCode;
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-use super::webhooks::{EventOutcome, LiveWebhooks};
+use super::{
+    CertificateInUse,
+    webhooks::{EventOutcome, LiveWebhooks},
+};
 use crate::{
     metrics::{BundleScope, BundleSeries, Metrics},
     publish::Status,
@@ -59,6 +62,7 @@ pub(super) struct StatusGauges {
     lost_clients: IntGaugeVec,
     poll_interval: GaugeVec,
     last_check: GaugeVec,
+    certificate_expires: IntGaugeVec,
 }
 
 impl ServerMetrics {
@@ -227,6 +231,11 @@ impl StatusGauges {
             )?,
             poll_interval: metrics.register(GaugeVec::new(poll_interval, &["bundle"])?)?,
             last_check: metrics.register(GaugeVec::new(last_check, &["bundle"])?)?,
+            certificate_expires: metrics.gauges(
+                "bundlegate_certificate_expires_timestamp_seconds",
+                "When a certificate in use expires, by the key that names its file; of several in one file, the first one.",
+                &["key"],
+            )?,
         })
     }
 
@@ -238,6 +247,7 @@ impl StatusGauges {
             &self.older,
             &self.fallback,
             &self.lost_clients,
+            &self.certificate_expires,
         ] {
             gauge.reset();
         }
@@ -274,6 +284,13 @@ impl StatusGauges {
             let oldest = Some(last_check.get()).filter(|oldest| *oldest > 0.0);
             last_check.set(oldest.map_or(time, |oldest| oldest.min(time)));
         }
+    }
+
+    /// Adds a certificate to the gauges, which have been reset.
+    pub(super) fn add_certificate(&self, certificate: &CertificateInUse) {
+        self.certificate_expires
+            .with_label_values(&[&certificate.key])
+            .set(certificate.expiry.not_after.as_second());
     }
 
     /// Adds what is known of a bundle's withdrawal: the clients that still run the withdrawn

@@ -51,6 +51,7 @@ mod shells;
 mod sigstore;
 mod support;
 mod token_auth;
+mod traces;
 #[path = "../it/tuf.rs"]
 #[allow(dead_code, reason = "its faults are for `it`")]
 mod tuf;
