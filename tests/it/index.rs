@@ -183,7 +183,7 @@ fn every_test_file_is_in_the_list_of_files() {
 }
 
 /// The names in backticks in the first column of a section's table.
-fn entries(section: &str) -> BTreeSet<String> {
+pub(crate) fn entries(section: &str) -> BTreeSet<String> {
     let (_, rest) = PAGE.split_once(&format!("\n## {section}\n")).unwrap();
     let section = rest.split("\n## ").next().unwrap_or_default();
     let rows = section.lines().filter(|line| line.starts_with("| `"));

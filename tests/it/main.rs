@@ -42,6 +42,7 @@ mod long_poll;
 mod max_connections;
 mod metrics;
 mod mirrors;
+mod monitoring;
 mod on_withdraw;
 mod opa_check;
 mod pacing;

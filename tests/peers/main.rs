@@ -21,6 +21,7 @@ mod connections;
 mod cosign;
 mod crash;
 mod credentials;
+mod dashboard;
 mod dev;
 mod evaluation;
 mod expect;
@@ -51,6 +52,9 @@ mod sigstore;
 mod support;
 mod token_auth;
 mod traces;
+#[path = "../it/tuf.rs"]
+#[allow(dead_code, reason = "its faults are for `it`")]
+mod tuf;
 mod verdicts;
 mod versions;
 mod webhooks;
