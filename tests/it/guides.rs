@@ -304,7 +304,8 @@ fn headings(page: &str) -> impl Iterator<Item = String> {
 
 /// The fenced blocks in a language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
-    let fenced = page.split(&format!("\n```{language}\n")).skip(1);
+    let begin = format!("\n```{language}\n");
+    let fenced = page.split(begin.as_str()).skip(1);
     let fenced = fenced.filter_map(|rest| rest.split("\n```").next());
     fenced.map(str::to_owned).collect()
 }

@@ -397,7 +397,8 @@ fn blocks(section: &str) -> Vec<String> {
 
 /// The fenced blocks of a section in a language.
 fn fenced(section: &str, language: &str) -> Vec<String> {
-    let fenced = section.split(&format!("\n```{language}\n")).skip(1);
+    let begin = format!("\n```{language}\n");
+    let fenced = section.split(begin.as_str()).skip(1);
     let fenced = fenced.filter_map(|rest| rest.split("\n```").next());
     fenced.map(|block| format!("{block}\n")).collect()
 }
