@@ -28,7 +28,8 @@
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
-//! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
+//! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
+//! | [`metrics`], [`telemetry`], [`traces`] | the registry of Prometheus metrics, which each module declares itself; logs; spans and their export | – ; every module may use them |
 //!
 //! A test reads the sources and checks the last column.
 //!
@@ -273,6 +274,14 @@
 //! responses however much of it there is. They meet in published states, which either side reads
 //! without waiting for the other. Other subcommands, tests and embedders have one runtime.
 //!
+//! # Traces
+//!
+//! With `tracing`, requests and checks are recorded as spans and exported over OTLP ([`traces`]). A
+//! request that asks for a check leaves its position in its trace with the request to the watcher
+//! ([`publish::Handle`]), and the check continues that trace. Within a trace the current span is
+//! carried by the futures, so no function has a parameter for it. While traces are off, a request
+//! costs one load of a flag.
+//!
 //! # Limits
 //!
 //! All external input has a limit, and the rejection of a larger input names the limit. Apart from
@@ -310,6 +319,7 @@
 //! | token of a registry; its error message | 1 MiB; 16 KiB | – |
 //! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |
+//! | spans that wait for their export; answer of the collector | 4 096; 64 KiB in 10 seconds | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
 //! | right passwords that are remembered; other results, for a minute | 16 384; 4 096 | – |
@@ -358,9 +368,11 @@ pub mod opa_check;
 pub mod publish;
 pub mod registry;
 pub mod server;
+pub mod service_manager;
 pub mod sign;
 pub mod store;
 pub mod telemetry;
+pub mod traces;
 pub mod transfer;
 pub mod verify;
 pub mod watch;

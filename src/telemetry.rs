@@ -93,6 +93,27 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{marker}", &text[..end]))
 }
 
+/// An error with its causes. HTTP clients say what went wrong in the causes only.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether a character is a control (C0, C1, DEL), or changes the order or width of others while
+/// invisible: directional marks, line and paragraph separators, zero-width characters, tags
+/// (Unicode TR 36, TR 9).
+pub fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
 /// The style of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use crate::{
     config::Config,
     gateway::{self, Gateway, StopSignals},
+    service_manager::ServiceManager,
 };
 
 /// Serves until a signal ends it. `serving` is the runtime for the connections of clients.
@@ -21,8 +22,14 @@ pub(super) async fn run(file: &Path, serving: Handle) -> anyhow::Result<()> {
     let config = Config::load(file)?;
     let options = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
+    // Clients get the same bundles without it.
+    let manager = ServiceManager::from_env().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the service manager gets no messages");
+        ServiceManager::default()
+    });
     Gateway::start_on(serving, config, options, Some(file))
         .await?
+        .report_to(manager)
         .run(drain, exit)
         .await
 }

@@ -68,6 +68,7 @@ fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]
+            | ["tracing"]
             | ["long_poll" | "limits"]
             | ["cache", "disk" | "memory"]
             | [

@@ -6,6 +6,7 @@
 
 mod admin;
 mod bundles;
+mod certificates;
 mod cli_config;
 mod client_credential;
 mod clients;
@@ -30,6 +31,7 @@ mod server;
 mod tag_rule;
 mod tls;
 mod token_file;
+mod tracing;
 mod tree;
 mod trust;
 mod values;

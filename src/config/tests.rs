@@ -395,50 +395,6 @@ fn an_error_says_file_line_and_key() {
 }
 
 #[test]
-fn the_readme_shows_configurations_that_load() {
-    let folder = trust::folder();
-    let key = std::fs::read_to_string(folder.0.path().join("release.pub")).unwrap();
-    folder.write("cosign.pub", &key);
-    // In place of the helpers, which are not installed here.
-    let auth = serde_json::json!({ "auth": "YTpi" });
-    let auths = serde_json::json!({ "auths": {
-        "quay.io": auth,
-        "https://index.docker.io/v1/": auth,
-        "123456789012.dkr.ecr.eu-west-1.amazonaws.com": auth,
-        "europe-docker.pkg.dev": auth,
-        "acme.azurecr.io": auth,
-    } });
-    std::fs::create_dir(folder.0.path().join("quay")).unwrap();
-    folder.write("mirror.password", "secret");
-    for name in ["helpers.json", "quay/.dockerconfigjson", "hub.json"] {
-        folder.write(name, &auths.to_string());
-    }
-    for (name, file) in [
-        ("client.crt", "tls.crt"),
-        ("client.key", "tls.key"),
-        ("proxy.password", "ghcr.password"),
-    ] {
-        let path = |name| folder.0.path().join(name);
-        std::fs::copy(path(file), path(name)).unwrap();
-    }
-    let readme = include_str!("../../README.md");
-    let blocks: Vec<_> = readme
-        .split("```yaml\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap())
-        .collect();
-    assert!(blocks.len() > 1);
-    for block in blocks {
-        let loaded = if block.starts_with("version:") {
-            folder.parse(block)
-        } else {
-            folder.with(block)
-        };
-        loaded.unwrap_or_else(|error| panic!("{error}\n{block}"));
-    }
-}
-
-#[test]
 fn an_overridden_merge_is_no_duplicate() {
     let config = Folder::new().with(
         "trust: { policies: { dev: unsigned } }

@@ -16,14 +16,17 @@ use super::{
     options::apply_settings,
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
+    supervision::{self, Supervision},
 };
 use crate::{
     config::{self, Config},
     metrics::Metrics,
     registry::Registries,
-    server::{self, AdminAddress, Catalog, Server},
+    server::{self, AdminAddress, Catalog, ConfigReloads, LiveSettings, Server},
+    service_manager::ServiceManager,
     store::{self, Store, StoreMetrics},
     telemetry,
+    traces::Traces,
     verify::TrustRoots,
 };
 
@@ -37,8 +40,12 @@ pub struct Gateway {
     bundles: Bundles,
     store: Store,
     metrics: Metrics,
+    traces: Traces,
+    settings: LiveSettings,
     /// Applies changes of the configuration file, where there is one.
     reload: Option<Reload>,
+    reloads: ConfigReloads,
+    manager: ServiceManager,
 }
 
 impl Gateway {
@@ -65,7 +72,7 @@ impl Gateway {
     pub async fn start_on(
         serving: Handle,
         config: Config,
-        options: server::Options,
+        mut options: server::Options,
         file: Option<&Path>,
     ) -> anyhow::Result<Self> {
         // hyper panics where it can't write the time into a `Date` header.
@@ -81,7 +88,16 @@ impl Gateway {
             metrics.registries,
         );
         let store = open_store(&config.cache, metrics.store).await?;
-        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
+        let traces = metrics.traces;
+        traces.replace(config.tracing.as_ref())?;
+        options.traces = traces.clone();
+        let mut bundles = Bundles::new(
+            &config,
+            registries,
+            store.clone(),
+            metrics.bundles,
+            traces.clone(),
+        );
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all, &config).await?;
@@ -106,10 +122,13 @@ impl Gateway {
             }
             None => None,
         };
-        let mut options = options;
         options.admin.cache_problem = store.problem();
+        if let Some(reload) = &reload {
+            options.admin.trust_roots = reload.trust_roots();
+        }
         let settings = server::Settings::clone(&options.settings.current());
         apply_settings(&options.settings, settings);
+        let (settings, reloads) = (options.settings.clone(), options.admin.reloads.clone());
         let catalog = bundles.catalog().clone();
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;
@@ -120,8 +139,22 @@ impl Gateway {
             bundles,
             store,
             metrics: metrics.registry,
+            traces,
+            settings,
             reload,
+            reloads,
+            manager: ServiceManager::default(),
         })
+    }
+
+    /// Tells a service manager of the state of this gateway, from [`Self::run`] on.
+    #[must_use]
+    pub fn report_to(mut self, manager: ServiceManager) -> Self {
+        if let Some(reload) = &mut self.reload {
+            reload.report_to(manager.clone());
+        }
+        self.manager = manager;
+        self
     }
 
     /// The address of the data listener.
@@ -189,9 +222,25 @@ impl Gateway {
             serving,
             mut bundles,
             store,
+            traces,
+            settings,
             reload,
+            reloads,
+            manager,
             ..
         } = self;
+        let supervision = Supervision {
+            catalog: bundles.catalog().clone(),
+            readiness: server.readiness(),
+            liveness: server.liveness(),
+            reloads,
+            manager: manager.clone(),
+        };
+        let drain = async move {
+            drain.await;
+            let limit = supervision::shutdown_limit(settings.current().drain);
+            manager.send_stopping(limit).await;
+        };
         // Dropping the set ends the server.
         let mut tasks = JoinSet::new();
         tasks.spawn_on(server.run(drain), &serving);
@@ -204,11 +253,13 @@ impl Gateway {
                 Err(error) => Err(anyhow::anyhow!("the server stopped: {error}; please report this")),
             },
             () = exit => Ok(()),
+            never = supervision.report() => match never {},
             broken = follow(reload, &mut bundles) => Err(broken),
         };
         tasks.shutdown().await;
         bundles.shutdown().await;
         store.close().await;
+        traces.shut_down().await;
         ended
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     registry::RegistryMetrics,
     server::{RequestMetrics, ServerMetrics},
     store::StoreMetrics,
+    traces::Traces,
     verify::TrustRootMetrics,
     watch::{WatchMetrics, WatcherMetrics},
 };
@@ -23,6 +24,7 @@ pub(super) struct GatewayMetrics {
     pub(super) bundles: BundleFamilies,
     pub(super) server: ServerMetrics,
     pub(super) reload: ReloadMetrics,
+    pub(super) traces: Traces,
 }
 
 /// The metrics in which each bundle has series. Cheap to clone.
@@ -71,6 +73,7 @@ impl GatewayMetrics {
             },
             server,
             reload: ReloadMetrics::new(&registry)?,
+            traces: Traces::new(&registry)?,
             registry,
         })
     }

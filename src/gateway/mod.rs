@@ -13,6 +13,7 @@ mod options;
 mod plan;
 mod reload;
 mod signals;
+mod supervision;
 mod watched;
 
 pub use gateway::Gateway;

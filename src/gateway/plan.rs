@@ -44,6 +44,8 @@ pub(super) enum Change {
     SetTls,
     /// The server has other limits and times.
     SetServer,
+    /// Traces are exported elsewhere, or by other rules.
+    SetTracing,
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
@@ -85,6 +87,9 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     }
     if running.registries != wanted.registries {
         changes.push(Change::SetRegistries);
+    }
+    if running.tracing != wanted.tracing {
+        changes.push(Change::SetTracing);
     }
     if running.limits != wanted.limits {
         changes.push(Change::SetLimits);
@@ -274,6 +279,7 @@ mod tests {
             Change::SetRegistries => "registries".to_owned(),
             Change::SetLimits => "limits".to_owned(),
             Change::SetCache => "cache".to_owned(),
+            Change::SetTracing => "tracing".to_owned(),
             Change::SetTls => "tls".to_owned(),
             Change::SetServer => "server".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),

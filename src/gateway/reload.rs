@@ -5,6 +5,7 @@
 mod files;
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     time::Duration,
@@ -12,6 +13,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::spawn_blocking,
     time::sleep,
 };
@@ -25,11 +27,14 @@ use super::{
 };
 use crate::{
     config::Config,
+    publish::TrustRootStatus,
     server::{
-        self, AdminTokens, Clients, ConfigReloads, LiveClients, LiveSettings, LiveWebhooks,
-        ReloadOutcome, ReloadRequests,
+        self, AdminTokens, Clients, ConfigReloads, LiveCertificates, LiveClients, LiveSettings,
+        LiveWebhooks, ReloadOutcome, ReloadRequests,
     },
+    service_manager::ServiceManager,
     telemetry,
+    traces::Traces,
     verify::TrustRoots,
 };
 
@@ -52,6 +57,7 @@ pub(super) struct Reload {
     refusal: Option<String>,
     /// The keys that wait for the next start, as last logged.
     restart_keys: Vec<String>,
+    manager: ServiceManager,
 }
 
 /// The options of the server that are replaced while it runs.
@@ -61,7 +67,9 @@ pub(super) struct LiveOptions {
     webhooks: LiveWebhooks,
     admin_tokens: AdminTokens,
     reloads: ConfigReloads,
+    certificates: LiveCertificates,
     settings: LiveSettings,
+    traces: Traces,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -101,6 +109,7 @@ struct OtherChanges {
     cache: bool,
     tls: bool,
     server: bool,
+    tracing: bool,
 }
 
 impl LiveOptions {
@@ -110,7 +119,9 @@ impl LiveOptions {
             webhooks: options.webhooks.clone(),
             admin_tokens: options.admin.tokens.clone(),
             reloads: options.admin.reloads.clone(),
+            certificates: options.admin.certificates.clone(),
             settings: options.settings.clone(),
+            traces: options.traces.clone(),
         }
     }
 }
@@ -128,6 +139,7 @@ impl OtherChanges {
                 Change::SetCache => others.cache = true,
                 Change::SetTls => others.tls = true,
                 Change::SetServer => others.server = true,
+                Change::SetTracing => others.tracing = true,
                 _ => {}
             }
         }
@@ -162,7 +174,18 @@ impl Reload {
             files,
             refusal: None,
             restart_keys,
+            manager: ServiceManager::default(),
         })
+    }
+
+    /// What operators see of the trust roots.
+    pub(super) fn trust_roots(&self) -> watch::Receiver<BTreeMap<String, TrustRootStatus>> {
+        self.reader.roots.statuses()
+    }
+
+    /// Tells a service manager of reloads.
+    pub(super) fn report_to(&mut self, manager: ServiceManager) {
+        self.manager = manager;
     }
 
     /// Waits until there is a cause to read the configuration again.
@@ -186,6 +209,9 @@ impl Reload {
         bundles: &mut Bundles,
     ) -> anyhow::Result<Self> {
         let began = self.requests.begin();
+        if cause.is_change() {
+            self.manager.send_reloading().await;
+        }
         let known = self.files.contents().clone();
         let reader = self.reader;
         // Read on a blocking thread, because files may be on a network file system.
@@ -219,6 +245,10 @@ impl Reload {
             restart_keys: self.restart_keys.clone(),
         };
         self.requests.conclude(began, outcome);
+        if cause.is_change() {
+            // Also after a refusal: the gateway is ready with the configuration in force.
+            self.manager.send_ready().await;
+        }
         Ok(self)
     }
 
@@ -250,6 +280,11 @@ impl Reload {
             return Ok(Err(error.to_string()));
         }
         let others = OtherChanges::of(&changes);
+        if others.tracing
+            && let Err(error) = self.live.traces.replace(wanted.tracing.as_ref())
+        {
+            return Ok(Err(error.to_string()));
+        }
         self.replace_options(&wanted, others, clients);
         let applied = bundles.apply(&changes, prepared, &wanted).await?;
         let keys = changes.into_iter().filter_map(|change| match change {
@@ -267,9 +302,11 @@ impl Reload {
             clients: live_clients,
             webhooks,
             admin_tokens,
+            certificates,
             settings,
             ..
         } = &self.live;
+        certificates.replace(wanted.certificates.clone());
         if let Some(clients) = clients {
             live_clients.replace(clients);
         }
@@ -336,6 +373,7 @@ impl Reload {
                 cache,
                 tls,
                 server,
+                tracing,
             } = others;
             let cause = cause.label();
             tracing::info!(
@@ -355,6 +393,7 @@ impl Reload {
                 cache,
                 tls,
                 server,
+                tracing,
                 outcome,
                 "configuration read again"
             );
@@ -422,6 +461,11 @@ impl Reader {
 }
 
 impl Cause {
+    /// Whether the user has changed something, or asks for a reload.
+    fn is_change(self) -> bool {
+        matches!(self, Self::Signal | Self::Request | Self::Files)
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Start => "start",

@@ -54,6 +54,8 @@ pub(crate) struct PublisherOptions {
     pub(crate) on_missing: OnMissing,
     /// How long a bundle is served without a successful check.
     pub(crate) max_stale: Option<Duration>,
+    /// The time between checks of a healthy registry.
+    pub(crate) poll: Duration,
     /// How old a check of the registry may be when a client that runs another version is answered.
     pub(crate) confirm_within: Duration,
     /// What it counts.
@@ -95,13 +97,14 @@ impl Publisher {
             policy,
             on_missing,
             max_stale,
+            poll,
             confirm_within,
             metrics,
         } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(Wanted::default());
-        let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
+        let status = Arc::new(Mutex::new(Status::new(reference, poll, &policy)));
         let waiters = Arc::new(Notify::new());
         let (policy, policy_seen) = watch::channel(policy);
         let (suspended, suspended_seen) = watch::channel(false);

@@ -87,6 +87,13 @@ pub struct Failure {
     pub message: String,
 }
 
+impl fmt::Display for Failure {
+    /// The failure in a sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// The kinds of failure; [`StateMachine::apply`](super::StateMachine::apply) says what each
 /// changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

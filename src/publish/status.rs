@@ -1,6 +1,6 @@
 //! What operators see of a bundle, typed; the server makes JSON of it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -21,6 +21,8 @@ pub struct Status {
     /// The tag that the last check chose, where the reference has a rule. The version being served
     /// may still be that of another tag: then [`Self::last_failure`] says why.
     pub chosen: Option<ChosenTag>,
+    /// The time between checks of a healthy registry.
+    pub poll: Duration,
     /// Whether the registry is not checked (`suspend`).
     pub suspended: bool,
     /// The digest of the manifest being served, as the reference names it.
@@ -107,11 +109,12 @@ pub struct VerdictStatus {
 
 impl Status {
     /// The status of a pending bundle.
-    pub(super) fn new(reference: Reference, policy: &TrustPolicy) -> Self {
+    pub(super) fn new(reference: Reference, poll: Duration, policy: &TrustPolicy) -> Self {
         Self {
             state: StateKind::Pending,
             reference,
             chosen: None,
+            poll,
             suspended: false,
             manifest: None,
             image: None,

@@ -27,6 +27,7 @@ use super::{
     retry::{self, is_retryable},
     scope::TokenScope,
     tag_list::Validators,
+    traced,
     transport::Transport,
 };
 use crate::telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut};
@@ -448,7 +449,7 @@ impl RegistryClient {
         if let Some(range) = payload.range() {
             request = request.header(header::CONTENT_RANGE, range);
         }
-        let mut answer = std::pin::pin!(request.send());
+        let mut answer = std::pin::pin!(traced::send(operation, request));
         let (mut last_sent, mut since) = (0, Instant::now());
         loop {
             if let Ok(answer) = timeout(PROGRESS_INTERVAL, &mut answer).await {

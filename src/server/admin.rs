@@ -1,25 +1,21 @@
 //! The admin API: liveness and readiness probes, metrics and status, and checks on request.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
 use prometheus::IntGauge;
 use serde_json::{Map, Value, json};
-use tokio::{runtime, sync::watch, time::Instant};
+use tokio::runtime;
 
 use super::{
     AdminOptions, Catalog, Entry, LiveSettings,
     admin_access::AdminAccess,
     bundle_api::BundleApi,
-    config_reloads::ConfigReloads,
     connection::Peer,
-    drain::DrainSignal,
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
+    readiness::Readiness,
     refresh_api, reload_api,
     renderer::Renderer,
     request_body::RequestBody,
@@ -31,6 +27,7 @@ use super::{
 };
 use crate::{
     publish::{Handle, WithdrawnVersion},
+    traces::Traces,
     webhooks::Listener,
 };
 
@@ -50,23 +47,15 @@ pub(super) struct AdminContext {
     pub(super) catalog: Catalog,
     pub(super) metrics: ServerMetrics,
     pub(super) holdouts: HoldoutTracker,
-    /// When the replica is ready at the latest.
-    pub(super) ready_at: Instant,
-    pub(super) drain: DrainSignal,
+    pub(super) readiness: Readiness,
+    pub(super) traces: Traces,
 }
 
 #[derive(Debug)]
 struct AdminState {
     context: AdminContext,
-    reloads: ConfigReloads,
-    cache_problem: watch::Receiver<Option<Arc<str>>>,
-    /// The names of the bundles whose first version the replica waits for: those of the configuration
-    /// at the start. One that a reload adds does not take the replica out of rotation, whether it
-    /// has been ready before or not. Nor does one that is added on demand: it was asked for at a
-    /// replica that was ready.
-    awaited: Vec<String>,
-    /// Once ready, the replica stays ready until the drain, whatever happens to bundles.
-    was_ready: AtomicBool,
+    options: AdminOptions,
+    settings: LiveSettings,
     since: String,
 }
 
@@ -79,10 +68,10 @@ impl AdminApi {
         background: &runtime::Handle,
     ) -> Self {
         let access = AdminAccess {
-            tokens: options.tokens,
-            settings,
+            tokens: options.tokens.clone(),
+            settings: settings.clone(),
         };
-        let state = AdminState::new(context, options.reloads, options.cache_problem);
+        let state = AdminState::new(context, settings, options);
         Self {
             access,
             state: Arc::new(state),
@@ -168,9 +157,13 @@ impl AdminApi {
             Ok(head) => head,
             Err(refused) => return refused,
         };
+        let context = &self.state.context;
         match operation {
-            Operation::Refresh => refresh_api::handle(&self.state.context.catalog, &head).await,
-            Operation::Reload => reload_api::handle(&self.state.reloads, &head).await,
+            Operation::Refresh => {
+                let span = context.traces.request("POST /refresh/{name}", None);
+                span.run(refresh_api::handle(&context.catalog, &head)).await
+            }
+            Operation::Reload => reload_api::handle(&self.state.options.reloads, &head).await,
         }
     }
 }
@@ -191,64 +184,28 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
-    fn new(
-        context: AdminContext,
-        reloads: ConfigReloads,
-        cache_problem: watch::Receiver<Option<Arc<str>>>,
-    ) -> Self {
-        let configured = context.catalog.entries().into_iter();
-        let configured = configured.filter(|entry| entry.pattern().is_none());
+    fn new(context: AdminContext, settings: LiveSettings, options: AdminOptions) -> Self {
         Self {
-            awaited: configured.map(|entry| entry.name().to_owned()).collect(),
             context,
-            reloads,
-            cache_problem,
-            was_ready: AtomicBool::new(false),
+            options,
+            settings,
             since: format!("{:.3}", crate::telemetry::now()),
         }
     }
 
     fn readyz(&self) -> Response<ResponseBody> {
-        let ready = self.is_ready();
+        let readiness = &self.context.readiness;
+        let ready = readiness.is_ready();
         let status = if ready {
             StatusCode::OK
         } else {
             StatusCode::SERVICE_UNAVAILABLE
         };
-        let draining = self.context.drain.is_draining();
-        let waiting_for = if ready {
-            Vec::new()
-        } else {
-            self.waiting_for()
-        };
+        let (draining, waiting_for) = (readiness.is_draining(), readiness.waiting_for());
         response::json(
             status,
             &json!({ "ready": ready, "draining": draining, "waiting_for": waiting_for }),
         )
-    }
-
-    fn is_ready(&self) -> bool {
-        if self.context.drain.is_draining() {
-            return false;
-        }
-        if self.was_ready.load(Ordering::Relaxed)
-            || Instant::now() >= self.context.ready_at
-            || self.waiting_for().is_empty()
-        {
-            self.was_ready.store(true, Ordering::Relaxed);
-            return true;
-        }
-        false
-    }
-
-    /// The bundles that are neither served nor refused for good.
-    fn waiting_for(&self) -> Vec<&str> {
-        let is_awaited = |name: &&String| {
-            let entry = self.context.catalog.get(name);
-            entry.is_some_and(|entry| entry.pattern().is_none() && !entry.is_settled())
-        };
-        let awaited = self.awaited.iter().filter(is_awaited);
-        awaited.map(String::as_str).collect()
     }
 
     /// All bundles. Drops the clients of bundles that are no longer configured.
@@ -281,13 +238,30 @@ impl AdminState {
             (handle.name().to_owned(), Value::Object(status))
         });
         let bundles: Map<_, _> = bundles.collect();
-        let reload = self.reloads.last();
+        let AdminOptions {
+            reloads,
+            cache_problem,
+            certificates,
+            trust_roots,
+            ..
+        } = &self.options;
+        let now = crate::telemetry::now();
+        let certificates = certificates.current();
+        let certificates = certificates
+            .iter()
+            .map(|one| (one.key.clone(), status::certificate(one, now)));
+        let trust_roots = trust_roots.borrow().clone();
+        let trust_roots = trust_roots
+            .iter()
+            .map(|(name, root)| (name.clone(), status::trust_root(root, now)));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "since": self.since,
-            "ready": self.is_ready(),
-            "cache": { "problem": self.cache_problem.borrow().as_deref() },
-            "config": reload.map(|outcome| outcome.status()),
+            "ready": self.context.readiness.is_ready(),
+            "cache": { "problem": cache_problem.borrow().as_deref() },
+            "config": reloads.last().map(|outcome| outcome.status()),
+            "certificates": certificates.collect::<Map<_, _>>(),
+            "trust_roots": trust_roots.collect::<Map<_, _>>(),
             "bundles": bundles,
             "webhooks": webhooks,
         })
@@ -310,6 +284,14 @@ impl AdminState {
     fn update_gauges(&self) {
         let gauges = &self.context.metrics.status;
         gauges.reset();
+        gauges.ready.set(self.context.readiness.is_ready().into());
+        let max_connections = self.settings.current().max_connections;
+        gauges
+            .max_connections
+            .set(i64::try_from(max_connections).unwrap_or(i64::MAX));
+        for certificate in self.options.certificates.current().iter() {
+            gauges.add_certificate(certificate);
+        }
         for entry in &self.entries() {
             let handle = entry.handle();
             gauges.add(entry.label(), entry.pattern().is_some(), &entry.status());
@@ -363,126 +345,62 @@ const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::T
 mod tests {
     use std::time::Duration;
 
-    use tokio::time::advance;
+    use tokio::{sync::watch, time::advance};
 
     use super::*;
     use crate::{
         metrics::{BundleScope, Metrics},
-        publish::{
-            CheckEnd, Event, Failure, FailureClass, Outcome, Publisher, Step, pending, serving,
+        publish::pending,
+        server::{
+            AdminAddress,
+            drain::{DrainSignal, Phase},
+            options::Settings,
         },
-        server::drain::Phase,
     };
 
-    const READY_AFTER: Duration = Duration::from_secs(30);
-
-    /// A replica with the bundles `a` and `b`, of which `b` is served.
-    struct Replica {
-        admin: AdminState,
-        a: Publisher,
-        _b: Publisher,
-        phase: watch::Sender<Phase>,
-    }
-
-    impl Replica {
-        fn start() -> Self {
-            let (a, handle) = pending("a");
-            let (b, served) = serving("b", 1);
-            let catalog = Catalog::default();
-            let (phase, receiver) = watch::channel(Phase::Open);
-            let context = AdminContext {
-                catalog,
-                metrics: ServerMetrics::new(&Metrics::new()).unwrap(),
-                holdouts: HoldoutTracker::default(),
-                ready_at: Instant::now() + READY_AFTER,
-                drain: DrainSignal::new(receiver),
-            };
-            for handle in [handle, served] {
-                insert(&context, handle);
-            }
-            Self {
-                admin: AdminState::new(context, ConfigReloads::default(), watch::channel(None).1),
-                a,
-                _b: b,
-                phase,
-            }
-        }
-
-        /// A check of `a` ends with a failure of this class.
-        fn fails(&mut self, class: FailureClass) {
-            let failure = Failure {
-                class,
-                step: Step::Resolve,
-                digest: None,
-                below: Arc::default(),
-                etag: None,
-                reason: "test",
-                message: "a failure".to_owned(),
-            };
-            let outcome = Outcome::Failed(failure);
-            let at = crate::telemetry::now();
-            self.a.apply(&Event::Checked { outcome, at }, None).unwrap();
-            self.a.record_check(Instant::now(), false, CheckEnd::Failed);
-        }
-    }
-
-    fn insert(context: &AdminContext, handle: Handle) {
-        let requests = context
-            .metrics
-            .bundle(&BundleScope::new(handle.name().into()));
+    #[tokio::test(start_paused = true)]
+    async fn the_metrics_have_readiness_the_limit_of_connections_and_the_poll_intervals() {
+        const READY_AFTER: Duration = Duration::from_secs(30);
+        let metrics = ServerMetrics::new(&Metrics::new()).unwrap();
+        let (catalog, (_publisher, handle)) = (Catalog::default(), pending("a"));
+        let requests = metrics.bundle(&BundleScope::new("a".into()));
         let reference = "r.example/a:live".parse().unwrap();
         let entry = Entry::new(handle, reference, None, Arc::new(requests));
-        context.catalog.insert(Arc::new(entry));
-    }
+        catalog.insert(Arc::new(entry));
+        let (phase, receiver) = watch::channel(Phase::Open);
+        let readiness = Readiness::new(catalog.clone(), READY_AFTER, DrainSignal::new(receiver));
+        let context = AdminContext {
+            catalog,
+            metrics,
+            holdouts: HoldoutTracker::default(),
+            readiness,
+            traces: Traces::off(),
+        };
+        let address = AdminAddress::Unix("unused".into());
+        let admin = AdminState::new(context, Settings::fixture().into(), address.into());
+        let sample = |series| {
+            admin.update_gauges();
+            admin.context.metrics.registry.sample(series)
+        };
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+        advance(READY_AFTER).await;
+        assert_eq!(sample("bundlegate_ready"), Some(1.0));
+        phase.send_replace(Phase::Notice);
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
 
-    #[tokio::test(start_paused = true)]
-    async fn a_failure_that_may_pass_is_waited_for_until_ready_after_and_no_other() {
-        for (class, is_awaited) in [
-            (FailureClass::Transient, true),
-            (FailureClass::RateLimited(None), true),
-            (FailureClass::NotFound, false),
-            (FailureClass::Denied, false),
-            (FailureClass::Evidence, false),
-            (FailureClass::Revoked, false),
-            (FailureClass::Defect, false),
-        ] {
-            let mut replica = Replica::start();
-            assert_eq!(replica.admin.waiting_for(), ["a"]);
-            assert!(!replica.admin.is_ready());
-            replica.fails(class);
-            assert_eq!(replica.admin.is_ready(), !is_awaited, "{class:?}");
-            advance(READY_AFTER - Duration::from_millis(1)).await;
-            assert_eq!(replica.admin.is_ready(), !is_awaited, "{class:?}");
-            advance(Duration::from_millis(1)).await;
-            assert!(replica.admin.is_ready(), "{class:?}");
-            // Nothing but the drain ends it.
-            replica.fails(FailureClass::Transient);
-            assert!(replica.admin.is_ready(), "{class:?}");
-            replica.phase.send_replace(Phase::Notice);
-            assert!(!replica.admin.is_ready(), "{class:?}");
-        }
-    }
+        assert_eq!(sample("bundlegate_max_connections"), Some(10.0));
+        admin.settings.replace(Settings {
+            max_connections: 20,
+            ..Settings::fixture()
+        });
+        assert_eq!(sample("bundlegate_max_connections"), Some(20.0));
 
-    #[tokio::test(start_paused = true)]
-    async fn neither_a_bundle_that_a_reload_adds_nor_one_that_it_removes_is_waited_for() {
-        let mut replica = Replica::start();
-        let (_publisher, added) = pending("c");
-        insert(&replica.admin.context, added);
-        assert_eq!(replica.admin.waiting_for(), ["a"]);
-        replica.fails(FailureClass::Transient);
-        assert!(!replica.admin.is_ready());
-        replica.admin.context.catalog.remove("a");
-        assert!(replica.admin.is_ready());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_suspended_bundle_is_not_waited_for() {
-        let replica = Replica::start();
-        let entry = replica.admin.context.catalog.get("a").unwrap();
+        let interval = r#"bundlegate_bundle_poll_interval_seconds{bundle="a"}"#;
+        assert_eq!(sample(interval), Some(30.0));
+        let entry = admin.context.catalog.get("a").unwrap();
         entry.handle().set_suspended(true);
-        // It may be on the disk.
-        assert!(!replica.admin.is_ready());
-        replica.a.record_suspension();
-        assert!(replica.admin.is_ready());
+        assert_eq!(sample(interval), None);
+        entry.handle().set_suspended(false);
+        assert_eq!(sample(interval), Some(30.0));
     }
 }

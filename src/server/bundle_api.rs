@@ -37,6 +37,8 @@ use super::{
 };
 use crate::{
     catalog::{self, Demanded, Refusal},
+    telemetry::{NAME_BYTES, cut},
+    traces::{Span, Traces},
     webhooks::Listener,
 };
 
@@ -59,6 +61,7 @@ pub(super) struct BundleApi {
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
     pub(super) webhooks: WebhookApi,
+    pub(super) traces: Traces,
 }
 
 /// The bundle that a request is for.
@@ -105,6 +108,49 @@ impl Service for BundleApi {
 impl BundleApi {
     /// Decides about a request that reads a bundle, and counts the reply. Every protocol asks here.
     pub(super) fn decide(self: &Arc<Self>, head: &RequestHead<'_>, peer: &Peer) -> Answer<Reply> {
+        let span = self.span(head, peer);
+        if !span.is_recorded() {
+            return self.decide_within(head, peer);
+        }
+        match span.in_scope(|| self.decide_within(head, peer)) {
+            Answer::Now(reply) => {
+                record_status(&span, reply.status());
+                Answer::Now(reply)
+            }
+            Answer::Later(reply) => Answer::later(async move {
+                let reply = span.run(reply).await;
+                record_status(&span, reply.status());
+                reply
+            }),
+        }
+    }
+
+    /// The span of a request (OpenTelemetry, HTTP server spans). It ends with the decision.
+    fn span(&self, head: &RequestHead<'_>, peer: &Peer) -> Span {
+        if !self.traces.is_on() {
+            return Span::default();
+        }
+        let traceparent = head
+            .traceparent
+            .and_then(|value| str::from_utf8(value).ok());
+        let (name, method) = match head.method {
+            ReadMethod::Get => ("GET /bundles/{name}", "GET"),
+            ReadMethod::Head => ("HEAD /bundles/{name}", "HEAD"),
+        };
+        let span = self.traces.request(name, traceparent);
+        if span.is_recorded() {
+            span.set("http.request.method", method);
+            span.set("http.route", "/bundles/{name}");
+            span.set("url.path", cut(head.path, NAME_BYTES).into_owned());
+            span.set(
+                "client.address",
+                self.client_address(head, peer).to_string(),
+            );
+        }
+        span
+    }
+
+    fn decide_within(self: &Arc<Self>, head: &RequestHead<'_>, peer: &Peer) -> Answer<Reply> {
         if peer.is_over_limit {
             return Answer::Now(self.count_other(response::unavailable(None)));
         }
@@ -285,6 +331,9 @@ impl BundleApi {
             self.metrics.count_other(status);
             return reply;
         };
+        if self.traces.is_on() {
+            Span::set_current("bundlegate.bundle", || entry.name().to_owned().into());
+        }
         entry.metrics().count(status);
         if let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (&reply, method) {
             entry
@@ -385,7 +434,7 @@ impl BundleApi {
 
         let webhooks = super::LiveWebhooks::default();
         Self {
-            webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone()),
+            webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), Traces::off()),
             pacer: Pacer::new(None, Duration::ZERO, metrics.paced_requests.clone()),
             repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
             catalog,
@@ -396,7 +445,15 @@ impl BundleApi {
             settings: super::Settings::fixture().into(),
             drain: DrainSignal::new(phase),
             holdouts: HoldoutTracker::default(),
+            traces: Traces::off(),
         }
+    }
+}
+
+fn record_status(span: &Span, status: StatusCode) {
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.fail(status.as_str());
     }
 }
 

@@ -60,7 +60,7 @@ impl ConfigReloads {
     }
 
     /// The last reload; `None` if the configuration is not one that is read again.
-    pub(super) fn last(&self) -> Option<Arc<ReloadOutcome>> {
+    pub fn last(&self) -> Option<Arc<ReloadOutcome>> {
         let last = self.0.last.borrow();
         last.as_ref().map(|last| Arc::clone(&last.outcome))
     }

@@ -1,13 +1,8 @@
 //! Both listeners: binding, serving and draining.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, pin::pin, sync::Arc};
 
-use tokio::{
-    net::TcpListener,
-    runtime::Handle,
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{net::TcpListener, runtime::Handle, sync::watch, time::timeout};
 
 use super::{
     AdminAddress, Catalog, Drain, LongPoll, Options, ServerTls, Settings,
@@ -17,8 +12,10 @@ use super::{
     drain::{DrainSignal, Phase},
     holdout_tracker::HoldoutTracker,
     listener::{Connections, bind, warn_if_backlog_is_small},
+    liveness::{Liveness, LivenessChecks},
     metrics::ServerMetrics,
     pacer::Pacer,
+    readiness::Readiness,
     refusal::RefusalLog,
     repeat_guard::RepeatGuard,
     unix_socket::UnixSocket,
@@ -38,6 +35,10 @@ pub struct Server {
     metrics: ServerMetrics,
     checks: CredentialChecks,
     background: Handle,
+    phase: watch::Sender<Phase>,
+    readiness: Readiness,
+    liveness: Liveness,
+    liveness_checks: LivenessChecks,
 }
 
 #[derive(Debug)]
@@ -61,7 +62,11 @@ impl Server {
         let data = bind(options.listen, "data")?;
         let admin = AdminListener::bind(&options.admin.address).await?;
         warn_if_backlog_is_small(options.settings.current().max_connections);
+        let (phase, phase_receiver) = watch::channel(Phase::Open);
+        let drain = DrainSignal::new(phase_receiver);
+        let (liveness, liveness_checks) = Liveness::new();
         Ok(Self {
+            readiness: Readiness::new(catalog.clone(), options.ready_after, drain),
             data,
             admin,
             options,
@@ -69,6 +74,9 @@ impl Server {
             metrics,
             checks: CredentialChecks::new(background.clone())?,
             background,
+            phase,
+            liveness,
+            liveness_checks,
         })
     }
 
@@ -91,6 +99,16 @@ impl Server {
         }
     }
 
+    /// Whether the server is ready.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Checks of the server's task.
+    pub fn liveness(&self) -> Liveness {
+        self.liveness.clone()
+    }
+
     /// Serves until `shutdown` completes, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self {
@@ -101,33 +119,35 @@ impl Server {
             metrics,
             checks,
             background,
+            phase,
+            readiness,
+            liveness_checks,
+            ..
         } = self;
-        let (phase, phase_receiver) = watch::channel(Phase::Open);
         let Options {
-            ready_after,
             clients,
             webhooks,
             deadlines,
             settings,
+            traces,
             admin: admin_options,
             ..
         } = options;
         let max_connections = settings.current().max_connections;
-        let drain_signal = DrainSignal::new(phase_receiver);
+        let drain_signal = DrainSignal::new(phase.subscribe());
         let gauge = Some(metrics.connections.clone());
         let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
         let max_admin_connections = max_connections.min(MAX_ADMIN_CONNECTIONS);
         let admin_connections =
             Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
         let holdouts = HoldoutTracker::default();
-        let ready_at = Instant::now() + ready_after;
-        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
+        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), traces.clone());
         let context = AdminContext {
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             holdouts: holdouts.clone(),
-            ready_at,
-            drain: drain_signal.clone(),
+            readiness,
+            traces: traces.clone(),
         };
         let admin_api = AdminApi::new(
             context,
@@ -150,6 +170,7 @@ impl Server {
             drain: drain_signal,
             holdouts,
             webhooks,
+            traces,
         });
         let follow_pace = follow_pace(&bundle_api, settings.subscribe());
         let follow_limit = connections.follow_limit(settings.subscribe());
@@ -161,14 +182,20 @@ impl Server {
             shutdown.await;
             drain(settings.current().drain, &phase, &connections, &catalog).await;
         };
+        // Within the task of both accept loops, so that a check proves that it runs.
+        let mut answer_checks = pin!(liveness_checks.answer());
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
             () = follow_pace => {}
             () = follow_limit => {}
             () = stop => {}
+            () = &mut answer_checks => {}
         }
-        connections.close().await;
+        tokio::select! {
+            () = connections.close() => {}
+            () = answer_checks => {}
+        }
     }
 }
 

@@ -451,6 +451,7 @@ mod tests {
         if_none_match: HeaderLines::single(None),
         prefer: HeaderLines::single(Some("wait=60")),
         x_forwarded_for: HeaderLines::single(None),
+        traceparent: None,
     };
 
     /// An API with a bundle that has no version yet, for these clients.

@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hyper::StatusCode;
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-use super::webhooks::{EventOutcome, LiveWebhooks};
+use super::{
+    CertificateInUse,
+    webhooks::{EventOutcome, LiveWebhooks},
+};
 use crate::{
     metrics::{BundleScope, BundleSeries, Metrics},
     publish::Status,
@@ -48,12 +51,18 @@ pub struct RequestMetrics {
 /// that the series of versions and bundles that are gone do not remain.
 #[derive(Debug, Clone)]
 pub(super) struct StatusGauges {
+    /// Whether the replica is ready.
+    pub(super) ready: IntGauge,
+    /// The current limit of connections.
+    pub(super) max_connections: IntGauge,
     state: IntGaugeVec,
     info: IntGaugeVec,
     older: IntGaugeVec,
     fallback: IntGaugeVec,
     lost_clients: IntGaugeVec,
+    poll_interval: GaugeVec,
     last_check: GaugeVec,
+    certificate_expires: IntGaugeVec,
 }
 
 impl ServerMetrics {
@@ -182,7 +191,19 @@ impl StatusGauges {
             "bundlegate_bundle_last_check_timestamp_seconds",
             "Time of the last successful request to the registry.",
         );
+        let poll_interval = Opts::new(
+            "bundlegate_bundle_poll_interval_seconds",
+            "The poll interval of a bundle, by its configuration; a suspended bundle has none.",
+        );
         Ok(Self {
+            ready: metrics.gauge(
+                "bundlegate_ready",
+                "1 while the replica is ready, as /readyz says; 0 before that and during the drain.",
+            )?,
+            max_connections: metrics.gauge(
+                "bundlegate_max_connections",
+                "The limit of open client connections: server.max_connections, or less where the limit of open files requires it.",
+            )?,
             state: metrics.gauges(
                 "bundlegate_bundle_state",
                 "1 for the current state of a bundle, 0 for the others.",
@@ -208,11 +229,17 @@ impl StatusGauges {
                 "Clients that still run a withdrawn version of a bundle.",
                 &["bundle"],
             )?,
+            poll_interval: metrics.register(GaugeVec::new(poll_interval, &["bundle"])?)?,
             last_check: metrics.register(GaugeVec::new(last_check, &["bundle"])?)?,
+            certificate_expires: metrics.gauges(
+                "bundlegate_certificate_expires_timestamp_seconds",
+                "When a certificate in use expires, by the key that names its file; of several in one file, the first one.",
+                &["key"],
+            )?,
         })
     }
 
-    /// Removes all series.
+    /// Removes all series of bundles.
     pub(super) fn reset(&self) {
         for gauge in [
             &self.state,
@@ -220,9 +247,11 @@ impl StatusGauges {
             &self.older,
             &self.fallback,
             &self.lost_clients,
+            &self.certificate_expires,
         ] {
             gauge.reset();
         }
+        self.poll_interval.reset();
         self.last_check.reset();
     }
 
@@ -244,12 +273,24 @@ impl StatusGauges {
         self.older
             .with_label_values(&[label])
             .add(status.older.is_some().into());
+        if !status.suspended {
+            self.poll_interval
+                .with_label_values(&[label])
+                .set(status.poll.as_secs_f64());
+        }
         if let Some(time) = status.last_check {
             let time = time.as_millisecond() as f64 / 1000.0;
             let last_check = self.last_check.with_label_values(&[label]);
             let oldest = Some(last_check.get()).filter(|oldest| *oldest > 0.0);
             last_check.set(oldest.map_or(time, |oldest| oldest.min(time)));
         }
+    }
+
+    /// Adds a certificate to the gauges, which have been reset.
+    pub(super) fn add_certificate(&self, certificate: &CertificateInUse) {
+        self.certificate_expires
+            .with_label_values(&[&certificate.key])
+            .set(certificate.expiry.not_after.as_second());
     }
 
     /// Adds what is known of a bundle's withdrawal: the clients that still run the withdrawn

@@ -35,6 +35,7 @@
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
+//! | `readiness`, `liveness` | whether the server is ready, and whether it runs |
 
 mod absence;
 mod admin;
@@ -63,6 +64,7 @@ mod jwt_checks;
 mod lifecycle;
 mod listener;
 mod live;
+mod liveness;
 mod long_poll;
 mod metrics;
 mod options;
@@ -71,6 +73,7 @@ mod password_checks;
 mod plain_request;
 mod prefer;
 mod prefixed_stream;
+mod readiness;
 mod refresh_api;
 mod refusal;
 mod reload_api;
@@ -97,11 +100,13 @@ pub use self::{
     config_reloads::{Began, ConfigReloads, ReloadOutcome, ReloadRequests},
     lifecycle::Server,
     live::Live,
+    liveness::Liveness,
     metrics::{RequestMetrics, ServerMetrics},
     options::{
-        AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LiveSettings, LongPoll, Options,
-        ServerTls, Settings,
+        AdminAddress, AdminOptions, AdminTls, CertificateInUse, Deadlines, Drain, LiveCertificates,
+        LiveSettings, LongPoll, Options, ServerTls, Settings,
     },
+    readiness::Readiness,
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
 };

@@ -8,6 +8,8 @@ use hyper::{
 
 /// The header in which proxies report the addresses of their clients.
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The header of the position in a trace (W3C Trace Context §3.2).
+const TRACEPARENT: &str = "traceparent";
 /// The header of preferences (RFC 7240), which `http` does not name.
 pub(super) static PREFER: HeaderName = HeaderName::from_static("prefer");
 
@@ -24,6 +26,8 @@ pub(super) struct RequestHead<'a> {
     pub(super) if_none_match: HeaderLines<'a>,
     pub(super) prefer: HeaderLines<'a>,
     pub(super) x_forwarded_for: HeaderLines<'a>,
+    /// The position in the trace of the client (W3C Trace Context).
+    pub(super) traceparent: Option<&'a [u8]>,
 }
 
 /// The methods by which a bundle is read.
@@ -58,6 +62,7 @@ impl<'a> RequestHead<'a> {
             if_none_match: HeaderLines::of(headers, &TAGS),
             prefer: HeaderLines::of(headers, &PREFER),
             x_forwarded_for: HeaderLines::of(headers, &X_FORWARDED_FOR),
+            traceparent: headers.get(TRACEPARENT).map(HeaderValue::as_bytes),
         })
     }
 }

@@ -3,9 +3,10 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::CertificateInUse;
 use crate::{
     oci::TagRule,
-    publish::{FailureStatus, FallbackStatus, Status, VerdictStatus},
+    publish::{FailureStatus, FallbackStatus, RootFailure, Status, TrustRootStatus, VerdictStatus},
     telemetry::{NAME_BYTES, cut},
 };
 
@@ -63,6 +64,38 @@ fn chosen(rule: &TagRule, status: &Status) -> Option<Value> {
         "candidates": chosen.candidates,
         "reason": chosen.reason,
     }))
+}
+
+/// A certificate of `certificates`.
+pub(super) fn certificate(certificate: &CertificateInUse, now: Timestamp) -> Value {
+    let expiry = &certificate.expiry;
+    json!({
+        "subject": expiry.subject,
+        "valid_from": milliseconds(expiry.not_before),
+        "expires": milliseconds(expiry.not_after),
+        "expired": expiry.is_expired_at(now),
+    })
+}
+
+/// A trust root of `trust_roots`.
+pub(super) fn trust_root(root: &TrustRootStatus, now: Timestamp) -> Value {
+    let failure = |failure: &RootFailure| {
+        json!({
+            "at": milliseconds(failure.at),
+            "reason": failure.reason,
+            "message": failure.message,
+        })
+    };
+    json!({
+        "source": root.source(),
+        "url": root.url(),
+        "revision": root.revision(),
+        "pending": root.is_pending(),
+        "expires": root.expires().map(milliseconds),
+        "expired": root.expires().is_some_and(|expires| expires < now),
+        "last_refresh": root.last_refresh().map(milliseconds),
+        "last_failure": root.last_failure().map(failure),
+    })
 }
 
 /// A failure of a check.

@@ -23,6 +23,7 @@ use crate::{
     oci::Digest,
     publish::Hint,
     telemetry,
+    traces::{Span, Traces},
     webhooks::{Authentication, Decision, Listener, Malformed, Notification, Push, Webhook},
 };
 
@@ -41,6 +42,7 @@ pub(super) struct WebhookApi {
     webhooks: LiveWebhooks,
     catalog: Catalog,
     metrics: ServerMetrics,
+    traces: Traces,
 }
 
 /// A notification that is refused.
@@ -60,11 +62,17 @@ struct Delivered {
 }
 
 impl WebhookApi {
-    pub(super) fn new(webhooks: LiveWebhooks, catalog: Catalog, metrics: ServerMetrics) -> Self {
+    pub(super) fn new(
+        webhooks: LiveWebhooks,
+        catalog: Catalog,
+        metrics: ServerMetrics,
+        traces: Traces,
+    ) -> Self {
         Self {
             webhooks,
             catalog,
             metrics,
+            traces,
         }
     }
 
@@ -89,7 +97,8 @@ impl WebhookApi {
         hook: &Arc<Hook>,
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
-        match self.receive(hook, request).await {
+        let span = self.traces.request("POST /webhooks/{name}", None);
+        match span.run(self.receive(hook, request)).await {
             Ok(delivered) => {
                 self.count(hook, &delivered);
                 let Delivered {
@@ -134,10 +143,11 @@ impl WebhookApi {
         let body = body.read(MAX_BODY_BYTES, deadline).await;
         let body = body.map_err(Refusal::unreadable)?;
         let (this, hook, headers) = (self.clone(), Arc::clone(hook), head.headers);
-        let delivering = spawn_blocking(move || {
+        let deliver = Span::carried(move || {
             let _permit = permit;
             this.deliver(&hook, decision, &headers, &body)
         });
+        let delivering = spawn_blocking(deliver);
         delivering
             .await
             .unwrap_or_else(|_| Err(Refusal::internal()))

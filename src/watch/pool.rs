@@ -2,6 +2,7 @@
 //! watchers, each with a deadline.
 
 use std::{
+    fmt,
     num::NonZero,
     sync::{
         Arc,
@@ -286,6 +287,12 @@ impl Rejection {
             ..self.failure
         };
         Self { failure, ..self }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
     }
 }
 

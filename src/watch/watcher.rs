@@ -27,8 +27,12 @@ use crate::{
     },
     registry::{SourceChange, SourceWatch},
     telemetry,
+    traces::{Kind, Span},
     verify::TrustPolicy,
 };
+
+/// How long ago a request may have asked for a check that becomes part of its trace.
+const MAX_TRACED_AGE: Duration = Duration::from_secs(10);
 
 /// The options of one bundle's watcher.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +70,8 @@ pub struct Watcher {
     early_check: Option<Instant>,
     /// Why a check is wanted.
     wanted: watch::Receiver<Wanted>,
+    /// When the last check began.
+    checked: Option<Instant>,
     hints: Hints,
     /// Reports changes of a layout folder.
     source_watch: Option<SourceWatch>,
@@ -90,6 +96,7 @@ impl Watcher {
             policy,
             on_missing: options.on_missing,
             max_stale: options.max_stale,
+            poll: options.poll,
             confirm_within: options.confirm_within,
             metrics: Arc::clone(&pipeline.metrics.publisher),
         });
@@ -108,6 +115,7 @@ impl Watcher {
             held_until: None,
             early_check: None,
             wanted: requests.check,
+            checked: None,
             persist_queue: Arc::default(),
             history: Arc::default(),
         };
@@ -136,9 +144,12 @@ impl Watcher {
                 continue;
             }
             let began = Instant::now();
-            let Some(result) = self.check().await else {
+            let span = self.span_of_check(began);
+            self.checked = Some(began);
+            let Some(result) = span.run(self.check()).await else {
                 continue;
             };
+            record_outcome(&span, &result.outcome);
             let RefreshResult {
                 outcome,
                 rejected,
@@ -152,11 +163,18 @@ impl Watcher {
             let at = telemetry::now();
             if let Outcome::Accepted(snapshot) = &outcome {
                 self.accepted_tag = self.chosen_tag();
-                self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at))
-                    .await;
+                let confirmed = self.options.max_stale.map(|_| at);
+                let persisting = self.persist(Arc::clone(snapshot), confirmed);
+                span.run(async {
+                    Span::child(Kind::Internal, || "persist")
+                        .run(persisting)
+                        .await
+                })
+                .await;
             }
             let checked = Event::Checked { outcome, at };
             let applied = self.apply(&checked, rejected);
+            drop(span);
             self.accepted_tag = None;
             if applied.is_err() {
                 self.persist_published();
@@ -248,6 +266,23 @@ impl Watcher {
         };
         // These events publish no version, so none can be outdated.
         let _ = self.apply(&event, rejected);
+    }
+
+    /// The span of a check, in the trace of the request that has asked for it, if any.
+    fn span_of_check(&self, began: Instant) -> Span {
+        let traced = self.wanted.borrow().traced;
+        let cause = traced.filter(|(asked, _)| {
+            // An earlier check has answered a request that asked before it began.
+            let is_answered = self.checked.is_some_and(|last| *asked <= last);
+            !is_answered && began.duration_since(*asked) <= MAX_TRACED_AGE
+        });
+        let parent = cause.map(|(_, parent)| parent);
+        let span = self.pipeline.traces.check("check", parent);
+        if span.is_recorded() {
+            span.set("bundlegate.bundle", self.pipeline.name.to_string());
+            span.set("bundlegate.reference", self.pipeline.reference.to_string());
+        }
+        span
     }
 
     /// Checks the registry until that has a result; `None` if the bundle is suspended meanwhile.
@@ -516,6 +551,30 @@ async fn switched(suspended: &mut watch::Receiver<bool>) {
     if suspended.changed().await.is_err() {
         // Every handle is gone, so nothing can change.
         std::future::pending().await
+    }
+}
+
+fn record_outcome(span: &Span, outcome: &Outcome) {
+    if !span.is_recorded() {
+        return;
+    }
+    match outcome {
+        Outcome::Accepted(snapshot) => {
+            span.set("bundlegate.outcome", "accepted");
+            span.set(
+                "bundlegate.manifest",
+                snapshot.manifest_digest().to_string(),
+            );
+        }
+        Outcome::Unchanged => span.set("bundlegate.outcome", "unchanged"),
+        Outcome::Failed(failure) => {
+            span.set("bundlegate.outcome", "failed");
+            span.set("error.type", failure.reason);
+            if let Some(digest) = &failure.digest {
+                span.set("bundlegate.manifest", digest.to_string());
+            }
+            span.fail(&failure.message);
+        }
     }
 }
 

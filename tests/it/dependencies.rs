@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every module, and the modules that its code may name. Every module may use `metrics` and
-/// `telemetry`.
+/// Every module, and the modules that its code may name. Every module may use `metrics`,
+/// `telemetry` and `traces`.
 const MODULES: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
@@ -23,6 +23,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "opa_check",
             "registry",
             "server",
+            "service_manager",
             "sign",
             "store",
             "transfer",
@@ -43,6 +44,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "publish",
             "registry",
             "server",
+            "service_manager",
             "sign",
             "store",
             "transfer",
@@ -108,10 +110,12 @@ const MODULES: &[(&str, &[&str])] = &[
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
+    ("service_manager", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),
+    ("traces", &[]),
 ];
-const OPEN: &[&str] = &["metrics", "telemetry"];
+const OPEN: &[&str] = &["metrics", "telemetry", "traces"];
 
 #[test]
 fn no_module_names_one_that_it_may_not() {

@@ -17,6 +17,7 @@ use bundlegate::{
         Settings, Tokens, TrustedProxies,
     },
     store,
+    traces::{self, Traces},
     verify::TrustPolicy,
     watch::{ArtifactOptions, Expect, WatchOptions},
     webhooks::Webhook,
@@ -75,6 +76,7 @@ pub(crate) struct Setup {
     pub(crate) bandwidth: u64,
     pub(crate) spread: Duration,
     pub(crate) repeat_delay: Duration,
+    pub(crate) tracing: Option<traces::Options>,
 }
 
 impl Default for Setup {
@@ -118,6 +120,7 @@ impl Default for Setup {
             bandwidth: 0,
             spread: Duration::ZERO,
             repeat_delay: Duration::from_secs(5),
+            tracing: None,
         }
     }
 }
@@ -184,6 +187,7 @@ impl Setup {
             disk,
             memory,
         };
+        config.tracing = self.tracing.clone();
         config.long_poll.first_wait = self.rules.first_wait;
         let bundle = BundleConfig {
             name: self.name.to_owned(),
@@ -300,6 +304,7 @@ impl TestGateway<InProcess> {
             webhooks: setup.webhooks.into(),
             deadlines: setup.deadlines,
             settings: settings.into(),
+            traces: Traces::off(),
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();

@@ -50,6 +50,7 @@ mod shells;
 mod sigstore;
 mod support;
 mod token_auth;
+mod traces;
 mod verdicts;
 mod versions;
 mod webhooks;

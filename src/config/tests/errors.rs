@@ -656,3 +656,51 @@ fn opa_check_errors_name_the_key_and_a_fix() {
         ),
     ]);
 }
+
+#[test]
+fn errors_of_traces_name_the_key_and_a_fix() {
+    let example = "write one such as \"http://collector.example:4318\"";
+    check(&[
+        (
+            "tracing: { endpoint: collector }",
+            &format!(
+                "tracing.endpoint: \"collector\" is not a URL (relative URL without a base); {example}"
+            ),
+        ),
+        (
+            "tracing: { endpoint: 'grpc://collector:4317' }",
+            &format!(
+                "tracing.endpoint: \"grpc://collector:4317\" is neither http nor https: traces are sent by OTLP over HTTP; {example}"
+            ),
+        ),
+        (
+            "tracing: { endpoint: 'https://me:s3cret@collector' }",
+            "tracing.endpoint: a URL with a user would appear in logs; remove the user, and write \
+             `Authorization: …` into `headers_file`",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', sample: 50 }",
+            "tracing.sample: 50 is no share of all requests; write a number from 0 to 1, such as 0.01 for one in a hundred",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', service_name: '' }",
+            "tracing.service_name: empty; write a name, or remove the key for `bundlegate`",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', headers_file: edge.tokens }",
+            "tracing.headers_file: edge.tokens: line 1 is not a header; write one per line, as `NAME: VALUE`",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', ca_file: registry-ca.pem }",
+            "tracing.ca_file: `endpoint` is not https; remove this key, or write https there",
+        ),
+        (
+            "tracing: { endpoint: 'https://c', ca_file: edge.tokens }",
+            "tracing.ca_file: edge.tokens has no certificate; use PEM certificates (-----BEGIN CERTIFICATE-----)",
+        ),
+        (
+            "tracing: { sample: 1 }",
+            "tracing.endpoint: missing; write it",
+        ),
+    ]);
+}
