@@ -337,7 +337,12 @@ fn author_with_files() -> Author {
         author.write(&format!("{name}.crt"), &certificate);
         author.write(&format!("{name}.key"), &key);
     }
-    for name in ["clients-ca.pem", "issuer-ca.pem", "corp_ca.pem"] {
+    for name in [
+        "clients-ca.pem",
+        "issuer-ca.pem",
+        "corp_ca.pem",
+        "otel-ca.pem",
+    ] {
         author.write(name, &certificate);
     }
     let public = rcgen::KeyPair::generate().unwrap().public_key_pem();
@@ -358,9 +363,15 @@ fn author_with_files() -> Author {
     }
     let hash = bcrypt::hash_with_salt("s3cret", 4, [7; 16]).unwrap();
     author.write("branch.users", &format!("branch:{hash}\n"));
-    for name in ["quay/.dockerconfigjson", "helpers.json", "hub.json"] {
-        author.write(name, r#"{"auths": {}}"#);
+    // `config check` starts no helper.
+    let auths = json!({ "quay.io": { "auth": "YTpi" }, "docker.io": { "auth": "YTpi" } });
+    let auths = json!({ "auths": auths }).to_string();
+    for name in ["quay/.dockerconfigjson", "hub.json"] {
+        author.write(name, &auths);
     }
+    let [helpers] = blocks(&source(GUIDE), "json").try_into().unwrap();
+    author.write("helpers.json", &helpers);
+    author.write("otlp.headers", "Authorization: Bearer s3cret\n");
     let key = json!({
         "kty": "EC", "crv": "P-256", "kid": "1",
         "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
