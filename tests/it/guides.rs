@@ -304,7 +304,8 @@ fn headings(page: &str) -> impl Iterator<Item = String> {
 
 /// The fenced blocks in a language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
-    let fenced = page.split(&format!("\n```{language}\n")).skip(1);
+    let begin = format!("\n```{language}\n");
+    let fenced = page.split(begin.as_str()).skip(1);
     let fenced = fenced.filter_map(|rest| rest.split("\n```").next());
     fenced.map(str::to_owned).collect()
 }
@@ -336,7 +337,12 @@ fn author_with_files() -> Author {
         author.write(&format!("{name}.crt"), &certificate);
         author.write(&format!("{name}.key"), &key);
     }
-    for name in ["clients-ca.pem", "issuer-ca.pem", "corp_ca.pem"] {
+    for name in [
+        "clients-ca.pem",
+        "issuer-ca.pem",
+        "corp_ca.pem",
+        "otel-ca.pem",
+    ] {
         author.write(name, &certificate);
     }
     let public = rcgen::KeyPair::generate().unwrap().public_key_pem();
@@ -357,9 +363,15 @@ fn author_with_files() -> Author {
     }
     let hash = bcrypt::hash_with_salt("s3cret", 4, [7; 16]).unwrap();
     author.write("branch.users", &format!("branch:{hash}\n"));
-    for name in ["quay/.dockerconfigjson", "helpers.json", "hub.json"] {
-        author.write(name, r#"{"auths": {}}"#);
+    // `config check` starts no helper.
+    let auths = json!({ "quay.io": { "auth": "YTpi" }, "docker.io": { "auth": "YTpi" } });
+    let auths = json!({ "auths": auths }).to_string();
+    for name in ["quay/.dockerconfigjson", "hub.json"] {
+        author.write(name, &auths);
     }
+    let [helpers] = blocks(&source(GUIDE), "json").try_into().unwrap();
+    author.write("helpers.json", &helpers);
+    author.write("otlp.headers", "Authorization: Bearer s3cret\n");
     let key = json!({
         "kty": "EC", "crv": "P-256", "kid": "1",
         "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",

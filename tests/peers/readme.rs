@@ -244,6 +244,8 @@ async fn opa_says_what_the_guide_quotes() {
         },
     });
     let by_name = format!("https://localhost:{}", named.data.port());
+    let https = plain.url.replace("http:", "https:");
+    let http = secured.url.replace("https:", "http:");
     let none = json!({});
     for (url, bundle, service, quoted) in [
         (
@@ -270,37 +272,54 @@ async fn opa_says_what_the_guide_quotes() {
             &by_name,
             "authz",
             &tls,
-            "x509: certificate is valid for gate.example, not localhost",
+            "x509: certificate is valid for …, not …",
         ),
         (
-            &plain.url.replace("http:", "https:"),
+            &https,
             "authz",
             &none,
-            "tls: first record does not look like a TLS handshake",
+            "http: server gave HTTP response to HTTPS client",
         ),
-        (&secured.url.replace("https:", "http:"), "authz", &none, ""),
-        (&secured.url, "authz", &with_stranger, "remote error: tls: "),
+        (&http, "authz", &none, "malformed HTTP response"),
+        (
+            &secured.url,
+            "authz",
+            &with_stranger,
+            "remote error: tls: …",
+        ),
     ] {
         let mut config = long_polling(url, bundle);
         for (key, value) in service.as_object().unwrap() {
             config["services"]["gate"][key] = value.clone();
         }
-        let opa = Opa::start(OpaVersion::Newest, &config).await;
-        let line = opa.fails_with(quoted).await;
-        println!("guide | {url} {bundle} | {line}");
+        fails_as_quoted(OpaVersion::Newest, &config, quoted).await;
     }
     let mut two = long_polling(&plain.url, "authz");
     two["bundles"]["again"] = json!({ "service": "gate", "resource": "/bundles/again" });
-    for (version, quoted) in [
-        (OpaVersion::Newest, "have overlapping roots"),
+    let mut small = long_polling(&plain.url, "authz");
+    small["bundles"]["authz"]["size_limit_bytes"] = json!(8);
+    for (version, config, quoted) in [
+        (OpaVersion::Newest, &two, "have overlapping roots"),
         (
             OpaVersion::V0_70,
+            &two,
             "detected overlapping roots in bundle manifest",
         ),
+        (
+            OpaVersion::Newest,
+            &small,
+            "exceeds configured size_limit_bytes",
+        ),
     ] {
-        let opa = Opa::start(version, &two).await;
-        opa.fails_with(quoted).await;
+        fails_as_quoted(version, config, quoted).await;
     }
+}
+
+/// OPA can't get its bundle, and says so in the words that the guide quotes.
+async fn fails_as_quoted(version: OpaVersion, config: &Value, quoted: &str) {
+    assert!(GUIDE.contains(&format!("`{quoted}`")), "{quoted}");
+    let opa = Opa::start(version, config).await;
+    println!("guide | {}", opa.fails_with(quoted).await);
 }
 
 #[tokio::test]
@@ -397,7 +416,8 @@ fn blocks(section: &str) -> Vec<String> {
 
 /// The fenced blocks of a section in a language.
 fn fenced(section: &str, language: &str) -> Vec<String> {
-    let fenced = section.split(&format!("\n```{language}\n")).skip(1);
+    let begin = format!("\n```{language}\n");
+    let fenced = section.split(begin.as_str()).skip(1);
     let fenced = fenced.filter_map(|rest| rest.split("\n```").next());
     fenced.map(|block| format!("{block}\n")).collect()
 }

@@ -98,14 +98,15 @@ impl Opa {
         body.get_mut("result").map(Value::take)
     }
 
-    /// Waits until OPA logs that it can't load or activate a bundle in words that have `part`, and
-    /// returns the line.
-    pub(crate) async fn fails_with(&self, part: &str) -> String {
+    /// Waits until OPA logs that it can't load or activate a bundle in these words, and returns the
+    /// line. `…` stands for any text.
+    pub(crate) async fn fails_with(&self, words: &str) -> String {
         let is_failure = |line: &&str| {
             let kinds = ["Bundle load failed: ", "Bundle activation failed: "];
-            kinds.iter().any(|kind| line.contains(kind)) && line.contains(part)
+            kinds.iter().any(|kind| line.contains(kind))
+                && words.split('…').all(|part| line.contains(part))
         };
-        let (line, _) = poll_until(&format!("OPA to fail with {part:?}"), async || {
+        let (line, _) = poll_until(&format!("OPA to fail with {words:?}"), async || {
             let log = self.process.log();
             log.lines().find(is_failure).map(str::to_owned)
         })
