@@ -21,6 +21,7 @@ mod connections;
 mod cosign;
 mod crash;
 mod credentials;
+mod deploy;
 mod dev;
 mod evaluation;
 mod expect;
