@@ -22,6 +22,7 @@ pub use self::{
 use crate::{
     oci::{Digest, Reference},
     publish::{Checked, Handle, Hint, Status},
+    traces::Span,
 };
 
 /// Demands in the queue of the gateway; it answers each within microseconds, unless it is applying
@@ -112,8 +113,12 @@ impl<M> Catalog<M> {
                 return Demanded::Unknown;
             }
             let (reply, replied) = oneshot::channel();
-            let name = name.to_owned();
-            if self.0.demands.send(Demand { name, reply }).await.is_err() {
+            let demand = Demand {
+                name: name.to_owned(),
+                traced: Span::current(),
+                reply,
+            };
+            if self.0.demands.send(demand).await.is_err() {
                 break;
             }
             // The demand is lost if a configuration is applied just then.
@@ -299,6 +304,7 @@ impl<M> Entry<M> {
         if let Some(successor) = self.successor.as_ref().map(Handle::status) {
             status.reference = successor.reference;
             status.chosen = successor.chosen;
+            status.poll = successor.poll;
             status.last_check = successor.last_check.or(status.last_check);
             status.last_failure = successor.last_failure.or(status.last_failure);
             status.rejected = successor.rejected.or(status.rejected);

@@ -29,7 +29,7 @@
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
-//! | [`metrics`], [`telemetry`] | the registry of Prometheus metrics, which each module declares itself; logs | – ; every module may use them |
+//! | [`metrics`], [`telemetry`], [`traces`] | the registry of Prometheus metrics, which each module declares itself; logs; spans and their export | – ; every module may use them |
 //!
 //! A test reads the sources and checks the last column.
 //!
@@ -180,6 +180,11 @@
 //! trust roots that it removes ([`verify::TrustPolicy::restricted`]): if it is revoked, it is
 //! withdrawn at once.
 //!
+//! Everything else that is live is a value that its readers fetch for each use: clients, TLS and
+//! limits of the server ([`server::LiveSettings`]), registries ([`registry::LiveSource`]), sizes of
+//! the store. What has begun ends by the value that it began with. Only addresses and the place of
+//! the cache need a restart.
+//!
 //! # Bundles on demand
 //!
 //! A [`catalog::Pattern`] stands for all names that match it. When a client that may read such a name
@@ -215,8 +220,16 @@
 //! registries notify before they have written the tag. A `Retry-After` outlasts all of these
 //! requests.
 //!
-//! `POST /refresh/NAME` needs no credential yet, so it is accepted from loopback only, and in a
-//! form that no web page can send.
+//! # Operators
+//!
+//! The admin API shows everything to everyone who reaches it, and changes something only for a
+//! program on this machine or with a token (`server::admin_access`): a request that a web page can
+//! send is refused, with a token or without. `POST /reload` is answered with the outcome of a reload
+//! that began after the request; any number of requests share one.
+//!
+//! A replica is ready once each bundle of the start's configuration is served, or was refused for
+//! a reason that time does not mend, and after `server.ready_after` in any case. Nothing but the
+//! drain makes it unready again: neither a bundle that is withdrawn nor one that a reload adds.
 //!
 //! # Memory and disk
 //!
@@ -261,6 +274,23 @@
 //! responses however much of it there is. They meet in published states, which either side reads
 //! without waiting for the other. Other subcommands, tests and embedders have one runtime.
 //!
+//! # Observability
+//!
+//! Each module declares its metrics itself ([`metrics`]). Durations are histograms whose series are
+//! bound at their first use, so that a request looks nothing up; that of a request on the fast path is
+//! the difference of two times that the deadlines of its connection need anyway. Log lines go to a
+//! queue, and a thread writes them. The record of a request for the access log goes with it and
+//! writes the line when it is dropped, whichever way the request ends; without an access log there is
+//! none (`server::access_log`).
+//!
+//! # Traces
+//!
+//! With `tracing`, requests and checks are recorded as spans and exported over OTLP ([`traces`]). A
+//! request that asks for a check leaves its position in its trace with the request to the watcher
+//! ([`publish::Handle`]), and the check continues that trace. Within a trace the current span is
+//! carried by the futures, so no function has a parameter for it. While traces are off, a request
+//! costs one load of a flag.
+//!
 //! # Limits
 //!
 //! All external input has a limit, and the rejection of a larger input names the limit. Apart from
@@ -298,17 +328,19 @@
 //! | token of a registry; its error message | 1 MiB; 16 KiB | – |
 //! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |
+//! | spans that wait for their export; answer of the collector | 4 096; 64 KiB in 10 seconds | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
 //! | right passwords that are remembered; other results, for a minute | 16 384; 4 096 | – |
 //! | JSON Web Token; those that are remembered | 16 KiB; 16 MiB | – |
 //! | JSON Web Key Set from a URL; its keys; time for a fetch | 1 MiB; 64; 10 seconds | – |
 //! | log lines about refused requests | one a minute for each address and reason, 200 a minute | – |
+//! | log lines that wait for stderr; those of the access log | 2 MiB; 1 MiB | – |
 //! | headers of a request over HTTP/1; over HTTP/2 | 64 KiB; 16 KiB | – |
 //! | notification of a registry; its events | 1 MiB, in 10 seconds; 200 | – |
 //! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |
 //! | checks of a bundle that notifications cause: of pushes; of evidence | 1 a second; 1 a second | – |
-//! | body of a refresh; wait for its result | 4 KiB; 5 minutes | – |
+//! | body of a refresh or reload; wait for its result | 4 KiB; 5 minutes | – |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots
@@ -350,6 +382,7 @@ pub mod service_manager;
 pub mod sign;
 pub mod store;
 pub mod telemetry;
+pub mod traces;
 pub mod transfer;
 pub mod verify;
 pub mod watch;

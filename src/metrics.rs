@@ -4,18 +4,25 @@
 //! Each module declares what it counts, in a `metrics` file of its own, and registers it here.
 //! What is counted by bundle is bound once per bundle ([`BundleSeries`]) and removed with it
 //! ([`BundleScope`]). Label values are configured names or words of a fixed set, so cardinality is
-//! bounded.
+//! bounded; none is empty, because Prometheus takes that for an absent label.
+//!
+//! Durations are histograms in seconds. They have no exemplars: the text format of the `prometheus`
+//! crate can't express them.
 
 mod bundle_series;
 mod in_flight;
+mod log_lines;
+mod process;
 
 use prometheus::{
-    Encoder as _, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, core::Collector,
 };
 
-pub use bundle_series::{BundleScope, BundleSeries, MetricFamily};
+pub use bundle_series::{BundleScope, BundleSeries, MetricFamily, Series};
 pub use in_flight::InFlight;
+pub use log_lines::LogLines;
+pub use process::Process;
 
 /// A registry of metrics. Cheap to clone; the clones are one registry.
 ///
@@ -70,6 +77,21 @@ impl Metrics {
         labels: &[&str],
     ) -> Result<IntGaugeVec, prometheus::Error> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    /// Registers a histogram with these labels. `buckets` are the upper bounds.
+    ///
+    /// # Errors
+    /// When the name, a label or a bound is invalid, or the name is registered already.
+    pub fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(options, labels)?)
     }
 
     /// Registers any collector.

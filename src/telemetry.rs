@@ -1,24 +1,47 @@
-//! Logs on stderr: text on a terminal, JSON lines otherwise. Also the helpers that log lines,
-//! metrics and status values share: the current time, and cutting external text to a bounded
-//! length.
+//! Logs on stderr: text on a terminal, JSON lines otherwise, unless the configuration says which. A
+//! thread of its own writes them ([`line_queue`]). Also the helpers that log lines, metrics and
+//! status values share: the current time, and cutting external text to a bounded length.
 
 use std::{
     borrow::Cow,
     env, fmt, io,
     io::IsTerminal as _,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+mod line_queue;
 mod lines;
 
 use jiff::Timestamp;
-use lines::{JsonLines, TextFields};
+pub use line_queue::DroppedLines;
+use line_queue::LineQueue;
+use lines::{Lines, TextFields};
 use sha2::{Digest as _, Sha256};
 use tracing_subscriber::{
     EnvFilter,
-    fmt::{MakeWriter, format::Writer, time::FormatTime},
+    fmt::{MakeWriter, format::Writer, time::FormatTime, writer::BoxMakeWriter},
     util::SubscriberInitExt as _,
 };
+
+/// The target of the lines of the access log.
+pub const ACCESS: &str = "bundlegate::access";
+
+/// Time for the last lines to be written at the end of the process.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The log of the process, once [`init`] was called.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+#[derive(Debug)]
+struct Log {
+    style: StyleCell,
+    /// `None` if the thread that writes could not be started: each thread writes its own lines.
+    queue: Option<LineQueue>,
+}
 
 /// Writes log events to stderr, filtered by `BUNDLEGATE_LOG` (such as `debug` or
 /// `info,bundlegate::registry=trace`). Does nothing if a subscriber is installed already.
@@ -32,17 +55,72 @@ pub fn init_with(default: &str) {
         .ok()
         .filter(|wanted| !wanted.trim().is_empty());
     let (filter, refused) = filter(wanted.as_deref().or(Some(default)));
-    let terminal = io::stderr().is_terminal();
-    let style = match terminal {
-        true if env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) => Style::Colours,
-        true => Style::Plain,
-        false => Style::Json,
+    let log = LOG.get_or_init(|| Log {
+        style: StyleCell::from(LogFormat::Auto.style()),
+        queue: LineQueue::start(io::stderr(), report_dropped).ok(),
+    });
+    let writer = match &log.queue {
+        Some(queue) => BoxMakeWriter::new(queue.clone()),
+        None => BoxMakeWriter::new(io::stderr),
     };
-    if install(style, filter, io::stderr).is_ok()
+    if install(log.style.clone(), filter, writer).is_ok()
         && let Some(reason) = refused
     {
         tracing::warn!(%reason, "BUNDLEGATE_LOG is malformed; logging at level info");
     }
+}
+
+fn report_dropped(lines: u64) {
+    tracing::warn!(
+        lines,
+        "log lines were dropped, because stderr is read too slowly"
+    );
+}
+
+/// The format of log lines (`log.format`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    #[default]
+    Auto,
+    /// Text, with colours on a terminal.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    fn style(self) -> Style {
+        let is_terminal = io::stderr().is_terminal();
+        let is_coloured =
+            is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        match self {
+            Self::Json => Style::Json,
+            Self::Auto if !is_terminal => Style::Json,
+            Self::Auto | Self::Text if is_coloured => Style::Colours,
+            Self::Auto | Self::Text => Style::Plain,
+        }
+    }
+}
+
+/// Sets the format of the lines from now on. Does nothing before [`init`].
+pub fn set_format(format: LogFormat) {
+    if let Some(log) = LOG.get() {
+        log.style.set(format.style());
+    }
+}
+
+/// Waits until the lines so far are written, but not for long.
+pub fn flush() {
+    if let Some(queue) = LOG.get().and_then(|log| log.queue.as_ref()) {
+        queue.flush(FLUSH_TIMEOUT);
+    }
+}
+
+/// The number of lines that were dropped since the start of the process.
+pub fn dropped_lines() -> DroppedLines {
+    let queue = LOG.get().and_then(|log| log.queue.as_ref());
+    queue.map(LineQueue::dropped).unwrap_or_default()
 }
 
 /// The time of the system clock, clamped to the years −9999 to 9999, outside of which it can't be
@@ -93,12 +171,56 @@ pub fn cut(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{marker}", &text[..end]))
 }
 
+/// An error with its causes. HTTP clients say what went wrong in the causes only.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether a character is a control (C0, C1, DEL), or changes the order or width of others while
+/// invisible: directional marks, line and paragraph separators, zero-width characters, tags
+/// (Unicode TR 36, TR 9).
+pub fn is_hidden(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
 /// The style of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Style {
     Colours,
     Plain,
     Json,
+}
+
+/// The current style, which can be replaced. Clones are one cell.
+#[derive(Debug, Clone)]
+struct StyleCell(Arc<AtomicU8>);
+
+impl From<Style> for StyleCell {
+    fn from(style: Style) -> Self {
+        Self(Arc::new(AtomicU8::new(style as u8)))
+    }
+}
+
+impl StyleCell {
+    fn set(&self, style: Style) {
+        self.0.store(style as u8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Style {
+        let style = self.0.load(Ordering::Relaxed);
+        let all = [Style::Colours, Style::Plain];
+        let text = all.into_iter().find(|one| *one as u8 == style);
+        text.unwrap_or(Style::Json)
+    }
 }
 
 /// Times in RFC 3339, UTC, with milliseconds, as in all other output.
@@ -111,7 +233,7 @@ impl FormatTime for Utc {
 }
 
 fn install<W>(
-    style: Style,
+    style: StyleCell,
     filter: EnvFilter,
     writer: W,
 ) -> Result<(), tracing_subscriber::util::TryInitError>
@@ -122,34 +244,19 @@ where
 }
 
 fn subscriber<W>(
-    style: Style,
+    style: StyleCell,
     filter: EnvFilter,
     writer: W,
-) -> Box<dyn tracing::Subscriber + Send + Sync>
+) -> impl tracing::Subscriber + Send + Sync
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let builder = tracing_subscriber::fmt()
+    tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
-        .with_timer(Utc);
-    match style {
-        Style::Colours => Box::new(
-            builder
-                .with_ansi(true)
-                .with_target(false)
-                .fmt_fields(TextFields)
-                .finish(),
-        ),
-        Style::Plain => Box::new(
-            builder
-                .with_ansi(false)
-                .with_target(false)
-                .fmt_fields(TextFields)
-                .finish(),
-        ),
-        Style::Json => Box::new(builder.with_ansi(false).event_format(JsonLines).finish()),
-    }
+        .fmt_fields(TextFields)
+        .event_format(Lines(style))
+        .finish()
 }
 
 /// The filter, and the error of a malformed one.
@@ -198,7 +305,7 @@ mod tests {
         let sink = Sink::default();
         let writer = sink.clone();
         tracing::subscriber::with_default(
-            subscriber(style, filter(wanted).0, move || writer.clone()),
+            subscriber(style.into(), filter(wanted).0, move || writer.clone()),
             log,
         );
         String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
@@ -220,7 +327,7 @@ mod tests {
 
     #[test]
     fn any_clock_can_be_written_in_a_log_line() {
-        let seconds = |seconds| std::time::Duration::from_secs(seconds);
+        let seconds = |seconds| Duration::from_secs(seconds);
         let (year_10200, year_1) = (seconds(259_700_000_000), seconds(62_100_000_000));
         for (time, written, usable) in [
             (UNIX_EPOCH, "1970-01-01T00:00:00.000Z", true),

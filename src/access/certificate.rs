@@ -124,7 +124,8 @@ impl CertificateName {
     }
 }
 
-fn validity(certificate: &Certificate) -> Option<(Timestamp, Timestamp)> {
+/// The time in which a certificate is valid.
+pub(super) fn validity(certificate: &Certificate) -> Option<(Timestamp, Timestamp)> {
     let validity = &certificate.tbs_certificate.validity;
     let read = |time: Time| Timestamp::try_from(time.to_system_time()).ok();
     Some((read(validity.not_before)?, read(validity.not_after)?))

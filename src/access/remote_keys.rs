@@ -16,7 +16,7 @@ use tokio::{
 use url::Url;
 
 use super::key_set::{InvalidKeySet, KeySet};
-use crate::telemetry::{self, SENTENCE_BYTES, cut};
+use crate::telemetry::{self, SENTENCE_BYTES, cut, with_causes};
 
 /// How often the keys are fetched.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(300);
@@ -196,7 +196,7 @@ async fn keep_current(source: KeyUrl, shared: Arc<Shared>) {
             Ok(_) if !was_successful => tracing::info!(url = %source.url, "JWKS fetched again"),
             Err(error) if was_successful => tracing::warn!(
                 url = %source.url,
-                error = %cut(&chain(error), SENTENCE_BYTES),
+                error = %cut(&with_causes(error), SENTENCE_BYTES),
                 "fetching the JWKS failed; the last keys are used for a day at most"
             ),
             _ => {}
@@ -267,17 +267,6 @@ fn client(source: &KeyUrl) -> reqwest::Result<reqwest::Client> {
         builder = builder.tls_certs_merge(roots);
     }
     builder.build()
-}
-
-/// An error with its causes: reqwest's own text says little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

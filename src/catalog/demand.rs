@@ -11,6 +11,7 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 use super::Entry;
+use crate::traces::Parent;
 
 /// A client that may read a bundle asks for it, and its name matches a pattern. The receiver adds
 /// the bundle to the catalog.
@@ -18,6 +19,8 @@ use super::Entry;
 pub struct Demand<M> {
     /// The bundle's name.
     pub name: String,
+    /// The request, if its trace is recorded.
+    pub traced: Option<Parent>,
     pub(super) reply: oneshot::Sender<Demanded<M>>,
 }
 

@@ -46,7 +46,8 @@ enum Command {
     ///
     /// Watches the registries, verifies signatures, and answers OPA's bundle requests. SIGTERM
     /// or Ctrl-C drains; a second signal exits immediately. Logs go to stderr
-    /// (BUNDLEGATE_LOG=debug for more).
+    /// (BUNDLEGATE_LOG=debug for more; `log` in the configuration has their format and the access
+    /// log).
     Serve {
         /// The configuration file; config/bundlegate.yaml documents every key.
         #[arg(long, value_name = "FILE", value_parser = path_value())]
@@ -214,7 +215,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config } => {
             telemetry::init();
-            block_on_with_server(|serving| serve::run(&config, serving))
+            logged(|| block_on_with_server(|serving| serve::run(&config, serving)))
         }
         Command::Refresh(options) => block_on(refresh::run(options)),
         Command::Reload(options) => block_on(reload::run(options)),
@@ -222,7 +223,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);
-            block_on_with_server(|serving| dev::run(options, serving))
+            logged(|| block_on_with_server(|serving| dev::run(options, serving)))
         }
         Command::Init(options) => init::run(&options),
         Command::Build(options) => block_on(build::run(options)),
@@ -249,6 +250,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Completion { shell } => completion::run(shell),
         Command::Version { json } => version::run(json),
     }
+}
+
+/// Runs a subcommand that logs. Its lines come before the error that it ends with.
+fn logged<T>(work: impl FnOnce() -> T) -> T {
+    let done = work();
+    telemetry::flush();
+    done
 }
 
 /// Prints help and version as results; every other usage error is one line.

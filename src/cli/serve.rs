@@ -8,6 +8,7 @@ use crate::{
     config::Config,
     gateway::{self, Gateway, StopSignals},
     service_manager::ServiceManager,
+    telemetry,
 };
 
 /// Serves until a signal ends it. `serving` is the runtime for the connections of clients.
@@ -20,6 +21,7 @@ pub(super) async fn run(file: &Path, serving: Handle) -> anyhow::Result<()> {
         );
     }
     let config = Config::load(file)?;
+    telemetry::set_format(config.log.format);
     let options = gateway::server_options(&config)?;
     let (drain, exit) = StopSignals::install()?.drain_and_exit();
     // Clients get the same bundles without it.

@@ -4,7 +4,7 @@ use std::{io::IsTerminal as _, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 use tokio::time::sleep;
 
@@ -17,10 +17,14 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate status --watch --admin unix:/run/bundlegate/admin.sock
 
 The last failure stays until the next check that succeeds. `served` is the version that clients get,
-whatever the last check has found.";
+whatever the last check has found. Certificates and trust roots that expire soon are listed below the table.";
 
 /// Between two questions with `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Certificates that expire within this time are shown, and trust roots whose last refresh failed.
+const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// Other trust roots are refreshed before they expire within this time.
+const REFRESH_TIME: SignedDuration = SignedDuration::from_hours(24);
 /// The longest text of a failure in the table, in characters.
 const FAILURE_WIDTH: usize = 80;
 /// Moves the cursor to the top of the terminal, and clears what is below it.
@@ -94,7 +98,11 @@ impl Options {
             Some(name) => facts(name, shown, now),
             None => {
                 let bundles = shown.get("bundles").and_then(Value::as_object);
-                bundles.map_or_else(String::new, |bundles| table(bundles, now))
+                let table = bundles.map_or_else(String::new, |bundles| table(bundles, now));
+                match expiries(shown, now) {
+                    expiries if expiries.is_empty() => table,
+                    expiries => format!("{table}\n\n{}", expiries.join("\n")),
+                }
             }
         })
     }
@@ -126,6 +134,34 @@ fn table(bundles: &Map<String, Value>, now: Timestamp) -> String {
         "LAST FAILURE",
     ];
     table::columns(header, &rows)
+}
+
+/// A line for each certificate and trust root that has expired or does so soon.
+fn expiries(answer: &Value, now: Timestamp) -> Vec<String> {
+    let entries = |key: &str| {
+        let entries = answer.get(key).and_then(Value::as_object);
+        entries.into_iter().flatten()
+    };
+    let certificates = entries("certificates").map(|(name, entry)| (name.clone(), entry, SOON));
+    let roots = entries("trust_roots").map(|(name, entry)| {
+        let is_failing = entry.get("last_failure").is_some_and(Value::is_object);
+        let soon = if is_failing { SOON } else { REFRESH_TIME };
+        (format!("trust root {name}"), entry, soon)
+    });
+    let all = certificates.chain(roots);
+    let line = |(name, entry, soon): (String, &Value, SignedDuration)| {
+        let expires: Timestamp = entry.get("expires")?.as_str()?.parse().ok()?;
+        let name = table::printable(&name);
+        let left = expires.duration_since(now);
+        match left {
+            left if left.is_negative() => {
+                Some(format!("{name} expired {}", table::age(expires, now)))
+            }
+            left if left <= soon => Some(format!("{name} expires in {}", table::duration(left))),
+            _ => None,
+        }
+    };
+    all.filter_map(line).collect()
 }
 
 /// Everything that the table has of one bundle, and more.
@@ -271,5 +307,34 @@ mod tests {
         assert!(facts.contains("waiters       3\n"), "{facts}");
         // What comes from an artifact moves no cursor.
         assert!(!facts.contains('\u{1b}'), "{facts}");
+    }
+
+    #[test]
+    fn what_expires_soon_is_listed_and_nothing_else() {
+        let answer = json!({
+            "certificates": {
+                "server.tls.certificate": { "expires": "2026-01-07T12:00:00Z" },
+                "server.tls.client_ca": { "expires": "2026-03-01T00:00:00Z" },
+                "registries.r.example.client_certificate": { "expires": "2025-12-30T00:00:00Z" },
+            },
+            "trust_roots": {
+                "corp\u{1b}": { "expires": "2026-01-01T03:00:00Z" },
+                "fresh": { "expires": "2026-01-05T00:00:00Z", "last_failure": null },
+                "old": { "expires": "2026-01-05T00:00:00Z", "last_failure": { "reason": "outdated" } },
+                "sigstore": { "expires": null },
+            },
+        });
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(
+            expiries(&answer, now),
+            [
+                "registries.r.example.client_certificate expired 2 days ago",
+                "server.tls.certificate expires in 6 days",
+                "trust root corp\\u{1b} expires in 3 hours",
+                "trust root old expires in 4 days",
+            ]
+        );
+        // A gateway of an earlier version tells nothing of them.
+        assert!(expiries(&json!({}), now).is_empty());
     }
 }

@@ -1,6 +1,8 @@
 //! Formats results as text: columns, sizes, ages.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+
+use crate::telemetry::is_hidden;
 
 /// A table with columns as wide as their widest cell, separated by two spaces.
 pub(super) fn columns<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
@@ -87,16 +89,6 @@ pub(super) fn printable_json(document: &str) -> String {
     shown
 }
 
-/// Whether a character is a control (C0, C1, DEL), or changes the order or width of others while
-/// invisible: directional marks, line and paragraph separators, zero-width characters, tags
-/// (Unicode TR 36, TR 9).
-fn is_hidden(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-}
-
 /// A size such as `1.5 MiB`.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
@@ -114,14 +106,19 @@ pub(super) fn size(bytes: u64) -> String {
 
 /// An age such as `3 hours ago`.
 pub(super) fn age(then: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(then).as_secs().max(0);
+    format!("{} ago", duration(now.duration_since(then)))
+}
+
+/// A duration such as `3 hours`; a negative one is zero.
+pub(super) fn duration(duration: SignedDuration) -> String {
+    let seconds = duration.as_secs().max(0);
     let (count, unit) = match seconds {
         0..60 => (seconds, "second"),
         60..3600 => (seconds / 60, "minute"),
         3600..86_400 => (seconds / 3600, "hour"),
         _ => (seconds / 86_400, "day"),
     };
-    format!("{count} {unit}{} ago", if count == 1 { "" } else { "s" })
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

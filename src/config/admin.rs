@@ -32,11 +32,6 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Admin, Problem> 
     let tokens = tokens
         .transpose()
         .map_err(|problem| problem.at("admin_token_file"))?;
-    if tokens.is_none() && !raw.admin_hosts.is_empty() {
-        let message =
-            "only requests with a token may name these hosts; add `server.admin_token_file`";
-        return Err(Problem::new(message).at("admin_hosts"));
-    }
     for (index, host) in raw.admin_hosts.iter().enumerate() {
         check_host(host).map_err(|problem| problem.at_index(index).at("admin_hosts"))?;
     }

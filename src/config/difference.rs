@@ -68,7 +68,8 @@ fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]
-            | ["long_poll" | "limits"]
+            | ["tracing"]
+            | ["log" | "long_poll" | "limits"]
             | ["cache", "disk" | "memory"]
             | [
                 "server",

@@ -7,20 +7,25 @@ use std::{
 
 use super::{
     bundles::{self, BundleConfig, Defaults},
+    certificates::CertificateFiles,
     clients::{self, ClientConfig},
     difference,
     files::{self, Files},
     limits::{self, Cache, Limits},
+    log::{self, Log},
     opa_check,
     patterns::{self, PatternConfig},
     problem::{ConfigError, Problem},
     raw, reader, registries,
     server::{self, LongPoll, Server},
-    tree,
+    tracing, tree,
     trust::{CurrentRoot, Policies},
     webhooks,
 };
-use crate::{oci::read_regular_or_pipe, registry, verify::RootSource, webhooks::Webhook};
+use crate::{
+    oci::read_regular_or_pipe, registry, server::CertificateInUse, traces, verify::RootSource,
+    webhooks::Webhook,
+};
 
 /// A configuration with checked values, all of whose files could be read.
 #[derive(Debug, Clone)]
@@ -35,6 +40,8 @@ pub struct Config {
     pub bundles: Vec<BundleConfig>,
     /// The bundles that are added when a client asks for them.
     pub patterns: Vec<PatternConfig>,
+    /// The log.
+    pub log: Log,
     /// Limits of long polling.
     pub long_poll: LongPoll,
     /// The listeners.
@@ -43,10 +50,14 @@ pub struct Config {
     pub clients: Vec<ClientConfig>,
     /// The notifications of registries that are received.
     pub webhooks: Vec<Webhook>,
+    /// Where traces go; `None` if there are none.
+    pub tracing: Option<traces::Options>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
     pub trust: Policies,
+    /// The certificates in use, by key, with their expiry.
+    pub certificates: Vec<CertificateInUse>,
     files: Vec<PathBuf>,
     /// The text of the file.
     text: String,
@@ -123,6 +134,7 @@ impl Config {
         roots: CurrentRoot<'_>,
         files: &Files<'_>,
     ) -> Result<Self, Problem> {
+        let certificates = CertificateFiles::named_in(&raw.server, &raw.trust);
         let (registries, policies) =
             registries_and_policies(raw.registries, raw.trust, roots, files)?;
         let base = files.base();
@@ -140,6 +152,7 @@ impl Config {
         let of_bundles = bundles.iter().map(|bundle| &bundle.trust);
         let of_patterns = patterns.iter().map(PatternConfig::trust);
         Ok(Self {
+            certificates: certificates.read(&registries, base),
             registries,
             limits: defaults.limits,
             cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
@@ -147,6 +160,7 @@ impl Config {
             trust: policies,
             bundles,
             patterns,
+            log: log::read(&raw.log).map_err(|problem| problem.at("log"))?,
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
@@ -154,6 +168,7 @@ impl Config {
                 .map_err(|problem| problem.at("clients"))?,
             webhooks: webhooks::read(raw.webhooks, base)
                 .map_err(|problem| problem.at("webhooks"))?,
+            tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
             files: files.paths(),
             text: String::new(),
         })

@@ -26,6 +26,8 @@ pub(super) struct Root {
     #[serde(default)]
     pub(super) long_poll: LongPoll,
     #[serde(default)]
+    pub(super) log: Log,
+    #[serde(default)]
     pub(super) cache: Cache,
     #[serde(default)]
     pub(super) limits: Limits,
@@ -40,6 +42,8 @@ pub(super) struct Root {
     pub(super) patterns: Vec<Pattern>,
     #[serde(default)]
     pub(super) webhooks: Vec<Webhook>,
+    /// Traces of requests and checks over OTLP. Absent: none. Live, with its files.
+    pub(super) tracing: Option<Tracing>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -124,6 +128,13 @@ pub(super) struct LongPoll {
     pub(super) spread: Option<Spread>,
     pub(super) bandwidth: Option<Size>,
     pub(super) repeat_delay: Option<Period>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) format: Option<String>,
+    pub(super) access: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -246,6 +257,22 @@ pub(super) struct Webhook {
     pub(super) basic_file: Option<PathBuf>,
     pub(super) oidc: Option<WebhookOidc>,
     pub(super) unauthenticated: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tracing {
+    /// The URL of an OTLP collector that takes protobuf over HTTP; without a path, `/v1/traces`.
+    pub(super) endpoint: String,
+    /// The share of requests and checks that begin a trace, 0 to 1. Default 1. A client that sends a
+    /// `traceparent` has decided already.
+    pub(super) sample: Option<f64>,
+    /// The value of `service.name`. Default `bundlegate`.
+    pub(super) service_name: Option<String>,
+    /// A file of headers that are sent with each export, one `NAME: VALUE` per line.
+    pub(super) headers_file: Option<PathBuf>,
+    /// PEM certificates, in addition to the system's roots.
+    pub(super) ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -6,6 +6,8 @@ use super::*;
 use crate::{
     publish::OnMissing,
     registry::{self, Credentials, Scheme},
+    server::AccessLevel,
+    telemetry::LogFormat,
     verify::RootSource,
 };
 
@@ -128,6 +130,7 @@ fn the_example_shows_the_defaults() {
     let (example, least) = (folder.parse(EXAMPLE).unwrap(), folder.with("").unwrap());
     assert_eq!(example.limits, least.limits);
     assert_eq!(example.long_poll, least.long_poll);
+    assert_eq!(example.log, least.log);
     assert_eq!(
         (
             example.cache.required,
@@ -186,6 +189,8 @@ fn absent_keys_have_the_documented_defaults() {
     assert_eq!(config.server.admin.to_string(), "127.0.0.1:8090");
     assert!(config.server.admin_tls.is_none() && config.server.admin_tokens.is_none());
     assert!(config.server.tls.is_none());
+    assert_eq!(config.log.format, LogFormat::Auto);
+    assert_eq!(config.log.access, AccessLevel::Off);
     assert_eq!(config.server.max_connections, 20_000);
     assert_eq!(config.server.ready_after, secs(30));
     assert_eq!(
@@ -392,50 +397,6 @@ fn an_error_says_file_line_and_key() {
         endless,
         "/dev/zero: it is larger than 1 MiB; name the right file"
     );
-}
-
-#[test]
-fn the_readme_shows_configurations_that_load() {
-    let folder = trust::folder();
-    let key = std::fs::read_to_string(folder.0.path().join("release.pub")).unwrap();
-    folder.write("cosign.pub", &key);
-    // In place of the helpers, which are not installed here.
-    let auth = serde_json::json!({ "auth": "YTpi" });
-    let auths = serde_json::json!({ "auths": {
-        "quay.io": auth,
-        "https://index.docker.io/v1/": auth,
-        "123456789012.dkr.ecr.eu-west-1.amazonaws.com": auth,
-        "europe-docker.pkg.dev": auth,
-        "acme.azurecr.io": auth,
-    } });
-    std::fs::create_dir(folder.0.path().join("quay")).unwrap();
-    folder.write("mirror.password", "secret");
-    for name in ["helpers.json", "quay/.dockerconfigjson", "hub.json"] {
-        folder.write(name, &auths.to_string());
-    }
-    for (name, file) in [
-        ("client.crt", "tls.crt"),
-        ("client.key", "tls.key"),
-        ("proxy.password", "ghcr.password"),
-    ] {
-        let path = |name| folder.0.path().join(name);
-        std::fs::copy(path(file), path(name)).unwrap();
-    }
-    let readme = include_str!("../../README.md");
-    let blocks: Vec<_> = readme
-        .split("```yaml\n")
-        .skip(1)
-        .map(|rest| rest.split("```").next().unwrap())
-        .collect();
-    assert!(blocks.len() > 1);
-    for block in blocks {
-        let loaded = if block.starts_with("version:") {
-            folder.parse(block)
-        } else {
-            folder.with(block)
-        };
-        loaded.unwrap_or_else(|error| panic!("{error}\n{block}"));
-    }
 }
 
 #[test]

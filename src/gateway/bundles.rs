@@ -22,6 +22,7 @@ use crate::{
     registry::Registries,
     server::{Catalog, Demand, Entry},
     store::Store,
+    traces::Traces,
     verify::TrustPolicy,
 };
 
@@ -94,10 +95,11 @@ impl Bundles {
         registries: Registries,
         store: Store,
         metrics: BundleFamilies,
+        traces: Traces,
     ) -> Self {
         let (catalog, demands) = Catalog::with_demands();
         Self {
-            factory: WatcherFactory::new(config, registries, store),
+            factory: WatcherFactory::new(config, registries, store, traces),
             families: metrics,
             bundles: BTreeMap::new(),
             on_demand: OnDemand::new(catalog.clone()),
@@ -243,6 +245,7 @@ impl Bundles {
                 | Change::SetLimits
                 | Change::SetTls
                 | Change::SetServer
+                | Change::SetTracing
                 | Change::NeedsRestart(_) => {}
             }
         }

@@ -26,6 +26,7 @@ use crate::{
     service_manager::ServiceManager,
     store::{self, Store, StoreMetrics},
     telemetry,
+    traces::Traces,
     verify::TrustRoots,
 };
 
@@ -39,6 +40,7 @@ pub struct Gateway {
     bundles: Bundles,
     store: Store,
     metrics: Metrics,
+    traces: Traces,
     settings: LiveSettings,
     /// Applies changes of the configuration file, where there is one.
     reload: Option<Reload>,
@@ -70,7 +72,7 @@ impl Gateway {
     pub async fn start_on(
         serving: Handle,
         config: Config,
-        options: server::Options,
+        mut options: server::Options,
         file: Option<&Path>,
     ) -> anyhow::Result<Self> {
         // hyper panics where it can't write the time into a `Date` header.
@@ -86,7 +88,16 @@ impl Gateway {
             metrics.registries,
         );
         let store = open_store(&config.cache, metrics.store).await?;
-        let mut bundles = Bundles::new(&config, registries, store.clone(), metrics.bundles);
+        let traces = metrics.traces;
+        traces.replace(config.tracing.as_ref())?;
+        options.traces = traces.clone();
+        let mut bundles = Bundles::new(
+            &config,
+            registries,
+            store.clone(),
+            metrics.bundles,
+            traces.clone(),
+        );
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all, &config).await?;
@@ -111,8 +122,10 @@ impl Gateway {
             }
             None => None,
         };
-        let mut options = options;
         options.admin.cache_problem = store.problem();
+        if let Some(reload) = &reload {
+            options.admin.trust_roots = reload.trust_roots();
+        }
         let settings = server::Settings::clone(&options.settings.current());
         apply_settings(&options.settings, settings);
         let (settings, reloads) = (options.settings.clone(), options.admin.reloads.clone());
@@ -126,6 +139,7 @@ impl Gateway {
             bundles,
             store,
             metrics: metrics.registry,
+            traces,
             settings,
             reload,
             reloads,
@@ -208,6 +222,7 @@ impl Gateway {
             serving,
             mut bundles,
             store,
+            traces,
             settings,
             reload,
             reloads,
@@ -244,6 +259,7 @@ impl Gateway {
         tasks.shutdown().await;
         bundles.shutdown().await;
         store.close().await;
+        traces.shut_down().await;
         ended
     }
 }

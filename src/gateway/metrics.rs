@@ -5,10 +5,11 @@ use std::sync::Arc;
 use prometheus::{IntCounterVec, IntGauge};
 
 use crate::{
-    metrics::{BundleScope, Metrics},
+    metrics::{BundleScope, LogLines, Metrics, Process},
     registry::RegistryMetrics,
     server::{RequestMetrics, ServerMetrics},
     store::StoreMetrics,
+    traces::Traces,
     verify::TrustRootMetrics,
     watch::{WatchMetrics, WatcherMetrics},
 };
@@ -23,6 +24,7 @@ pub(super) struct GatewayMetrics {
     pub(super) bundles: BundleFamilies,
     pub(super) server: ServerMetrics,
     pub(super) reload: ReloadMetrics,
+    pub(super) traces: Traces,
 }
 
 /// The metrics in which each bundle has series. Cheap to clone.
@@ -60,6 +62,8 @@ impl GatewayMetrics {
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Process::new()?)?;
+        registry.register(LogLines::new()?)?;
         let server = ServerMetrics::new(&registry)?;
         Ok(Self {
             registries: RegistryMetrics::new(&registry)?,
@@ -71,6 +75,7 @@ impl GatewayMetrics {
             },
             server,
             reload: ReloadMetrics::new(&registry)?,
+            traces: Traces::new(&registry)?,
             registry,
         })
     }

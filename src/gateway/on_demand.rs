@@ -161,16 +161,17 @@ impl OnDemand {
         if demand.is_abandoned() {
             return;
         }
-        let demanded = self.add(&demand.name, factory, watchers).await;
+        let demanded = self.add(&demand, factory, watchers).await;
         demand.reply(demanded);
     }
 
     async fn add(
         &mut self,
-        name: &str,
+        demand: &Demand,
         factory: &mut WatcherFactory,
         watchers: &mut JoinSet<()>,
     ) -> Demanded<RequestMetrics> {
+        let name = &*demand.name;
         // Many clients ask for one bundle at the same time.
         if let Some(entry) = self.catalog.get(name) {
             return Demanded::Added(entry);
@@ -201,6 +202,9 @@ impl OnDemand {
                 });
             }
         };
+        if let Some(parent) = demand.traced {
+            watched.handle.set_traced(parent);
+        }
         watched.run(watchers);
         let entry = running.entry(&watched);
         tracing::debug!(

@@ -7,6 +7,7 @@ use crate::{
     access::{KeySource, RemoteKeySets},
     config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
     server::{self, Requirement, Tokens},
+    traces::Traces,
 };
 
 /// The server's options, from the configuration.
@@ -16,12 +17,13 @@ use crate::{
 pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
     Ok(server::Options {
         listen: config.server.listen,
-        admin: admin_options(&config.server),
+        admin: admin_options(config),
         ready_after: config.server.ready_after,
         clients: live_clients(config)?,
         webhooks: config.webhooks.clone().into(),
         deadlines: server::Deadlines::default(),
         settings: settings(config).into(),
+        traces: Traces::off(),
     })
 }
 
@@ -46,6 +48,7 @@ pub(super) fn settings(config: &Config) -> server::Settings {
             spread: long_poll.spread.unwrap_or_default(),
             repeat_delay: long_poll.repeat_delay,
         },
+        access_log: config.log.access,
         trusted_proxies: wanted.trusted_proxies.clone(),
         admin_tls: wanted.admin_tls.clone(),
         admin_hosts: wanted.admin_hosts.clone(),
@@ -96,12 +99,13 @@ pub(super) fn clients(
     Ok(clients)
 }
 
-fn admin_options(config: &config::Server) -> server::AdminOptions {
+fn admin_options(config: &Config) -> server::AdminOptions {
     let tokens = server::AdminTokens::default();
-    set_admin_tokens(&tokens, config.admin_tokens.as_ref());
+    set_admin_tokens(&tokens, config.server.admin_tokens.as_ref());
     server::AdminOptions {
         tokens,
-        ..config.admin.clone().into()
+        certificates: config.certificates.clone().into(),
+        ..config.server.admin.clone().into()
     }
 }
 

@@ -44,6 +44,8 @@ pub(super) enum Change {
     SetTls,
     /// The server has other limits and times.
     SetServer,
+    /// Traces are exported elsewhere, or by other rules.
+    SetTracing,
     /// A key whose change takes effect at the next start.
     NeedsRestart(String),
 }
@@ -86,6 +88,9 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     if running.registries != wanted.registries {
         changes.push(Change::SetRegistries);
     }
+    if running.tracing != wanted.tracing {
+        changes.push(Change::SetTracing);
+    }
     if running.limits != wanted.limits {
         changes.push(Change::SetLimits);
     }
@@ -112,7 +117,7 @@ pub(super) fn changes(running: &Config, wanted: &Config) -> Vec<Change> {
     changes
 }
 
-/// What is live of `server` besides TLS, and `long_poll`.
+/// What is live of `server` besides TLS, `log` and `long_poll`.
 fn server_limits(config: &Config) -> impl PartialEq {
     let server = &config.server;
     (
@@ -120,6 +125,7 @@ fn server_limits(config: &Config) -> impl PartialEq {
         server.drain,
         &server.trusted_proxies,
         &server.admin_hosts,
+        config.log,
         config.long_poll,
     )
 }
@@ -274,6 +280,7 @@ mod tests {
             Change::SetRegistries => "registries".to_owned(),
             Change::SetLimits => "limits".to_owned(),
             Change::SetCache => "cache".to_owned(),
+            Change::SetTracing => "tracing".to_owned(),
             Change::SetTls => "tls".to_owned(),
             Change::SetServer => "server".to_owned(),
             Change::NeedsRestart(key) => format!("restart {key}"),
@@ -374,6 +381,8 @@ mod tests {
             ),
             (&[("/long_poll", json!({ "max_wait": "1m" }))], &["server"]),
             (&[("/long_poll", json!({ "spread": "1s" }))], &["server"]),
+            (&[("/log", json!({ "format": "text" }))], &["server"]),
+            (&[("/log", json!({ "access": "all" }))], &["server"]),
             (
                 &[(
                     "/registries",

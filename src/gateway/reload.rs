@@ -5,6 +5,7 @@
 mod files;
 
 use std::{
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     time::Duration,
@@ -12,6 +13,7 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
     task::spawn_blocking,
     time::sleep,
 };
@@ -25,12 +27,14 @@ use super::{
 };
 use crate::{
     config::Config,
+    publish::TrustRootStatus,
     server::{
-        self, AdminTokens, Clients, ConfigReloads, LiveClients, LiveSettings, LiveWebhooks,
-        ReloadOutcome, ReloadRequests,
+        self, AdminTokens, Clients, ConfigReloads, LiveCertificates, LiveClients, LiveSettings,
+        LiveWebhooks, ReloadOutcome, ReloadRequests,
     },
     service_manager::ServiceManager,
     telemetry,
+    traces::Traces,
     verify::TrustRoots,
 };
 
@@ -63,7 +67,9 @@ pub(super) struct LiveOptions {
     webhooks: LiveWebhooks,
     admin_tokens: AdminTokens,
     reloads: ConfigReloads,
+    certificates: LiveCertificates,
     settings: LiveSettings,
+    traces: Traces,
 }
 
 /// The part that blocks. It is moved to a blocking thread and back.
@@ -103,6 +109,7 @@ struct OtherChanges {
     cache: bool,
     tls: bool,
     server: bool,
+    tracing: bool,
 }
 
 impl LiveOptions {
@@ -112,7 +119,9 @@ impl LiveOptions {
             webhooks: options.webhooks.clone(),
             admin_tokens: options.admin.tokens.clone(),
             reloads: options.admin.reloads.clone(),
+            certificates: options.admin.certificates.clone(),
             settings: options.settings.clone(),
+            traces: options.traces.clone(),
         }
     }
 }
@@ -130,6 +139,7 @@ impl OtherChanges {
                 Change::SetCache => others.cache = true,
                 Change::SetTls => others.tls = true,
                 Change::SetServer => others.server = true,
+                Change::SetTracing => others.tracing = true,
                 _ => {}
             }
         }
@@ -166,6 +176,11 @@ impl Reload {
             restart_keys,
             manager: ServiceManager::default(),
         })
+    }
+
+    /// What operators see of the trust roots.
+    pub(super) fn trust_roots(&self) -> watch::Receiver<BTreeMap<String, TrustRootStatus>> {
+        self.reader.roots.statuses()
     }
 
     /// Tells a service manager of reloads.
@@ -265,6 +280,11 @@ impl Reload {
             return Ok(Err(error.to_string()));
         }
         let others = OtherChanges::of(&changes);
+        if others.tracing
+            && let Err(error) = self.live.traces.replace(wanted.tracing.as_ref())
+        {
+            return Ok(Err(error.to_string()));
+        }
         self.replace_options(&wanted, others, clients);
         let applied = bundles.apply(&changes, prepared, &wanted).await?;
         let keys = changes.into_iter().filter_map(|change| match change {
@@ -282,9 +302,11 @@ impl Reload {
             clients: live_clients,
             webhooks,
             admin_tokens,
+            certificates,
             settings,
             ..
         } = &self.live;
+        certificates.replace(wanted.certificates.clone());
         if let Some(clients) = clients {
             live_clients.replace(clients);
         }
@@ -295,6 +317,7 @@ impl Reload {
             options::set_admin_tokens(admin_tokens, wanted.server.admin_tokens.as_ref());
         }
         if others.tls || others.server {
+            telemetry::set_format(wanted.log.format);
             options::apply_settings(settings, options::settings(wanted));
         }
     }
@@ -351,6 +374,7 @@ impl Reload {
                 cache,
                 tls,
                 server,
+                tracing,
             } = others;
             let cause = cause.label();
             tracing::info!(
@@ -370,6 +394,7 @@ impl Reload {
                 cache,
                 tls,
                 server,
+                tracing,
                 outcome,
                 "configuration read again"
             );

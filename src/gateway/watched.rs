@@ -11,6 +11,7 @@ use crate::{
     publish::{Handle, State},
     registry::{LiveRegistries, Registries},
     store::Store,
+    traces::Traces,
     watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
 };
 
@@ -20,6 +21,7 @@ pub(super) struct WatcherFactory {
     registries: LiveRegistries,
     store: Store,
     pool: VerificationPool,
+    traces: Traces,
     first_wait: Duration,
     opas: Checkers,
     numbers: Number,
@@ -48,11 +50,17 @@ enum Task {
 
 impl WatcherFactory {
     /// All watchers have the times of `config`.
-    pub(super) fn new(config: &Config, registries: Registries, store: Store) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        registries: Registries,
+        store: Store,
+        traces: Traces,
+    ) -> Self {
         Self {
             registries: registries.watching().into(),
             store,
             pool: VerificationPool::default(),
+            traces,
             first_wait: config.long_poll.first_wait,
             opas: Checkers::default(),
             numbers: 0,
@@ -134,6 +142,7 @@ impl WatcherFactory {
             useless_referrers: Arc::default(),
             pool: self.pool.clone(),
             metrics: Arc::clone(&metrics.watcher),
+            traces: self.traces.clone(),
         };
         let options = WatchOptions {
             poll: config.poll,

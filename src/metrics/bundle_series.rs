@@ -1,4 +1,5 @@
-//! The series of one bundle: they are bound at their first use, and removed with the bundle.
+//! The series of one metric, which are bound at their first use: those of one bundle are removed with
+//! it.
 
 use std::{
     fmt,
@@ -7,9 +8,9 @@ use std::{
 
 use prometheus::core::{MetricVec, MetricVecBuilder};
 
-/// A metric whose first label is `bundle`.
+/// A metric with labels.
 pub trait MetricFamily: fmt::Debug + Clone + Send + 'static {
-    /// The counter or gauge of one series.
+    /// The counter, gauge or histogram of one series.
     type Series: fmt::Debug;
 
     /// The series with these label values, which exists from now on.
@@ -33,8 +34,8 @@ pub struct BundleScope {
 
 type Removal = Box<dyn FnOnce() + Send>;
 
-/// The series of one bundle in one metric. A series is made when its labels are first used, because
-/// a bundle that has counted nothing has none.
+/// The series of one bundle in one metric, whose first label is `bundle`. A series is made when its
+/// labels are first used, because a bundle that has counted nothing has none.
 ///
 /// Reading takes no lock and hashes nothing: it compares the label values with the few that were
 /// used before.
@@ -42,8 +43,23 @@ type Removal = Box<dyn FnOnce() + Send>;
 pub struct BundleSeries<F: MetricFamily> {
     scope: Arc<BundleScope>,
     family: F,
-    first: Link<F::Series>,
+    bound: Bound<F::Series>,
 }
+
+/// The series of a metric whose label values come from a small fixed set. They are made and read as
+/// those of a [`BundleSeries`]. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Series<F: MetricFamily>(Arc<Family<F>>);
+
+#[derive(Debug)]
+struct Family<F: MetricFamily> {
+    family: F,
+    bound: Bound<F::Series>,
+}
+
+/// The series that were used so far.
+#[derive(Debug)]
+struct Bound<S>(Link<S>);
 
 /// A list to which values are only ever appended, so that readers need no lock.
 type Link<S> = OnceLock<Box<Node<S>>>;
@@ -130,7 +146,7 @@ impl<F: MetricFamily> BundleSeries<F> {
         Self {
             scope: Arc::clone(scope),
             family: family.clone(),
-            first: Link::new(),
+            bound: Bound(Link::new()),
         }
     }
 
@@ -138,12 +154,36 @@ impl<F: MetricFamily> BundleSeries<F> {
     /// set. `None` if the bundle was removed before these values were first used. A series that was
     /// bound before the removal is still returned after it, but is no longer exposed.
     pub fn with(&self, values: &[&str]) -> Option<&F::Series> {
-        let mut link = &self.first;
+        self.bound
+            .get(values, || self.scope.bind(&self.family, values))
+    }
+}
+
+impl<F: MetricFamily> Series<F> {
+    /// The series of `family`. None is made yet.
+    pub fn new(family: F) -> Self {
+        Self(Arc::new(Family {
+            family,
+            bound: Bound(Link::new()),
+        }))
+    }
+
+    /// The series with these label values. It is never `None`.
+    pub fn with(&self, values: &[&str]) -> Option<&F::Series> {
+        let Family { family, bound } = &*self.0;
+        bound.get(values, || Some(family.bind(values)))
+    }
+}
+
+impl<S> Bound<S> {
+    /// The series with these label values, from `bind` at their first use.
+    fn get(&self, values: &[&str], bind: impl Fn() -> Option<S>) -> Option<&S> {
+        let mut link = &self.0;
         loop {
             let node = link.get_or_init(|| {
                 Box::new(Node {
                     values: values.iter().map(|value| Box::from(*value)).collect(),
-                    series: self.scope.bind(&self.family, values),
+                    series: bind(),
                     next: Link::new(),
                 })
             });

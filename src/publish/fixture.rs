@@ -69,6 +69,7 @@ pub(crate) fn pending(bundle: &str) -> (Publisher, Handle) {
         policy: Arc::new(TrustPolicy::unsigned("dev".into())),
         on_missing: OnMissing::Keep,
         max_stale: None,
+        poll: Duration::from_secs(30),
         confirm_within: Duration::ZERO,
         metrics: Arc::new(metrics.bundle(&BundleScope::new(bundle.into()))),
     };

@@ -15,7 +15,11 @@ use super::{
     status::{FailureStatus, Status},
     view::Fallback,
 };
-use crate::{oci::Digest, verify::TrustPolicy};
+use crate::{
+    oci::Digest,
+    traces::{Parent, Span},
+    verify::TrustPolicy,
+};
 
 /// One bundle as the rest of the program sees it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -58,6 +62,8 @@ pub(crate) struct Wanted {
     pub(crate) push: Option<Instant>,
     /// By a hint that evidence may have arrived ([`Hint::Evidence`]).
     pub(crate) evidence: Option<Instant>,
+    /// The last request whose trace is recorded, and when it asked.
+    pub(crate) traced: Option<(Instant, Parent)>,
 }
 
 impl Wanted {
@@ -68,6 +74,7 @@ impl Wanted {
             operator,
             push,
             evidence,
+            traced: _,
         } = *self;
         client.max(operator).max(push).max(evidence)
     }
@@ -277,13 +284,22 @@ impl Handle {
         })
     }
 
+    /// Makes the next check a part of this trace.
+    pub fn set_traced(&self, parent: Parent) {
+        let traced = Some((Instant::now(), parent));
+        self.wanted.send_modify(|wanted| wanted.traced = traced);
+    }
+
     /// The time never goes back: an earlier request must not hide a later one from the watcher.
     fn want(&self, asked: Instant, reason: impl Fn(&mut Wanted) -> &mut Option<Instant>) {
         self.wanted.send_if_modified(|wanted| {
-            let wanted = reason(wanted);
-            let is_later = wanted.is_none_or(|wanted| wanted < asked);
+            let latest = reason(wanted);
+            let is_later = latest.is_none_or(|latest| latest < asked);
             if is_later {
-                *wanted = Some(asked);
+                *latest = Some(asked);
+                if let Some(parent) = Span::current() {
+                    wanted.traced = Some((asked, parent));
+                }
             }
             is_later
         });

@@ -14,6 +14,7 @@ mod state;
 mod status;
 mod view;
 
+pub use crate::verify::{RootFailure, TrustRootStatus};
 pub(crate) use handle::{CheckEnd, Wanted};
 pub use handle::{Checked, Handle, Hint};
 pub use headers::Headers;

@@ -54,6 +54,8 @@ pub(crate) struct PublisherOptions {
     pub(crate) on_missing: OnMissing,
     /// How long a bundle is served without a successful check.
     pub(crate) max_stale: Option<Duration>,
+    /// The time between checks of a healthy registry.
+    pub(crate) poll: Duration,
     /// How old a check of the registry may be when a client that runs another version is answered.
     pub(crate) confirm_within: Duration,
     /// What it counts.
@@ -64,6 +66,30 @@ pub(crate) struct PublisherOptions {
 /// revocation comes between the comparison of revisions and the publication.
 #[derive(Debug)]
 struct HeldPolicy<'a>(watch::Ref<'a, Arc<TrustPolicy>>);
+
+/// Where a version that is published was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Registry,
+    Cache,
+}
+
+impl Origin {
+    /// `had_restored`: a version from the cache waited to be published before the event.
+    fn of(event: &Event, had_restored: bool) -> Self {
+        let is_fetched = matches!(
+            event,
+            Event::Checked {
+                outcome: Outcome::Accepted(_),
+                ..
+            }
+        );
+        match had_restored && !is_fetched {
+            true => Self::Cache,
+            false => Self::Registry,
+        }
+    }
+}
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
@@ -95,13 +121,14 @@ impl Publisher {
             policy,
             on_missing,
             max_stale,
+            poll,
             confirm_within,
             metrics,
         } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(Wanted::default());
-        let status = Arc::new(Mutex::new(Status::new(reference, &policy)));
+        let status = Arc::new(Mutex::new(Status::new(reference, poll, &policy)));
         let waiters = Arc::new(Notify::new());
         let (policy, policy_seen) = watch::channel(policy);
         let (suspended, suspended_seen) = watch::channel(false);
@@ -158,15 +185,12 @@ impl Publisher {
     ) -> Result<Effects, Outdated> {
         let policy = self.policy.clone();
         let policy = HeldPolicy::new(&policy);
+        let had_restored = self.machine.has_restored();
         let effects = self.machine.apply(event, &policy.now())?;
+        let origin = Origin::of(event, had_restored);
         self.set_policy(&policy.0);
         if let Event::Checked { outcome, .. } = event {
-            let outcome = match outcome {
-                Outcome::Accepted(_) => "accepted",
-                Outcome::Unchanged => "unchanged",
-                Outcome::Failed(failure) => failure.reason,
-            };
-            self.metrics.count_refresh(outcome);
+            self.metrics.count_refresh(outcome.label());
         }
         match event.failure() {
             Some(failure) => {
@@ -176,17 +200,17 @@ impl Publisher {
             None if matches!(event, Event::Checked { .. }) => self.clear_failure(),
             None => {}
         }
-        self.publish(effects.change);
+        self.publish(effects.change, origin);
         Ok(effects)
     }
 
-    fn publish(&mut self, change: Change) {
+    fn publish(&mut self, change: Change, origin: Origin) {
         if change == Change::None {
             return;
         }
         let before = self.state.borrow().clone();
         let after = self.machine.published().clone();
-        self.update_status(&before, &after);
+        self.update_status(&before, &after, origin);
         self.state.send_if_modified(|state| {
             *state = after;
             change == Change::Visible
@@ -196,7 +220,7 @@ impl Publisher {
         }
     }
 
-    fn update_status(&self, before: &State, after: &State) {
+    fn update_status(&self, before: &State, after: &State, origin: Origin) {
         let bundle = &*self.bundle;
         let mut status = self.lock();
         let Some(snapshot) = after.snapshot() else {
@@ -232,7 +256,16 @@ impl Publisher {
         {
             tracing::info!(bundle, %manifest, policy = status.policy, "verified again: still trusted");
         } else {
-            tracing::info!(bundle, %manifest, revision, etag = snapshot.etag(), "serving");
+            let (etag, tag) = (snapshot.etag(), status.tag());
+            match origin {
+                Origin::Registry => {
+                    tracing::info!(bundle, %manifest, tag, revision, etag, "serving");
+                }
+                // The failure of the registry, if there is one, is logged.
+                Origin::Cache => {
+                    tracing::info!(bundle, %manifest, revision, etag, "serving from the cache");
+                }
+            }
             (status.since, status.state) = (telemetry::now(), after.kind());
         }
         status.manifest = Some(manifest.clone());
@@ -247,7 +280,7 @@ impl Publisher {
     /// Records a failure in the status, and logs it unless it repeats the last one.
     fn record_failure(&self, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
-        let status = FailureStatus {
+        let last_failure = FailureStatus {
             at: telemetry::now(),
             class: failure.class,
             step: failure.step,
@@ -255,26 +288,43 @@ impl Publisher {
             below: Arc::clone(&failure.below),
             message: message.clone().into_owned(),
         };
-        let last = self.lock().last_failure.replace(status);
+        let mut status = self.lock();
+        if failure.class.is_refusal() {
+            status.refused.clone_from(&failure.digest);
+        } else if failure.class == FailureClass::NotFound {
+            status.refused = None;
+        }
+        let last = status.last_failure.replace(last_failure);
         let known = last.is_some_and(|last| {
             last.message == message && last.class.label() == failure.class.label()
         });
         if !known {
-            let (bundle, class, step) = (
-                &*self.bundle,
-                failure.class.label(),
-                failure.step.to_string(),
-            );
-            let serving = self.state.borrow().label();
-            tracing::warn!(
-                bundle,
-                class,
-                step,
-                reason = failure.reason,
-                state = serving,
-                "{message}"
-            );
+            self.log_failure(failure, &message, &status);
         }
+    }
+
+    fn log_failure(&self, failure: &Failure, message: &str, status: &Status) {
+        let (bundle, class, step) = (
+            &*self.bundle,
+            failure.class.label(),
+            failure.step.to_string(),
+        );
+        // What clients get nevertheless.
+        let after = self.machine.published();
+        let serving = after.snapshot();
+        tracing::warn!(
+            bundle,
+            reference = status.reference.written(),
+            tag = status.tag(),
+            class,
+            step,
+            reason = failure.reason,
+            digest = failure.digest.as_ref().map(display),
+            state = after.label(),
+            serving = serving.map(|serving| display(serving.manifest_digest())),
+            serving_revision = serving.map(|serving| revision_of(serving)),
+            "{message}"
+        );
     }
 
     /// Records the verdict about a refused version in the status.
@@ -306,7 +356,7 @@ impl Publisher {
     /// Clears the last failure after a success.
     fn clear_failure(&self) {
         let mut status = self.lock();
-        (status.last_failure, status.rejected) = (None, None);
+        (status.last_failure, status.rejected, status.refused) = (None, None, None);
     }
 
     /// The class of the last failure, if no success has followed.

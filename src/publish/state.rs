@@ -87,6 +87,13 @@ pub struct Failure {
     pub message: String,
 }
 
+impl fmt::Display for Failure {
+    /// The failure in a sentence.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 /// The kinds of failure; [`StateMachine::apply`](super::StateMachine::apply) says what each
 /// changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,6 +296,17 @@ impl From<&str> for Withdrawal {
     }
 }
 
+impl Outcome {
+    /// The label in metrics and logs.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Accepted(_) => "accepted",
+            Self::Unchanged => "unchanged",
+            Self::Failed(failure) => failure.reason,
+        }
+    }
+}
+
 impl FailureClass {
     /// The label in `/status`.
     pub fn label(self) -> &'static str {
@@ -307,6 +325,14 @@ impl FailureClass {
     /// configuration.
     pub fn may_pass(self) -> bool {
         matches!(self, Self::Transient | Self::RateLimited(_))
+    }
+
+    /// Whether a version was found and refused, for its evidence or its content.
+    pub fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::Evidence | Self::Revoked | Self::Defect | Self::Distrusted
+        )
     }
 
     /// Whether new evidence may lift the refusal.

@@ -1,6 +1,6 @@
 //! What operators see of a bundle, typed; the server makes JSON of it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -21,6 +21,8 @@ pub struct Status {
     /// The tag that the last check chose, where the reference has a rule. The version being served
     /// may still be that of another tag: then [`Self::last_failure`] says why.
     pub chosen: Option<ChosenTag>,
+    /// The time between checks of a healthy registry.
+    pub poll: Duration,
     /// Whether the registry is not checked (`suspend`).
     pub suspended: bool,
     /// The digest of the manifest being served, as the reference names it.
@@ -54,6 +56,9 @@ pub struct Status {
     pub verdict: Option<VerdictStatus>,
     /// The verdict about the version that was refused last; cleared by the next success.
     pub rejected: Option<VerdictStatus>,
+    /// The version that was refused last, for whatever reason; cleared by the next success. It stays
+    /// while checks fail for other reasons.
+    pub(super) refused: Option<Digest>,
 }
 
 /// The choice of a rule among the tags of a repository.
@@ -107,11 +112,12 @@ pub struct VerdictStatus {
 
 impl Status {
     /// The status of a pending bundle.
-    pub(super) fn new(reference: Reference, policy: &TrustPolicy) -> Self {
+    pub(super) fn new(reference: Reference, poll: Duration, policy: &TrustPolicy) -> Self {
         Self {
             state: StateKind::Pending,
             reference,
             chosen: None,
+            poll,
             suspended: false,
             manifest: None,
             image: None,
@@ -128,7 +134,18 @@ impl Status {
             fallback: None,
             verdict: None,
             rejected: None,
+            refused: None,
         }
+    }
+
+    /// The tag that a rule has chosen; a reference without a rule has its tag itself.
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.chosen.as_ref().map(|chosen| &*chosen.tag)
+    }
+
+    /// Whether the version that the reference names is refused, while another one or none is served.
+    pub fn is_refusing(&self) -> bool {
+        self.refused.is_some() && self.refused != self.manifest
     }
 }
 

@@ -21,12 +21,13 @@ use super::{
     error::{Class, RegistryError},
     health::Health,
     limiter::{Limiter, Order},
-    metrics::RegistryMetrics,
+    metrics::{HostMetrics, RegistryMetrics},
     options::{InvalidOptions, Options},
     payload::Payload,
     retry::{self, is_retryable},
     scope::TokenScope,
     tag_list::Validators,
+    traced,
     transport::Transport,
 };
 use crate::telemetry::{self, NAME_BYTES, SENTENCE_BYTES, cut};
@@ -62,7 +63,7 @@ pub(super) struct RegistryClient {
     /// The longest `Retry-After` that is waited for within an operation.
     max_retry_wait: Duration,
     auth: Authenticator,
-    metrics: RegistryMetrics,
+    metrics: HostMetrics,
     transfers: Arc<Semaphore>,
 }
 
@@ -115,7 +116,7 @@ impl RegistryClient {
         let transport = Transport::reading(host, options, limiter)?;
         Ok(Self {
             max_retry_wait,
-            ..Self::new(transport, options, metrics)
+            ..Self::new(transport, options, &metrics)
         })
     }
 
@@ -127,21 +128,21 @@ impl RegistryClient {
         metrics: RegistryMetrics,
     ) -> Result<Self, InvalidOptions> {
         let transport = Transport::writing(host, options, limiter)?;
-        Ok(Self::new(transport, options, metrics))
+        Ok(Self::new(transport, options, &metrics))
     }
 
-    fn new(transport: Transport, options: &Options, metrics: RegistryMetrics) -> Self {
+    fn new(transport: Transport, options: &Options, metrics: &RegistryMetrics) -> Self {
         Self {
             auth: Authenticator::new(
                 transport.clone(),
                 options.scheme,
                 options.credentials.clone(),
             ),
-            transport,
             capabilities: Capabilities::default(),
             health: Health::default(),
             max_retry_wait: MAX_RETRY_WAIT,
-            metrics,
+            metrics: metrics.host(transport.host()),
+            transport,
             transfers: Arc::new(Semaphore::new(MAX_TRANSFERS)),
         }
     }
@@ -210,8 +211,7 @@ impl RegistryClient {
                 Class::Defect => "defect",
             },
         };
-        self.metrics
-            .count_request(self.transport.host(), call.operation, label);
+        self.metrics.count_request(call.operation, label);
         outcome
     }
 
@@ -314,7 +314,7 @@ impl RegistryClient {
         self.admit(call, &url, Order::First).await?;
         self.check_health(call, suspensions)?;
         let sent = self.auth.authorization(call.scope).await?;
-        let mut response = self.redirected(call, url.clone(), sent.clone()).await?;
+        let mut response = self.timed(call, url.clone(), sent.clone()).await?;
         let status = response.status();
         if !is_refusal(status) {
             self.auth.conclude(call.scope, sent.as_ref(), status);
@@ -340,7 +340,7 @@ impl RegistryClient {
         };
         drop(response);
         self.admit(call, &url, Order::FollowUp).await?;
-        let response = self.redirected(call, url, Some(other.clone())).await?;
+        let response = self.timed(call, url, Some(other.clone())).await?;
         if self.transport.is_own_origin(response.url()) {
             self.auth
                 .conclude(call.scope, Some(&other), response.status());
@@ -362,6 +362,20 @@ impl RegistryClient {
     async fn admit(&self, call: &Call<'_>, url: &Url, order: Order) -> Result<(), RegistryError> {
         let admitted = self.transport.admit(url, order).await;
         admitted.map_err(|reason| self.transport.protocol(call.operation, reason))
+    }
+
+    /// Sends as [`Self::redirected`] does, and records how long the answer took, or its failure.
+    async fn timed(
+        &self,
+        call: &Call<'_>,
+        url: Url,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response, RegistryError> {
+        let began = Instant::now();
+        let sent = self.redirected(call, url, authorization).await;
+        self.metrics
+            .observe_request(call.operation, began.elapsed());
+        sent
     }
 
     /// Sends to an admitted URL, and follows redirects. Credentials go to the registry's own origin
@@ -448,7 +462,7 @@ impl RegistryClient {
         if let Some(range) = payload.range() {
             request = request.header(header::CONTENT_RANGE, range);
         }
-        let mut answer = std::pin::pin!(request.send());
+        let mut answer = std::pin::pin!(traced::send(operation, request));
         let (mut last_sent, mut since) = (0, Instant::now());
         loop {
             if let Ok(answer) = timeout(PROGRESS_INTERVAL, &mut answer).await {
@@ -583,7 +597,7 @@ mod tests {
         let names = Arc::new(names);
         let transport = Transport::new(host, &options, None, limiter, names).unwrap();
         let metrics = RegistryMetrics::new(&Metrics::new()).unwrap();
-        RegistryClient::new(transport, &options, metrics)
+        RegistryClient::new(transport, &options, &metrics)
     }
 
     async fn ask(client: &RegistryClient) -> Result<Response, RegistryError> {

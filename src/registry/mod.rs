@@ -56,6 +56,7 @@ mod source;
 mod tag_list;
 mod tags;
 mod token;
+mod traced;
 mod transport;
 mod upload;
 

@@ -16,7 +16,7 @@ use super::{
     docker_auths::Login,
     limiter::Order,
     options::Scheme,
-    retry,
+    retry, traced,
     transport::Transport,
 };
 use crate::telemetry::{NAME_BYTES, cut};
@@ -129,10 +129,13 @@ impl TokenRequest<'_> {
         let failed = |reason| unavailable(shown, reason);
         let admitted = self.transport.admit(url, Order::FollowUp).await;
         admitted.map_err(failed)?;
-        let answer = timeout(self.transport.timeouts().read, request.send())
-            .await
-            .map_err(|_| failed("timed out".to_owned()))?
-            .map_err(|error| failed(self.transport.reason(&error)))?;
+        let answer = timeout(
+            self.transport.timeouts().read,
+            traced::send("token", request),
+        )
+        .await
+        .map_err(|_| failed("timed out".to_owned()))?
+        .map_err(|error| failed(self.transport.reason(&error)))?;
         self.transport.record_answer(answer.url());
         Ok(answer)
     }

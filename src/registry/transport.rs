@@ -18,6 +18,7 @@ use super::{
     limiter::{Limiter, Order, Permit, Silence},
     link,
     options::{InvalidOptions, Options, Scheme, Timeouts},
+    traced,
 };
 use crate::telemetry::{NAME_BYTES, cut};
 
@@ -224,7 +225,7 @@ impl Transport {
         operation: &'static str,
         request: reqwest::RequestBuilder,
     ) -> Result<Response, RegistryError> {
-        let sent = timeout(self.timeouts.read, request.send()).await;
+        let sent = timeout(self.timeouts.read, traced::send(operation, request)).await;
         let answer = sent
             .map_err(|_| self.unreachable(operation, "timed out".to_owned()))?
             .map_err(|error| self.unreachable(operation, self.reason(&error)))?;

@@ -1,21 +1,24 @@
-//! The admin API: liveness and readiness probes, metrics and status, and checks on request.
+//! The admin API: liveness and readiness probes, metrics, the status as JSON and as a page, and checks
+//! on request.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use hyper::{Method, Request, Response, StatusCode, header::HeaderValue};
+use jiff::Timestamp;
 use prometheus::IntGauge;
-use serde_json::{Map, Value, json};
-use tokio::{runtime, sync::watch};
+use serde_json::json;
+use tokio::runtime;
 
 use super::{
     AdminOptions, Catalog, Entry, LiveSettings,
     admin_access::AdminAccess,
     bundle_api::BundleApi,
-    config_reloads::ConfigReloads,
     connection::Peer,
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
+    overview::{BundleOverview, LostVersion, Overview, ReadinessState},
+    page,
     readiness::Readiness,
     refresh_api, reload_api,
     renderer::Renderer,
@@ -25,11 +28,9 @@ use super::{
     service::{Answer, Service},
     status,
     webhook_api::{self, WebhookApi},
+    webhooks::WebhookStatus,
 };
-use crate::{
-    publish::{Handle, WithdrawnVersion},
-    webhooks::Listener,
-};
+use crate::{publish::Handle, telemetry, traces::Traces, webhooks::Listener};
 
 /// The handler of the admin API.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub(super) struct AdminApi {
     access: AdminAccess,
     state: Arc<AdminState>,
     webhooks: WebhookApi,
+    page: Renderer,
     status: Renderer,
     metrics: Renderer,
 }
@@ -48,14 +50,15 @@ pub(super) struct AdminContext {
     pub(super) metrics: ServerMetrics,
     pub(super) holdouts: HoldoutTracker,
     pub(super) readiness: Readiness,
+    pub(super) traces: Traces,
 }
 
 #[derive(Debug)]
 struct AdminState {
     context: AdminContext,
-    reloads: ConfigReloads,
-    cache_problem: watch::Receiver<Option<Arc<str>>>,
-    since: String,
+    options: AdminOptions,
+    settings: LiveSettings,
+    since: Timestamp,
 }
 
 impl AdminApi {
@@ -67,14 +70,15 @@ impl AdminApi {
         background: &runtime::Handle,
     ) -> Self {
         let access = AdminAccess {
-            tokens: options.tokens,
-            settings,
+            tokens: options.tokens.clone(),
+            settings: settings.clone(),
         };
-        let state = AdminState::new(context, options.reloads, options.cache_problem);
+        let state = AdminState::new(context, settings, options);
         Self {
             access,
             state: Arc::new(state),
             webhooks,
+            page: Renderer::new(background.clone()),
             status: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
         }
@@ -101,30 +105,48 @@ impl AdminApi {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return response::method_not_allowed();
         }
+        if let Err(refused) = self.access.admit_read(&request) {
+            return refused;
+        }
         match request.uri().path() {
             "/livez" => response::json(StatusCode::OK, &json!({ "live": true })),
             "/readyz" => self.state.readyz(),
-            // Rendering thousands of bundles takes long, and must not delay bundle requests.
-            "/metrics" => {
-                let state = Arc::clone(&self.state);
-                self.webhooks.retain_series();
-                document_response(
-                    self.metrics.render(move || state.render_metrics()).await,
-                    METRICS_CONTENT_TYPE,
-                )
-            }
-            "/status" => {
-                let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
-                let status = self
-                    .status
-                    .render(move || Some(state.status(webhooks.status()).to_string().into()));
-                document_response(status.await, HeaderValue::from_static("application/json"))
-            }
+            "/metrics" => self.metrics().await,
+            "/status" => self.status().await,
+            "/" => self.page().await,
             _ => {
-                let message = "no such endpoint; use /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
+                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
+    }
+
+    // Rendering thousands of bundles takes long, and must not delay bundle requests.
+
+    async fn metrics(&self) -> Response<ResponseBody> {
+        let state = Arc::clone(&self.state);
+        self.webhooks.retain_series();
+        let document = self.metrics.render(move || state.render_metrics());
+        document_response(document.await, METRICS_CONTENT_TYPE)
+    }
+
+    async fn status(&self) -> Response<ResponseBody> {
+        let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
+        let document = self.status.render(move || {
+            let overview = state.overview(webhooks.statuses());
+            Some(status::gateway(&overview).to_string().into())
+        });
+        document_response(document.await, HeaderValue::from_static("application/json"))
+    }
+
+    async fn page(&self) -> Response<ResponseBody> {
+        let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
+        let document = self
+            .page
+            .render(move || Some(page::render(&state.overview(webhooks.statuses()))));
+        let mut response = document_response(document.await, HTML_CONTENT_TYPE);
+        page::secure(&mut response);
+        response
     }
 }
 
@@ -156,9 +178,13 @@ impl AdminApi {
             Ok(head) => head,
             Err(refused) => return refused,
         };
+        let context = &self.state.context;
         match operation {
-            Operation::Refresh => refresh_api::handle(&self.state.context.catalog, &head).await,
-            Operation::Reload => reload_api::handle(&self.state.reloads, &head).await,
+            Operation::Refresh => {
+                let span = context.traces.request("POST /refresh/{name}", None);
+                span.run(refresh_api::handle(&context.catalog, &head)).await
+            }
+            Operation::Reload => reload_api::handle(&self.state.options.reloads, &head).await,
         }
     }
 }
@@ -179,16 +205,12 @@ impl Service for AdminApi {
 }
 
 impl AdminState {
-    fn new(
-        context: AdminContext,
-        reloads: ConfigReloads,
-        cache_problem: watch::Receiver<Option<Arc<str>>>,
-    ) -> Self {
+    fn new(context: AdminContext, settings: LiveSettings, options: AdminOptions) -> Self {
         Self {
             context,
-            reloads,
-            cache_problem,
-            since: format!("{:.3}", crate::telemetry::now()),
+            options,
+            settings,
+            since: telemetry::now(),
         }
     }
 
@@ -216,41 +238,48 @@ impl AdminState {
         catalog.entries()
     }
 
-    fn status(&self, webhooks: Value) -> Value {
+    fn overview(&self, webhooks: BTreeMap<String, WebhookStatus>) -> Overview {
+        let AdminOptions {
+            reloads,
+            cache_problem,
+            certificates,
+            trust_roots,
+            ..
+        } = &self.options;
         let entries = self.entries();
-        let bundles = entries.iter().map(|entry| {
-            let handle = entry.handle();
-            let waiters = waiters(entry);
-            let lost = self
-                .withdrawn_version(handle)
-                .map(|(lost, clients)| withdrawn_status(&lost, clients));
-            let mut status = status::bundle(&entry.status());
-            status.insert("waiters".to_owned(), waiters.into());
-            if let Some(pattern) = entry.pattern() {
-                status.insert("pattern".to_owned(), pattern.into());
-            }
-            status.insert("lost".to_owned(), lost.unwrap_or_default());
-            let fallback = handle
-                .fallback_status()
-                .map(|fallback| status::fallback(&fallback));
-            status.insert("fallback".to_owned(), fallback.unwrap_or_default());
-            (handle.name().to_owned(), Value::Object(status))
-        });
-        let bundles: Map<_, _> = bundles.collect();
-        let reload = self.reloads.last();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "since": self.since,
-            "ready": self.context.readiness.is_ready(),
-            "cache": { "problem": self.cache_problem.borrow().as_deref() },
-            "config": reload.map(|outcome| outcome.status()),
-            "bundles": bundles,
-            "webhooks": webhooks,
-        })
+        let readiness = &self.context.readiness;
+        Overview {
+            at: telemetry::now(),
+            since: self.since,
+            readiness: match readiness.is_draining() {
+                true => ReadinessState::Draining,
+                false if readiness.is_ready() => ReadinessState::Ready,
+                false => ReadinessState::Waiting(readiness.waiting_for().len()),
+            },
+            cache_problem: cache_problem.borrow().clone(),
+            reload: reloads.last(),
+            certificates: certificates.current(),
+            trust_roots: trust_roots.borrow().clone(),
+            bundles: entries.iter().map(|entry| self.bundle(entry)).collect(),
+            webhooks,
+        }
+    }
+
+    fn bundle(&self, entry: &Entry) -> BundleOverview {
+        let handle = entry.handle();
+        BundleOverview {
+            name: handle.name().to_owned(),
+            status: entry.status(),
+            waiters: waiters(entry),
+            pattern: entry.pattern().map(Into::into),
+            withdrawn: handle.withdrawal().map(|withdrawal| withdrawal.reason),
+            lost: self.withdrawn_version(handle),
+            fallback: handle.fallback_status(),
+        }
     }
 
     /// The version that a bundle has withdrawn, and the number of clients that still run it.
-    fn withdrawn_version(&self, handle: &Handle) -> Option<(Arc<WithdrawnVersion>, Option<usize>)> {
+    fn withdrawn_version(&self, handle: &Handle) -> Option<LostVersion> {
         let Some(lost) = handle
             .withdrawal()
             .and_then(|withdrawal| withdrawal.version)
@@ -259,19 +288,30 @@ impl AdminState {
             return None;
         };
         let clients = self.context.holdouts.count(handle.name(), &lost);
-        Some((lost, clients))
+        Some(LostVersion {
+            version: lost,
+            clients,
+        })
     }
 
     /// Sets the gauges that are derived from the published state. One caller at a time.
     fn update_gauges(&self) {
         let gauges = &self.context.metrics.status;
         gauges.reset();
+        gauges.ready.set(self.context.readiness.is_ready().into());
+        let max_connections = self.settings.current().max_connections;
+        gauges
+            .max_connections
+            .set(i64::try_from(max_connections).unwrap_or(i64::MAX));
+        for certificate in self.options.certificates.current().iter() {
+            gauges.add_certificate(certificate);
+        }
         for entry in &self.entries() {
             let handle = entry.handle();
             gauges.add(entry.label(), entry.pattern().is_some(), &entry.status());
             let clients = self
                 .withdrawn_version(handle)
-                .and_then(|(_, clients)| clients)
+                .and_then(|lost| lost.clients)
                 .unwrap_or_default();
             let clients = i64::try_from(clients).unwrap_or(i64::MAX);
             let is_fallback_served = handle
@@ -309,8 +349,69 @@ fn document_response(document: Option<Bytes>, content_type: HeaderValue) -> Resp
     response::text(StatusCode::OK, content_type, document)
 }
 
-fn withdrawn_status(lost: &WithdrawnVersion, clients: Option<usize>) -> Value {
-    json!({ "manifest": lost.manifest, "etag": lost.etag, "clients": clients })
-}
-
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+const HTML_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{sync::watch, time::advance};
+
+    use super::*;
+    use crate::{
+        metrics::{BundleScope, Metrics},
+        publish::pending,
+        server::{
+            AdminAddress,
+            drain::{DrainSignal, Phase},
+            options::Settings,
+        },
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_metrics_have_readiness_the_limit_of_connections_and_the_poll_intervals() {
+        const READY_AFTER: Duration = Duration::from_secs(30);
+        let metrics = ServerMetrics::new(&Metrics::new()).unwrap();
+        let (catalog, (_publisher, handle)) = (Catalog::default(), pending("a"));
+        let requests = metrics.bundle(&BundleScope::new("a".into()));
+        let reference = "r.example/a:live".parse().unwrap();
+        let entry = Entry::new(handle, reference, None, Arc::new(requests));
+        catalog.insert(Arc::new(entry));
+        let (phase, receiver) = watch::channel(Phase::Open);
+        let readiness = Readiness::new(catalog.clone(), READY_AFTER, DrainSignal::new(receiver));
+        let context = AdminContext {
+            catalog,
+            metrics,
+            holdouts: HoldoutTracker::default(),
+            readiness,
+            traces: Traces::off(),
+        };
+        let address = AdminAddress::Unix("unused".into());
+        let admin = AdminState::new(context, Settings::fixture().into(), address.into());
+        let sample = |series| {
+            admin.update_gauges();
+            admin.context.metrics.registry.sample(series)
+        };
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+        advance(READY_AFTER).await;
+        assert_eq!(sample("bundlegate_ready"), Some(1.0));
+        phase.send_replace(Phase::Notice);
+        assert_eq!(sample("bundlegate_ready"), Some(0.0));
+
+        assert_eq!(sample("bundlegate_max_connections"), Some(10.0));
+        admin.settings.replace(Settings {
+            max_connections: 20,
+            ..Settings::fixture()
+        });
+        assert_eq!(sample("bundlegate_max_connections"), Some(20.0));
+
+        let interval = r#"bundlegate_bundle_poll_interval_seconds{bundle="a"}"#;
+        assert_eq!(sample(interval), Some(30.0));
+        let entry = admin.context.catalog.get("a").unwrap();
+        entry.handle().set_suspended(true);
+        assert_eq!(sample(interval), None);
+        entry.handle().set_suspended(false);
+        assert_eq!(sample(interval), Some(30.0));
+    }
+}

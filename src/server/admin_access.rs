@@ -1,14 +1,21 @@
-//! Who may send the requests to the admin API that change something.
+//! Who may send the requests to the admin API that change something, and which requests of a browser
+//! may read.
 //!
-//! Programs on this machine may, and everyone with a token. A web page that a user opens can send
-//! requests as well: to loopback from this machine, and to other addresses from every machine that
-//! reaches them. None of its requests passes here, with a token or without.
+//! Programs on this machine may change something, and everyone with a token. A web page that a user
+//! opens can send requests as well: to loopback from this machine, and to other addresses from every
+//! machine that reaches them. None of its requests passes here, with a token or without.
+//!
+//! Every program that reaches the listener may read. What a page of another site could read by the
+//! browser of a user, it may not: see [`AdminAccess::check_read`].
 
 use std::{net::IpAddr, time::Duration};
 
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderValue, ORIGIN, WWW_AUTHENTICATE},
+    header::{
+        ACCEPT_LANGUAGE, AUTHORIZATION, CONTENT_TYPE, FORWARDED, HOST, HeaderName, HeaderValue,
+        ORIGIN, WWW_AUTHENTICATE,
+    },
     http::request::Parts,
 };
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -67,9 +74,56 @@ pub(super) enum Denied {
          an address, a name of the certificate or one of server.admin_hosts"
     )]
     Host,
+    #[error(
+        "the Host header is not a name of this gateway; use localhost, an address or a name of the \
+         certificate, or add the name to server.admin_hosts"
+    )]
+    ReadHost,
+    #[error("a page of another site has sent the request; open the address itself")]
+    OtherSite,
 }
 
+/// The page, which browsers alone read.
+const PAGE: &str = "/";
+
 impl AdminAccess {
+    /// Lets a request pass that changes nothing, or returns the response to it.
+    pub(super) fn admit_read(
+        &self,
+        request: &Request<RequestBody>,
+    ) -> Result<(), Response<ResponseBody>> {
+        let authority = request.uri().authority();
+        let authority = authority.map(|authority| authority.as_str());
+        self.check_read(request.uri().path(), authority, request.headers())
+            .map_err(Denied::response)
+    }
+
+    /// Checks that no page of another site reads by the browser of a user.
+    ///
+    /// - A request that a page of another site causes is refused, as the browser says so in
+    ///   `Sec-Fetch-Site`. A link to a document is followed: that page can't read it.
+    /// - Another page reads what it likes once its own name has been resolved to the address of this
+    ///   listener (DNS rebinding). Then `Host` is its name. A request of a browser is therefore
+    ///   answered under the names of this listener alone: loopback names, any address, the names of
+    ///   the certificate and `server.admin_hosts`. Each GET of [`PAGE`] counts as one, and of other
+    ///   paths each that has a header which browsers send. Programs send none of them, so that
+    ///   Prometheus and probes may use any name.
+    fn check_read(
+        &self,
+        path: &str,
+        authority: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<(), Denied> {
+        if is_of_other_site(headers) {
+            return Err(Denied::OtherSite);
+        }
+        if path != PAGE && !is_of_browser(headers) {
+            return Ok(());
+        }
+        let is_own = |host: &str| is_loopback(host) || self.has_name(host);
+        check_host(authority, headers, is_own).map_err(|NotOwn| Denied::ReadHost)
+    }
+
     /// Returns the head of a request that may change something, or the response to another one. The
     /// body is read, so that the connection can be used again.
     pub(super) async fn admit(
@@ -125,20 +179,8 @@ impl AdminAccess {
                 None => denied,
             })?;
         }
-        let is_own = |host: &str| {
-            let host = without_port(host);
-            is_loopback(host) || has_token && self.has_name(host)
-        };
-        // Over HTTP/2 the authority takes the place of `Host`; both may be there.
-        let host = match headers.get(HOST) {
-            Some(host) => Some(host.to_str().map_err(|_| Denied::Host)?),
-            None => None,
-        };
-        let names = [authority, host];
-        if names == [None, None] || !names.into_iter().flatten().all(is_own) {
-            return Err(Denied::Host);
-        }
-        Ok(())
+        let is_own = |host: &str| is_loopback(host) || has_token && self.has_name(host);
+        check_host(authority, headers, is_own).map_err(|NotOwn| Denied::Host)
     }
 
     /// Whether a host is an address or a name of this listener.
@@ -170,9 +212,12 @@ impl Denied {
         let (status, reason) = match self {
             Self::ContentType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::Token => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::Address | Self::Forwarded | Self::Origin | Self::Host => {
-                (StatusCode::FORBIDDEN, "forbidden")
-            }
+            Self::Address
+            | Self::Forwarded
+            | Self::Origin
+            | Self::Host
+            | Self::ReadHost
+            | Self::OtherSite => (StatusCode::FORBIDDEN, "forbidden"),
         };
         let mut response = response::error(status, reason, &self.to_string(), None);
         if self == Self::Token {
@@ -188,6 +233,49 @@ pub(super) fn wait_of(head: &Parts) -> Duration {
     let wait = prefer::wait(HeaderLines::of(&head.headers, &PREFER));
     wait.map_or(DEFAULT_WAIT, |wait| wait.min(MAX_WAIT))
 }
+
+/// The request names another host, or none.
+struct NotOwn;
+
+/// Checks that a request names this listener.
+fn check_host(
+    authority: Option<&str>,
+    headers: &HeaderMap,
+    is_own: impl Fn(&str) -> bool,
+) -> Result<(), NotOwn> {
+    // Over HTTP/2 the authority takes the place of `Host`; both may be there.
+    let host = match headers.get(HOST) {
+        Some(host) => Some(host.to_str().map_err(|_| NotOwn)?),
+        None => None,
+    };
+    let names = [authority, host];
+    let mut names = names.into_iter().flatten().map(without_port).peekable();
+    if names.peek().is_none() || !names.all(is_own) {
+        return Err(NotOwn);
+    }
+    Ok(())
+}
+
+/// Whether a browser sends the request: pages can set `Accept-Language`, but not leave it out.
+fn is_of_browser(headers: &HeaderMap) -> bool {
+    [ACCEPT_LANGUAGE, ORIGIN, SEC_FETCH_SITE]
+        .iter()
+        .any(|name| headers.contains_key(name))
+}
+
+/// Whether a page of another site causes the request, and not a user who follows a link.
+fn is_of_other_site(headers: &HeaderMap) -> bool {
+    let is = |name: &HeaderName, value: &str| headers.get(name).is_some_and(|sent| sent == value);
+    let is_own = ["same-origin", "none"]
+        .iter()
+        .any(|site| is(&SEC_FETCH_SITE, site));
+    let is_link = is(&SEC_FETCH_MODE, "navigate") && is(&SEC_FETCH_DEST, "document");
+    headers.contains_key(SEC_FETCH_SITE) && !is_own && !is_link
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
 /// Checks that a program on this machine sends the request.
 fn check_local(client: IpAddr, headers: &HeaderMap) -> Result<(), Denied> {
@@ -422,6 +510,101 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn browsers_read_under_the_names_of_the_listener_and_programs_under_any() {
+        const LANGUAGE: (&str, &str) = ("accept-language", "en");
+        let access = access(None);
+        let read =
+            |path: &str, sent: &[(&str, &str)]| access.check_read(path, None, &headers(sent));
+        for (host, is_own) in [
+            ("localhost:8090", true),
+            ("127.0.0.1", true),
+            ("[::1]:8090", true),
+            ("10.0.0.9:8090", true),
+            ("Gate.example.", true),
+            ("admin.internal:8090", true),
+            ("rebound.example", false),
+            ("rebound.example:8090", false),
+            ("127.0.0.1.example", false),
+            ("sub.admin.internal", false),
+            ("", false),
+        ] {
+            let expected = if is_own {
+                Ok(())
+            } else {
+                Err(Denied::ReadHost)
+            };
+            let host = ("host", host);
+            assert_eq!(read("/", &[host]), expected, "{host:?}");
+            for path in ["/status", "/metrics", "/readyz"] {
+                assert_eq!(read(path, &[host]), Ok(()), "{host:?}");
+                for browser in [
+                    LANGUAGE,
+                    ("sec-fetch-site", "same-origin"),
+                    ("accept-language", ""),
+                ] {
+                    assert_eq!(
+                        read(path, &[host, browser]),
+                        expected,
+                        "{host:?} {browser:?}"
+                    );
+                }
+            }
+        }
+        assert_eq!(read("/", &[]), Err(Denied::ReadHost));
+        assert_eq!(read("/status", &[]), Ok(()));
+        // Over HTTP/2.
+        let authority = |name| access.check_read("/", Some(name), &headers(&[LANGUAGE]));
+        assert_eq!(authority("localhost:8090"), Ok(()));
+        assert_eq!(authority("rebound.example"), Err(Denied::ReadHost));
+        let both = access.check_read(
+            "/",
+            Some("localhost"),
+            &headers(&[("host", "rebound.example")]),
+        );
+        assert_eq!(both, Err(Denied::ReadHost));
+    }
+
+    #[test]
+    fn a_page_of_another_site_reads_nothing_and_may_link() {
+        let access = access(None);
+        let read = |sent: &[(&str, &str)]| {
+            let sent = [&[LOCAL, ("accept-language", "en")], sent].concat();
+            let headers = headers(&sent);
+            let paths = ["/", "/status", "/metrics"];
+            let all = paths.map(|path| access.check_read(path, None, &headers));
+            assert!(all.iter().all(|one| *one == all[0]), "{sent:?}");
+            all[0]
+        };
+        let site = |site| ("sec-fetch-site", site);
+        let (mode, dest) = (
+            |mode| ("sec-fetch-mode", mode),
+            |dest| ("sec-fetch-dest", dest),
+        );
+        for own in ["same-origin", "none"] {
+            assert_eq!(read(&[site(own), mode("cors"), dest("empty")]), Ok(()));
+        }
+        for other in ["cross-site", "same-site", "unknown"] {
+            let refused = Err(Denied::OtherSite);
+            assert_eq!(read(&[site(other)]), refused);
+            assert_eq!(read(&[site(other), mode("cors"), dest("empty")]), refused);
+            assert_eq!(
+                read(&[site(other), mode("no-cors"), dest("script")]),
+                refused
+            );
+            assert_eq!(
+                read(&[site(other), mode("navigate"), dest("iframe")]),
+                refused
+            );
+            assert_eq!(
+                read(&[site(other), mode("navigate"), dest("document")]),
+                Ok(())
+            );
+        }
+        let sentence = Denied::ReadHost.to_string();
+        assert!(sentence.contains("server.admin_hosts"), "{sentence}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Catalog, Entry, LiveSettings, LongPoll, absence,
+    access_log::{AccessLog, AccessRecord},
     clients::{AccessDecision, Caller, Clients, LiveClients},
     connection::Peer,
     credential_checks::{Check, CredentialChecks, Identification},
@@ -21,9 +22,10 @@ use super::{
     holdout_tracker::{ClientId, HoldoutTracker},
     idle_connections::Slot,
     if_none_match::IfNoneMatch,
-    long_poll::BundleRequest,
+    long_poll::{BundleRequest, Woken},
     metrics::ServerMetrics,
     pacer::Pacer,
+    pending_request::{HoldStart, PendingRequest},
     prefer,
     refusal::RefusalLog,
     repeat_guard::{Download, RepeatGuard},
@@ -37,6 +39,8 @@ use super::{
 };
 use crate::{
     catalog::{self, Demanded, Refusal},
+    telemetry::{NAME_BYTES, cut},
+    traces::{Span, Traces},
     webhooks::Listener,
 };
 
@@ -51,14 +55,30 @@ pub(super) struct BundleApi {
     pub(super) clients: LiveClients,
     pub(super) checks: CredentialChecks,
     pub(super) refusals: RefusalLog,
+    pub(super) access_log: AccessLog,
     pub(super) metrics: ServerMetrics,
     pub(super) settings: LiveSettings,
-    /// Follows the settings, as `repeats` does.
+    /// Follows the settings, as `repeats` and `access_log` do.
     pub(super) pacer: Pacer,
     pub(super) repeats: RepeatGuard,
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
     pub(super) webhooks: WebhookApi,
+    pub(super) traces: Traces,
+}
+
+/// How a request is answered.
+pub(super) struct Decision {
+    pub(super) reply: Reply,
+    /// What the access log has of the request, if it has something.
+    pub(super) access: Option<Arc<AccessRecord>>,
+}
+
+/// The client of a request, and the bundle that it may read.
+struct Identity<'a> {
+    clients: &'a Clients,
+    caller: &'a Caller,
+    bundle: Option<&'a str>,
 }
 
 /// The bundle that a request is for.
@@ -80,21 +100,39 @@ impl Service for BundleApi {
             && !peer.is_over_limit
             && let Some(hook) = self.webhooks.find(Listener::Data, request.uri().path())
         {
+            let head = RequestHead::with_method(&request, ReadMethod::Get);
+            let record = self.record(&head, Method::POST.as_str(), peer, None);
             let api = Arc::clone(self);
-            return Answer::later(async move { api.webhooks.handle(&hook, request).await });
+            return Answer::later(async move {
+                let response = api.webhooks.handle(&hook, request).await;
+                if let Some(record) = &record {
+                    record.set_reply(response.status(), None);
+                }
+                with_record(response, record)
+            });
         }
+        let began = Instant::now();
         // The request is dropped here, so that it is not kept while it is held.
-        match RequestHead::of(&request) {
-            Some(head) => self.decide(&head, peer).map(Reply::into_response),
-            None if peer.is_over_limit => Answer::Now(
-                self.count_other(response::unavailable(None))
-                    .into_response(),
-            ),
-            None => Answer::Now(
-                self.count_other(response::method_not_allowed())
-                    .into_response(),
-            ),
+        let answer = match RequestHead::of(&request) {
+            Some(head) => self.decide(&head, peer),
+            None => {
+                let response = match peer.is_over_limit {
+                    true => response::unavailable(None),
+                    false => response::method_not_allowed(),
+                };
+                let reply = self.count_other(response);
+                let head = RequestHead::with_method(&request, ReadMethod::Get);
+                let method = request.method().as_str();
+                let access = self.record(&head, method, peer, Some(reply.status()));
+                Answer::Now(Decision { reply, access })
+            }
+        };
+        // A request that is answered later records its own duration.
+        if let Answer::Now(decision) = &answer {
+            self.metrics
+                .observe_request(decision.reply.status(), began.elapsed());
         }
+        answer.map(|Decision { reply, access }| with_record(reply.into_response(), access))
     }
 
     fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
@@ -104,9 +142,58 @@ impl Service for BundleApi {
 
 impl BundleApi {
     /// Decides about a request that reads a bundle, and counts the reply. Every protocol asks here.
-    pub(super) fn decide(self: &Arc<Self>, head: &RequestHead<'_>, peer: &Peer) -> Answer<Reply> {
+    pub(super) fn decide(
+        self: &Arc<Self>,
+        head: &RequestHead<'_>,
+        peer: &Peer,
+    ) -> Answer<Decision> {
+        let span = self.span(head, peer);
+        if !span.is_recorded() {
+            return self.decide_within(head, peer);
+        }
+        match span.in_scope(|| self.decide_within(head, peer)) {
+            Answer::Now(decision) => {
+                record_status(&span, decision.reply.status());
+                Answer::Now(decision)
+            }
+            Answer::Later(decision) => Answer::later(async move {
+                let decision = span.run(decision).await;
+                record_status(&span, decision.reply.status());
+                decision
+            }),
+        }
+    }
+
+    /// The span of a request (OpenTelemetry, HTTP server spans). It ends with the decision.
+    fn span(&self, head: &RequestHead<'_>, peer: &Peer) -> Span {
+        if !self.traces.is_on() {
+            return Span::default();
+        }
+        let traceparent = head
+            .traceparent
+            .and_then(|value| str::from_utf8(value).ok());
+        let name = match head.method {
+            ReadMethod::Get => "GET /bundles/{name}",
+            ReadMethod::Head => "HEAD /bundles/{name}",
+        };
+        let span = self.traces.request(name, traceparent);
+        if span.is_recorded() {
+            span.set("http.request.method", head.method.as_str());
+            span.set("http.route", "/bundles/{name}");
+            span.set("url.path", cut(head.path, NAME_BYTES).into_owned());
+            span.set(
+                "client.address",
+                self.client_address(head, peer).to_string(),
+            );
+        }
+        span
+    }
+
+    fn decide_within(self: &Arc<Self>, head: &RequestHead<'_>, peer: &Peer) -> Answer<Decision> {
         if peer.is_over_limit {
-            return Answer::Now(self.count_other(response::unavailable(None)));
+            let reply = self.count_other(response::unavailable(None));
+            let access = self.record(head, head.method.as_str(), peer, Some(reply.status()));
+            return Answer::Now(Decision { reply, access });
         }
         let clients = self.clients.current();
         let credential = match self.checks.identify(&clients, head.authorization) {
@@ -119,17 +206,64 @@ impl BundleApi {
         };
         let address = || self.client_address(head, peer);
         let entry = match self.route(head.path, &clients, &caller, address) {
-            Route::Done(response) => return Answer::Now(self.count_other(response)),
+            Route::Done(response) => {
+                let reply = self.count_other(response);
+                let identity = Identity::new(&clients, &caller, None);
+                return Answer::Now(self.decided(reply, head, peer, &identity));
+            }
             Route::Bundle(entry) => {
                 if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
-                    return Answer::Now(reply);
+                    let identity = Identity::new(&clients, &caller, Some(entry.name()));
+                    return Answer::Now(self.decided(reply, head, peer, &identity));
                 }
                 Ok(entry)
             }
             Route::Demand(name) => Err(name),
         };
-        let request = self.bundle_request(head, caller, peer);
-        self.serve_later(entry, request)
+        let access = self.record(head, head.method.as_str(), peer, None);
+        if let Some(record) = &access {
+            let bundle = Some(name_of(&entry));
+            Identity::new(&clients, &caller, bundle).record(record, head.path);
+        }
+        let request = self.bundle_request(head, caller, peer, access);
+        serve_later(self.pending(request), entry)
+    }
+
+    /// A reply that is ready, with what the access log has of its request.
+    fn decided(
+        &self,
+        reply: Reply,
+        head: &RequestHead<'_>,
+        peer: &Peer,
+        identity: &Identity<'_>,
+    ) -> Decision {
+        let status = reply.status();
+        let access = self.record(head, head.method.as_str(), peer, Some(status));
+        if let Some(record) = &access {
+            identity.record(record, head.path);
+        }
+        Decision { reply, access }
+    }
+
+    /// What the access log has of a request, if it has something. `status` is that of its reply, if
+    /// there is one already.
+    fn record(
+        &self,
+        head: &RequestHead<'_>,
+        method: &str,
+        peer: &Peer,
+        status: Option<StatusCode>,
+    ) -> Option<Arc<AccessRecord>> {
+        if !self.access_log.records(status) {
+            return None;
+        }
+        let address = self.client_address(head, peer);
+        let began = peer.slot.arrived();
+        let record = self.access_log.record(head, method, address, began);
+        if let Some(status) = status {
+            record.set_reply(status, None);
+        }
+        Some(record)
     }
 
     /// Decides about a request once its credential was checked.
@@ -138,60 +272,52 @@ impl BundleApi {
         check: Check,
         head: &RequestHead<'_>,
         peer: &Peer,
-    ) -> Answer<Reply> {
-        let (api, path) = (Arc::clone(self), head.path.to_owned());
+    ) -> Answer<Decision> {
+        let path = head.path.to_owned();
         let unknown = Caller {
             certificate: peer.certificate.clone(),
             ..Caller::anonymous()
         };
-        let mut request = self.bundle_request(head, unknown, peer);
+        let access = self.record(head, head.method.as_str(), peer, None);
+        let mut pending = self.pending(self.bundle_request(head, unknown, peer, access));
         Answer::later(async move {
-            let address = request.client.address;
+            let api = Arc::clone(&pending.api);
+            let address = pending.request.client.address;
             // A request that waits counts against the limit of held requests.
-            let Some(hold) = request.slot.begin_hold() else {
-                return api.count_other(response::unavailable(None));
+            let Some(hold) = pending.request.slot.begin_hold() else {
+                return pending.finish(api.count_other(response::unavailable(None)));
             };
             let checked = api.checks.run(check, &api.clients, address).await;
             drop(hold);
             let Ok(credential) = checked else {
                 api.refusals.too_many_attempts(address);
-                return api.count_other(response::too_many_attempts());
+                return pending.finish(api.count_other(response::too_many_attempts()));
             };
-            request.client.caller.credential = credential;
-            let clients = api.clients.current();
-            let entry = match api.route(&path, &clients, &request.client.caller, || address) {
-                Route::Done(response) => return api.count_other(response),
-                Route::Bundle(entry) => Ok(entry),
-                Route::Demand(name) => Err(name),
+            pending.request.client.caller.credential = credential;
+            let (clients, caller) = (api.clients.current(), &pending.request.client.caller);
+            let routed = api.route(&path, &clients, caller, || address);
+            let entry = match routed {
+                Route::Done(response) => Err(response),
+                Route::Bundle(entry) => Ok(Ok(entry)),
+                Route::Demand(name) => Ok(Err(name)),
             };
+            if let Some(record) = &pending.request.access {
+                let bundle = entry.as_ref().ok().map(name_of);
+                Identity::new(&clients, caller, bundle).record(record, &path);
+            }
             drop(clients);
-            api.serve_later(entry, request).get().await
+            match entry {
+                Ok(entry) => serve_later(pending, entry).get().await,
+                Err(response) => pending.finish(api.count_other(response)),
+            }
         })
     }
 
-    /// Serves a bundle, or a bundle on demand with this name, and counts the reply.
-    fn serve_later(
-        self: &Arc<Self>,
-        entry: Result<Arc<Entry>, String>,
-        request: BundleRequest,
-    ) -> Answer<Reply> {
-        let api = Arc::clone(self);
-        Answer::later(async move {
-            let name = match entry {
-                Ok(mut entry) => {
-                    if let Some(reply) = api.respond(&mut entry, &request).await {
-                        return api.count(reply, Some(&entry), request.method);
-                    }
-                    // It was removed meanwhile. A bundle that was added on demand may expire
-                    // between the lookup and the first use, and is then added again.
-                    entry.name().to_owned()
-                }
-                Err(name) => name,
-            };
-            // Boxed, because it is rare, and each held request keeps this.
-            let (reply, entry) = Box::pin(api.serve_on_demand(&name, &request)).await;
-            api.count(reply, entry.as_deref(), request.method)
-        })
+    fn pending(self: &Arc<Self>, request: BundleRequest) -> PendingRequest {
+        PendingRequest {
+            api: Arc::clone(self),
+            request,
+        }
     }
 
     /// Finds the bundle of a request. A client without a right to it learns nothing of it.
@@ -261,7 +387,13 @@ impl BundleApi {
     }
 
     /// Everything that is kept of a request that is not answered at once.
-    fn bundle_request(&self, head: &RequestHead<'_>, caller: Caller, peer: &Peer) -> BundleRequest {
+    fn bundle_request(
+        &self,
+        head: &RequestHead<'_>,
+        caller: Caller,
+        peer: &Peer,
+        access: Option<Arc<AccessRecord>>,
+    ) -> BundleRequest {
         BundleRequest {
             began: Instant::now(),
             if_none_match: IfNoneMatch::new(head.if_none_match).to_owned(),
@@ -274,6 +406,8 @@ impl BundleApi {
             predates_long_polling: predates_long_polling(head.user_agent),
             method: head.method,
             slot: Arc::clone(&peer.slot),
+            hold_start: HoldStart::default(),
+            access,
         }
     }
 
@@ -285,6 +419,9 @@ impl BundleApi {
             self.metrics.count_other(status);
             return reply;
         };
+        if self.traces.is_on() {
+            Span::set_current("bundlegate.bundle", || entry.name().to_owned().into());
+        }
         entry.metrics().count(status);
         if let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (&reply, method) {
             entry
@@ -305,19 +442,20 @@ impl BundleApi {
         &self,
         name: &str,
         request: &BundleRequest,
-    ) -> (Reply, Option<Arc<Entry>>) {
+    ) -> (Woken, Option<Arc<Entry>>) {
         let hold = self.hold_of(request);
         let deadline = request.began + hold.unwrap_or_else(|| self.long_poll().first_wait);
         for _ in 0..MAX_ADDED {
             // A request that waits counts against the limit of held requests.
             let Some(hold) = request.slot.begin_hold() else {
-                return (response::unavailable(Some(name)).into(), None);
+                return (Reply::from(response::unavailable(Some(name))).into(), None);
             };
+            request.begin_hold();
             let demanded = timeout_at(deadline, self.catalog.demand(name)).await;
             drop(hold);
             let refusal = match demanded {
                 Ok(Demanded::Added(mut entry)) => match self.respond(&mut entry, request).await {
-                    Some(reply) => return (reply, Some(entry)),
+                    Some(woken) => return (woken, Some(entry)),
                     // Removed again, to make room or by another configuration.
                     None => continue,
                 },
@@ -328,9 +466,10 @@ impl BundleApi {
                     message: "a new configuration is being applied; try again".to_owned(),
                 },
             };
-            return (absence::refused(&refusal, name, request.detail()), None);
+            let reply = absence::refused(&refusal, name, request.detail());
+            return (reply.into(), None);
         }
-        (response::not_found().into(), None)
+        (Reply::from(response::not_found()).into(), None)
     }
 
     /// How long requests are held, for a request that arrives now.
@@ -370,6 +509,70 @@ impl BundleApi {
     }
 }
 
+impl<'a> Identity<'a> {
+    fn new(clients: &'a Clients, caller: &'a Caller, bundle: Option<&'a str>) -> Self {
+        Self {
+            clients,
+            caller,
+            bundle,
+        }
+    }
+
+    fn record(&self, record: &AccessRecord, path: &str) {
+        let resource = resource(path).unwrap_or_default();
+        let name = catalog::bundle_name(&resource);
+        let name = self.bundle.unwrap_or(name);
+        if let Some(client) = self.clients.name_of(self.caller, name) {
+            record.set_client(client);
+        }
+        if let Some(bundle) = self.bundle {
+            record.set_bundle(bundle);
+        }
+    }
+}
+
+/// Serves a bundle, or a bundle on demand with this name, and counts the reply.
+fn serve_later(pending: PendingRequest, entry: Result<Arc<Entry>, String>) -> Answer<Decision> {
+    Answer::later(async move {
+        let PendingRequest { api, request } = &pending;
+        let name = match entry {
+            Ok(mut entry) => {
+                if let Some(Woken { reply, at }) = api.respond(&mut entry, request).await {
+                    let reply = api.count(reply, Some(&entry), request.method);
+                    return pending.finish(Woken { reply, at });
+                }
+                // It was removed meanwhile. A bundle that was added on demand may expire between
+                // the lookup and the first use, and is then added again.
+                entry.name().to_owned()
+            }
+            Err(name) => name,
+        };
+        // Boxed, because it is rare, and each held request keeps this.
+        let (woken, entry) = Box::pin(api.serve_on_demand(&name, request)).await;
+        let Woken { reply, at } = woken;
+        let reply = api.count(reply, entry.as_deref(), request.method);
+        pending.finish(Woken { reply, at })
+    })
+}
+
+fn name_of(entry: &Result<Arc<Entry>, String>) -> &str {
+    match entry {
+        Ok(entry) => entry.name(),
+        Err(name) => name,
+    }
+}
+
+/// Attaches what the access log has of a request to its response.
+fn with_record(
+    mut response: Response<ResponseBody>,
+    record: Option<Arc<AccessRecord>>,
+) -> Response<ResponseBody> {
+    if let Some(record) = record {
+        response.extensions_mut().insert(record);
+    }
+    response
+}
+
 #[cfg(any(test, fuzzing))]
 impl BundleApi {
     /// An API without webhooks, trusted proxies and limits of bandwidth. It is called within a
@@ -385,18 +588,27 @@ impl BundleApi {
 
         let webhooks = super::LiveWebhooks::default();
         Self {
-            webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone()),
+            webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), Traces::off()),
             pacer: Pacer::new(None, Duration::ZERO, metrics.paced_requests.clone()),
             repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
             catalog,
             clients,
             checks: CredentialChecks::new(tokio::runtime::Handle::current()).unwrap(),
             refusals: RefusalLog::default(),
+            access_log: AccessLog::new(super::AccessLevel::Off),
             metrics,
             settings: super::Settings::fixture().into(),
             drain: DrainSignal::new(phase),
             holdouts: HoldoutTracker::default(),
+            traces: Traces::off(),
         }
+    }
+}
+
+fn record_status(span: &Span, status: StatusCode) {
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.fail(status.as_str());
     }
 }
 

@@ -26,7 +26,8 @@ use tokio::{
 };
 
 use super::{
-    bundle_api::BundleApi,
+    access_log::{AccessRecord, BodyBytes},
+    bundle_api::{BundleApi, Decision},
     close_signal::CloseReason,
     connection::{CONNECTION_CLOSE, ConnectionContext, Transport, complete_headers},
     date,
@@ -106,7 +107,7 @@ enum Step {
 
 /// A request that is not answered at once.
 struct Held {
-    reply: Pin<Box<dyn Future<Output = Reply> + Send>>,
+    reply: Pin<Box<dyn Future<Output = Decision> + Send>>,
     closes: bool,
     _active: ActiveRequest,
 }
@@ -115,7 +116,7 @@ struct Held {
 struct Unsent {
     head: Bytes,
     /// The rest of a body in memory.
-    chunk: Bytes,
+    chunk: BodyBytes,
     /// A body in a file.
     file: Option<Http1Body>,
     /// A body that the kernel sends from a file.
@@ -133,6 +134,7 @@ struct FileCopy {
     blob: Blob,
     offset: u64,
     left: usize,
+    access: Option<Arc<AccessRecord>>,
 }
 
 impl<S: Transport> FastPath<'_, S> {
@@ -178,9 +180,11 @@ impl<S: Transport> FastPath<'_, S> {
             return (Step::NotPlain(Bytes::copy_from_slice(bytes)), bytes.len());
         };
         let step = match self.api.decide(&head, &self.context.peer) {
-            Answer::Now(reply) => {
-                slot.record_request();
-                self.reply(context, reply, closes)
+            Answer::Now(decision) => {
+                let duration = slot.record_request();
+                let status = decision.reply.status();
+                self.api.metrics.observe_request(status, duration);
+                self.reply(context, decision, closes)
             }
             Answer::Later(reply) => Step::Held(Held {
                 reply,
@@ -196,8 +200,8 @@ impl<S: Transport> FastPath<'_, S> {
         if self.slot().poll_close(context) == Poll::Ready(CloseReason::Overdue) {
             return Poll::Ready(Step::Close);
         }
-        if let Poll::Ready(reply) = held.reply.as_mut().poll(context) {
-            return Poll::Ready(self.reply(context, reply, held.closes));
+        if let Poll::Ready(decision) = held.reply.as_mut().poll(context) {
+            return Poll::Ready(self.reply(context, decision, held.closes));
         }
         ready!(self.poll_pipelined(context));
         Poll::Ready(Step::Close)
@@ -221,16 +225,23 @@ impl<S: Transport> FastPath<'_, S> {
     }
 
     /// Sends a reply as far as the socket takes it.
-    fn reply(&mut self, context: &mut Context<'_>, reply: Reply, closes: bool) -> Step {
+    fn reply(&mut self, context: &mut Context<'_>, decision: Decision, closes: bool) -> Step {
+        let Decision { reply, access } = decision;
         let closes = closes
             || self.context.drain.is_draining()
             || self.slot().poll_close(context).is_ready();
         WRITE_BUFFER.with_borrow_mut(|head| {
             head.clear();
             let (body, closes) = write_head(head, reply, closes);
+            if let Some(record) = &access {
+                record.begin_response(body.size());
+            }
             let sent = match body {
-                Body::Copy(copy) if self.stream.tcp().is_some() => self.begin_send_copy(head, copy),
-                body => self.begin_send(context, head, body.into()),
+                Body::Copy(mut copy) if self.stream.tcp().is_some() => {
+                    copy.access = access;
+                    self.begin_send_copy(head, copy)
+                }
+                body => self.begin_send(context, head, body.into(), access),
             };
             match sent {
                 Ok(None) => Step::Sent { closes },
@@ -245,6 +256,7 @@ impl<S: Transport> FastPath<'_, S> {
         context: &mut Context<'_>,
         head: &[u8],
         body: ResponseBody,
+        access: Option<Arc<AccessRecord>>,
     ) -> io::Result<Option<Box<Unsent>>> {
         let (mut bytes, file) = match body {
             ResponseBody::Memory(bytes) => (bytes, None),
@@ -260,7 +272,11 @@ impl<S: Transport> FastPath<'_, S> {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };
-        bytes.advance(written.saturating_sub(head.len()));
+        let of_body = written.saturating_sub(head.len());
+        bytes.advance(of_body);
+        if let Some(record) = &access {
+            record.add_sent(of_body);
+        }
         let head = &head[written.min(head.len())..];
         let is_written = head.is_empty() && bytes.is_empty() && file.is_none();
         if is_written && let Poll::Ready(flushed) = Pin::new(&mut *self.stream).poll_flush(context)
@@ -270,8 +286,8 @@ impl<S: Transport> FastPath<'_, S> {
         let unsent = self.slot().begin_response();
         Ok(Some(Box::new(Unsent {
             head: Bytes::copy_from_slice(head),
-            chunk: unsent.wrap_shared(bytes),
-            file: file.map(|file| Http1Body::new(file, Some(unsent))),
+            chunk: BodyBytes::new(unsent.wrap_shared(bytes), access.clone()),
+            file: file.map(|file| Http1Body::new(file, Some(unsent), access)),
             copy: None,
         })))
     }
@@ -300,7 +316,7 @@ impl<S: Transport> FastPath<'_, S> {
         Ok(Some(Box::new(Unsent {
             head: Bytes::copy_from_slice(head),
             // It counts as unsent until this is dropped.
-            chunk: slot.begin_response().wrap_shared(Bytes::new()),
+            chunk: BodyBytes::new(slot.begin_response().wrap_shared(Bytes::new()), None),
             file: None,
             copy: Some(copy),
         })))
@@ -383,8 +399,16 @@ impl Body {
                 blob: blob.clone(),
                 offset: 0,
                 left: bytes.len(),
+                access: None,
             }),
             _ => Self::Other(ResponseBody::of(blob)),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Copy(copy) => copy.left as u64,
+            Self::Other(body) => body.size(),
         }
     }
 }
@@ -414,6 +438,9 @@ impl FileCopy {
         let sent = or_zero(sent)?;
         slot.record_write(sent);
         self.left -= sent;
+        if let Some(record) = &self.access {
+            record.add_sent(sent);
+        }
         Ok(())
     }
 }
@@ -434,7 +461,7 @@ async fn send<S: Transport>(stream: &mut S, slot: &Slot, response: Unsent) -> io
         copy,
     } = response;
     while head.has_remaining() || chunk.has_remaining() {
-        let pieces = [IoSlice::new(&head), IoSlice::new(&chunk)];
+        let pieces = [IoSlice::new(&head), IoSlice::new(chunk.chunk())];
         let written = stream.write_vectored(&pieces).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());

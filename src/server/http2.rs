@@ -20,7 +20,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use h2::{
     Ping, PingPong, RecvStream,
     server::{Builder, Connection, SendResponse},
@@ -34,6 +33,7 @@ use tokio::{
 
 use self::body_sender::BodySender;
 use super::{
+    access_log::{AccessRecord, BodyBytes},
     close_signal::CloseReason,
     connection::{ConnectionContext, Peer, Transport, complete_headers},
     drain::DrainSignal,
@@ -101,12 +101,12 @@ pub(super) async fn serve<S: Transport, V: Service>(
 
 /// A connection and its streams.
 struct Streams<S, V> {
-    connection: Connection<S, Bytes>,
+    connection: Connection<S, BodyBytes>,
     service: Arc<V>,
     peer: Peer,
     context: Arc<StreamContext>,
     /// Requests that are not handled yet.
-    accepted: Vec<(Request<RecvStream>, SendResponse<Bytes>)>,
+    accepted: Vec<(Request<RecvStream>, SendResponse<BodyBytes>)>,
     /// Bodies that `h2` has taken and not tried to write yet.
     queued: Vec<BodySender>,
     /// The streams that wait: for their response, or for their client. Dropping the set cancels
@@ -179,7 +179,7 @@ impl<S: Transport, V: Service> Streams<S, V> {
         Poll::Pending
     }
 
-    fn answer(&mut self, request: Request<RecvStream>, responder: SendResponse<Bytes>) {
+    fn answer(&mut self, request: Request<RecvStream>, responder: SendResponse<BodyBytes>) {
         let exchange = Exchange::begin(&self.context, request.method().clone(), responder);
         let peer = Peer {
             is_over_limit: exchange.stream.is_none(),
@@ -214,14 +214,18 @@ impl<S: Transport, V: Service> Streams<S, V> {
 struct Exchange {
     context: Arc<StreamContext>,
     method: Method,
-    responder: SendResponse<Bytes>,
+    responder: SendResponse<BodyBytes>,
     active: ActiveRequest,
     /// `None` for a request beyond the limit, which is refused.
     stream: Option<ActiveStream>,
 }
 
 impl Exchange {
-    fn begin(context: &Arc<StreamContext>, method: Method, responder: SendResponse<Bytes>) -> Self {
+    fn begin(
+        context: &Arc<StreamContext>,
+        method: Method,
+        responder: SendResponse<BodyBytes>,
+    ) -> Self {
         let active = context.slot.begin_request();
         let stream = context.slot.begin_stream();
         Self {
@@ -254,6 +258,7 @@ impl Exchange {
             context.slot.close(CloseReason::Shutdown);
         }
         complete_headers(&self.method, &mut response);
+        let access = AccessRecord::take(&mut response);
         let (head, content) = response.into_parts();
         let is_empty = content.size() == 0;
         let unsent = (!is_empty).then(|| context.slot.begin_response());
@@ -272,6 +277,7 @@ impl Exchange {
             content,
             offset: 0,
             unsent: unsent?,
+            access,
             window_timeout,
             progress_timeout: context.progress_timeout,
             _active: self.stream,

@@ -124,6 +124,8 @@ struct SlotState {
     idle_since: Instant,
     /// When the first byte of an incomplete request arrived.
     head_started: Option<Instant>,
+    /// When the last bytes arrived while no request was active.
+    last_read: Instant,
     /// Unsent responses by number, with the time of their last progress.
     responses: BTreeMap<u32, Instant>,
     next_response: u32,
@@ -214,6 +216,7 @@ impl IdleConnections {
             is_evicted: false,
             idle_since: now,
             head_started: None,
+            last_read: now,
             responses: BTreeMap::new(),
             next_response: 0,
             written: 0,
@@ -380,6 +383,12 @@ impl SlotState {
         }
     }
 
+    /// When the head of a request was complete. One that was sent before the last one was answered
+    /// counts from there.
+    fn arrived(&self) -> Instant {
+        self.last_read.max(self.idle_since)
+    }
+
     /// When the current step of the connection exceeds its deadline; `None` where it has none.
     fn deadline(&self, deadlines: &Deadlines) -> Option<Instant> {
         let first = (!self.had_request).then(|| self.idle_since + deadlines.first_request);
@@ -425,13 +434,24 @@ impl Slot {
         &self.lru().limits.deadlines
     }
 
-    /// Records a request that is answered at once.
-    pub(super) fn record_request(&self) {
+    /// Records a request that is answered at once. Returns the time since its head was complete.
+    pub(super) fn record_request(&self) -> Duration {
         let now = Instant::now();
         let mut state = self.state();
+        let duration = now.saturating_duration_since(state.arrived());
         state.had_request = true;
         state.head_started = None;
         state.idle_since = now;
+        duration
+    }
+
+    /// When the head of the request was complete that is being handled.
+    pub(super) fn arrived(&self) -> Instant {
+        let state = self.state();
+        match state.is_multiplexed {
+            true => Instant::now(),
+            false => state.arrived(),
+        }
     }
 
     /// Whether the connection was asked to close to admit another one.
@@ -517,8 +537,10 @@ impl Slot {
     /// Records that bytes arrived.
     pub(super) fn record_read(&self) {
         let mut state = self.state();
-        if state.active_requests == 0 && state.head_started.is_none() {
-            state.head_started = Some(Instant::now());
+        if state.active_requests == 0 {
+            let now = Instant::now();
+            state.last_read = now;
+            state.head_started.get_or_insert(now);
         }
     }
 
@@ -694,6 +716,29 @@ mod tests {
             [&one, &two, &three].map(|slot| is_evicted(slot)),
             [true, false, true]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_takes_the_time_since_its_head_was_complete_or_the_one_before_was_answered() {
+        let slot = idle(9).register();
+        advance(MS).await;
+        slot.record_read();
+        advance(MS).await;
+        // The rest of its head.
+        slot.record_read();
+        assert_eq!(slot.arrived(), Instant::now());
+        advance(3 * MS).await;
+        assert_eq!(slot.record_request(), 3 * MS);
+        // It came together with the first one.
+        advance(MS).await;
+        assert_eq!(slot.record_request(), MS);
+        // It came while another one was held.
+        let held = slot.begin_request();
+        slot.record_read();
+        advance(60_000 * MS).await;
+        drop(held);
+        advance(2 * MS).await;
+        assert_eq!(slot.record_request(), 2 * MS);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use tokio::{net::TcpListener, runtime::Handle, sync::watch, time::timeout};
 
 use super::{
     AdminAddress, Catalog, Drain, LongPoll, Options, ServerTls, Settings,
+    access_log::AccessLog,
     admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
     credential_checks::CredentialChecks,
@@ -129,6 +130,7 @@ impl Server {
             webhooks,
             deadlines,
             settings,
+            traces,
             admin: admin_options,
             ..
         } = options;
@@ -140,12 +142,13 @@ impl Server {
         let admin_connections =
             Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
         let holdouts = HoldoutTracker::default();
-        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone());
+        let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), traces.clone());
         let context = AdminContext {
             catalog: catalog.clone(),
             metrics: metrics.clone(),
             holdouts: holdouts.clone(),
             readiness,
+            traces: traces.clone(),
         };
         let admin_api = AdminApi::new(
             context,
@@ -161,6 +164,7 @@ impl Server {
             clients,
             checks,
             refusals: RefusalLog::default(),
+            access_log: AccessLog::new(settings.current().access_log),
             metrics,
             settings: settings.clone(),
             pacer,
@@ -168,8 +172,9 @@ impl Server {
             drain: drain_signal,
             holdouts,
             webhooks,
+            traces,
         });
-        let follow_pace = follow_pace(&bundle_api, settings.subscribe());
+        let follow_settings = follow_settings(&bundle_api, settings.subscribe());
         let follow_limit = connections.follow_limit(settings.subscribe());
         let tls = || settings.current().tls.clone();
         let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
@@ -184,7 +189,7 @@ impl Server {
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
-            () = follow_pace => {}
+            () = follow_settings => {}
             () = follow_limit => {}
             () = stop => {}
             () = &mut answer_checks => {}
@@ -258,9 +263,9 @@ async fn drain(
     let _ = timeout(times.over, connections.wait_until_empty()).await;
 }
 
-/// Applies changes of the bandwidth, the spread and the delay of repetitions until the future is
-/// dropped.
-async fn follow_pace(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings>>) {
+/// Applies changes of the bandwidth, the spread, the delay of repetitions and the access log until the
+/// future is dropped.
+async fn follow_settings(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings>>) {
     loop {
         let LongPoll {
             bandwidth,
@@ -268,6 +273,7 @@ async fn follow_pace(api: &BundleApi, mut settings: watch::Receiver<Arc<Settings
             repeat_delay,
             ..
         } = settings.borrow_and_update().long_poll;
+        api.access_log.set(settings.borrow().access_log);
         api.pacer.set(bandwidth, spread);
         api.repeats.set_max_delay(repeat_delay);
         if settings.changed().await.is_err() {

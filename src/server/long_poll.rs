@@ -14,11 +14,13 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     Entry, RequestMetrics,
     absence::{self, Detail},
+    access_log::AccessRecord,
     bundle_api::BundleApi,
     holdout_tracker::{ClientId, WaitGuard},
     idle_connections::{HeldRequest, Slot},
     if_none_match::OwnedIfNoneMatch,
     pacer::{Admission, Body},
+    pending_request::HoldStart,
     prefer,
     repeat_guard::{Delay, Download},
     reply::Reply,
@@ -47,6 +49,25 @@ pub(super) struct BundleRequest {
     pub(super) predates_long_polling: bool,
     pub(super) method: ReadMethod,
     pub(super) slot: Arc<Slot>,
+    pub(super) hold_start: HoldStart,
+    /// What the access log has of the request, if it has something.
+    pub(super) access: Option<Arc<AccessRecord>>,
+}
+
+/// The reply to a request, which was woken for it at a time.
+pub(super) struct Woken {
+    pub(super) reply: Reply,
+    pub(super) at: Instant,
+}
+
+impl From<Reply> for Woken {
+    /// A reply that is ready now.
+    fn from(reply: Reply) -> Self {
+        Self {
+            reply,
+            at: Instant::now(),
+        }
+    }
 }
 
 /// A request that is being answered: what it waits for, and what it counts as meanwhile. It is kept
@@ -86,7 +107,7 @@ impl BundleApi {
         &self,
         entry: &mut Arc<Entry>,
         request: &BundleRequest,
-    ) -> Option<Reply> {
+    ) -> Option<Woken> {
         // During the drain a request is held only for a check that confirms the version.
         let draining = self.drain.is_draining();
         let held = self.hold_of(request).filter(|_| !draining);
@@ -94,6 +115,7 @@ impl BundleApi {
         let mut deadline = pin!(sleep_until(request.began + hold));
         let mut is_released = false;
         let mut wait = Wait::new(entry, held.is_some());
+        let mut woken_at = request.began;
         let reply = loop {
             let current = Arc::clone(entry);
             // Before anything is examined, so that no later change is missed.
@@ -129,7 +151,9 @@ impl BundleApi {
                 }
                 deadline.as_mut().poll(context).map(|()| Event::Deadline)
             });
-            match event.await {
+            let event = event.await;
+            woken_at = Instant::now();
+            match event {
                 Event::Woken => match wait.view.has_changed() {
                     Ok(has_changed) => wait.is_confirmed |= has_changed,
                     // The watcher has ended because another one replaces it.
@@ -145,7 +169,10 @@ impl BundleApi {
         let (clients, caller) = (self.clients.current(), &request.client.caller);
         let address = || request.client.address;
         let denial = self.denial(&clients, caller, entry.name(), address);
-        Some(denial.map_or(reply, Reply::from))
+        Some(Woken {
+            reply: denial.map_or(reply, Reply::from),
+            at: woken_at,
+        })
     }
 
     /// The reply, if there is one now, or what the request needs for one.
@@ -178,6 +205,9 @@ impl BundleApi {
         // A request that is answered at once does not count against the limit of held requests.
         if wait.hold.is_none() {
             wait.hold = request.slot.begin_hold();
+            if wait.hold.is_some() {
+                request.begin_hold();
+            }
         }
         if wait.hold.is_none() {
             // There is no reason to refuse a body only because it is early.
@@ -274,6 +304,17 @@ impl BundleApi {
 }
 
 impl BundleRequest {
+    /// Records that the request is held from now on, if it is not held already.
+    pub(super) fn begin_hold(&self) {
+        if self.hold_start.since(self.began).is_none() {
+            let now = Instant::now();
+            self.hold_start.set(now - self.began);
+            if let Some(record) = &self.access {
+                record.begin_hold(now);
+            }
+        }
+    }
+
     /// How much the client is told about a bundle that has nothing to serve.
     pub(super) fn detail(&self) -> Detail {
         match self.client.caller.is_anonymous() {
@@ -374,7 +415,7 @@ fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Repl
 mod tests {
     use std::net::Ipv4Addr;
 
-    use hyper::StatusCode;
+    use hyper::{StatusCode, Version};
     use tokio::{sync::watch, task::yield_now};
 
     use super::*;
@@ -426,6 +467,8 @@ mod tests {
             predates_long_polling: false,
             method: ReadMethod::Get,
             slot: idle.register(),
+            hold_start: HoldStart::default(),
+            access: None,
         };
         let held = tokio::spawn(async move { drop(api.respond(&mut entry, &request).await) });
         yield_now().await;
@@ -444,6 +487,7 @@ mod tests {
 
     /// A request for a bundle, of a client that waits.
     const HEAD: RequestHead<'_> = RequestHead {
+        version: Version::HTTP_11,
         method: ReadMethod::Get,
         path: "/bundles/authz",
         authorization: None,
@@ -451,6 +495,7 @@ mod tests {
         if_none_match: HeaderLines::single(None),
         prefer: HeaderLines::single(Some("wait=60")),
         x_forwarded_for: HeaderLines::single(None),
+        traceparent: None,
     };
 
     /// An API with a bundle that has no version yet, for these clients.
@@ -503,7 +548,7 @@ mod tests {
             authorization: Some(b"Basic ZWRnZTp3cm9uZw=="),
             ..HEAD
         };
-        let status = async || api.decide(&head, &peer(&idle)).get().await.status();
+        let status = async || api.decide(&head, &peer(&idle)).get().await.reply.status();
         let waiting = idle.register().begin_hold().unwrap();
         assert_eq!(status().await, StatusCode::SERVICE_UNAVAILABLE);
         drop(waiting);

@@ -1,20 +1,40 @@
 //! The metrics of the server: connections, bundle requests, and the gauges that are derived from
 //! the published status.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hyper::StatusCode;
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
+use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-use super::webhooks::{EventOutcome, LiveWebhooks};
+use super::{
+    CertificateInUse,
+    webhooks::{EventOutcome, LiveWebhooks},
+};
 use crate::{
-    metrics::{BundleScope, BundleSeries, Metrics},
+    metrics::{BundleScope, BundleSeries, Metrics, Series},
     publish::Status,
 };
 
 /// The `bundle` label of responses to requests that lead to no bundle, or to none that the client
 /// may know of.
 const OTHER: &str = "other";
+
+/// The `revision` label of a bundle without a revision. An empty label would look like an absent one.
+const NO_REVISION: &str = "(none)";
+
+/// The bounds of request durations. Most requests take some 20 µs; those whose credential is checked
+/// take up to seconds.
+const REQUEST_BUCKETS: [f64; 12] = [
+    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 5e-3, 0.025, 0.1, 0.5, 2.5, 10.0,
+];
+
+/// The bounds of holds. OPA asks for a wait of its own, often 60 s, and `long_poll.max_wait` is 300 s.
+const HOLD_BUCKETS: [f64; 11] = [
+    0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0, 300.0,
+];
 
 /// The metrics of the server. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,6 +48,8 @@ pub struct ServerMetrics {
     pub(super) delayed_downloads: IntCounter,
     pub(super) status: StatusGauges,
     responses: IntCounterVec,
+    durations: Series<HistogramVec>,
+    holds: Series<HistogramVec>,
     unauthorized: IntCounterVec,
     sent_bytes: IntCounterVec,
     waiters: IntGaugeVec,
@@ -44,16 +66,36 @@ pub struct RequestMetrics {
     waiters: BundleSeries<IntGaugeVec>,
 }
 
+/// How a request ceased to be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HoldOutcome {
+    /// A version was sent.
+    Changed,
+    /// The client has the version already.
+    Unchanged,
+    /// An error was sent: there is no version, or the client may not read the bundle any more.
+    Error,
+    /// The client, or a proxy in between, has closed the connection or reset the request.
+    Disconnected,
+}
+
 /// The gauges that are derived from the published status. They are set anew for every scrape, so
 /// that the series of versions and bundles that are gone do not remain.
 #[derive(Debug, Clone)]
 pub(super) struct StatusGauges {
+    /// Whether the replica is ready.
+    pub(super) ready: IntGauge,
+    /// The current limit of connections.
+    pub(super) max_connections: IntGauge,
     state: IntGaugeVec,
     info: IntGaugeVec,
     older: IntGaugeVec,
+    refused: IntGaugeVec,
     fallback: IntGaugeVec,
     lost_clients: IntGaugeVec,
+    poll_interval: GaugeVec,
     last_check: GaugeVec,
+    certificate_expires: IntGaugeVec,
 }
 
 impl ServerMetrics {
@@ -62,6 +104,7 @@ impl ServerMetrics {
     /// # Errors
     /// When they are registered already.
     pub fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
+        let (durations, holds) = (request_durations(metrics)?, hold_durations(metrics)?);
         Ok(Self {
             registry: metrics.clone(),
             connections: metrics.gauge("bundlegate_connections", "Open client connections.")?,
@@ -79,6 +122,8 @@ impl ServerMetrics {
                 "Responses to bundle requests, by status code.",
                 &["bundle", "code"],
             )?,
+            durations,
+            holds,
             unauthorized: metrics.counters(
                 "bundlegate_unauthorized_requests_total",
                 "Bundle requests that are answered with 401, by reason.",
@@ -140,6 +185,20 @@ impl ServerMetrics {
         });
     }
 
+    /// Records the duration of a request.
+    pub(super) fn observe_request(&self, status: StatusCode, duration: Duration) {
+        if let Some(durations) = self.durations.with(&[status.as_str()]) {
+            durations.observe(duration.as_secs_f64());
+        }
+    }
+
+    /// Records how long a request was held.
+    pub(super) fn observe_hold(&self, outcome: HoldOutcome, duration: Duration) {
+        if let Some(holds) = self.holds.with(&[outcome.label()]) {
+            holds.observe(duration.as_secs_f64());
+        }
+    }
+
     /// Counts a request that is answered with 401. `reason` is one of a fixed set.
     pub(super) fn count_unauthorized(&self, reason: &str) {
         self.unauthorized.with_label_values(&[reason]).inc();
@@ -152,6 +211,58 @@ impl ServerMetrics {
         self.responses
             .with_label_values(&[OTHER, status.as_str()])
             .inc();
+    }
+}
+
+/// The durations of requests. The common statuses exist from the start, because a rate needs a series
+/// that begins at zero.
+fn request_durations(metrics: &Metrics) -> Result<Series<HistogramVec>, prometheus::Error> {
+    let durations = Series::new(metrics.histograms(
+        "bundlegate_http_request_duration_seconds",
+        "Time from the complete head of a bundle request to its response, without the time for which it was held.",
+        &["code"],
+        &REQUEST_BUCKETS,
+    )?);
+    // In the order in which they are searched.
+    for status in [
+        StatusCode::NOT_MODIFIED,
+        StatusCode::OK,
+        StatusCode::NOT_FOUND,
+    ] {
+        durations.with(&[status.as_str()]);
+    }
+    Ok(durations)
+}
+
+/// The durations of holds, for all outcomes from the start.
+fn hold_durations(metrics: &Metrics) -> Result<Series<HistogramVec>, prometheus::Error> {
+    let holds = Series::new(metrics.histograms(
+        "bundlegate_hold_duration_seconds",
+        "Time for which bundle requests were held, by how that ended.",
+        &["outcome"],
+        &HOLD_BUCKETS,
+    )?);
+    for outcome in HoldOutcome::ALL {
+        holds.with(&[outcome.label()]);
+    }
+    Ok(holds)
+}
+
+impl HoldOutcome {
+    const ALL: [Self; 4] = [
+        Self::Unchanged,
+        Self::Changed,
+        Self::Error,
+        Self::Disconnected,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+            Self::Error => "error",
+            Self::Disconnected => "disconnected",
+        }
     }
 }
 
@@ -182,7 +293,19 @@ impl StatusGauges {
             "bundlegate_bundle_last_check_timestamp_seconds",
             "Time of the last successful request to the registry.",
         );
+        let poll_interval = Opts::new(
+            "bundlegate_bundle_poll_interval_seconds",
+            "The poll interval of a bundle, by its configuration; a suspended bundle has none.",
+        );
         Ok(Self {
+            ready: metrics.gauge(
+                "bundlegate_ready",
+                "1 while the replica is ready, as /readyz says; 0 before that and during the drain.",
+            )?,
+            max_connections: metrics.gauge(
+                "bundlegate_max_connections",
+                "The limit of open client connections: server.max_connections, or less where the limit of open files requires it.",
+            )?,
             state: metrics.gauges(
                 "bundlegate_bundle_state",
                 "1 for the current state of a bundle, 0 for the others.",
@@ -190,12 +313,17 @@ impl StatusGauges {
             )?,
             info: metrics.gauges(
                 "bundlegate_bundle_info",
-                "The version that a bundle serves; always 1.",
+                "The version that a bundle serves, of which `(none)` is no revision; always 1.",
                 &["bundle", "manifest", "revision"],
             )?,
             older: metrics.gauges(
                 "bundlegate_bundle_older",
                 "1 while a bundle serves an older version than it has served before.",
+                &["bundle"],
+            )?,
+            refused: metrics.gauges(
+                "bundlegate_bundle_refused",
+                "1 while the version that the reference names is refused, and another one or none is served.",
                 &["bundle"],
             )?,
             fallback: metrics.gauges(
@@ -208,21 +336,30 @@ impl StatusGauges {
                 "Clients that still run a withdrawn version of a bundle.",
                 &["bundle"],
             )?,
+            poll_interval: metrics.register(GaugeVec::new(poll_interval, &["bundle"])?)?,
             last_check: metrics.register(GaugeVec::new(last_check, &["bundle"])?)?,
+            certificate_expires: metrics.gauges(
+                "bundlegate_certificate_expires_timestamp_seconds",
+                "When a certificate in use expires, by the key that names its file; of several in one file, the first one.",
+                &["key"],
+            )?,
         })
     }
 
-    /// Removes all series.
+    /// Removes all series of bundles.
     pub(super) fn reset(&self) {
         for gauge in [
             &self.state,
             &self.info,
             &self.older,
+            &self.refused,
             &self.fallback,
             &self.lost_clients,
+            &self.certificate_expires,
         ] {
             gauge.reset();
         }
+        self.poll_interval.reset();
         self.last_check.reset();
     }
 
@@ -237,19 +374,38 @@ impl StatusGauges {
         if let (Some(manifest), Some(revision), false) =
             (&status.manifest, &status.revision, is_on_demand)
         {
+            let revision = match revision.as_str() {
+                "" => NO_REVISION,
+                revision => revision,
+            };
             self.info
-                .with_label_values(&[label, manifest.as_str(), revision.as_str()])
+                .with_label_values(&[label, manifest.as_str(), revision])
                 .set(1);
         }
+        self.refused
+            .with_label_values(&[label])
+            .add(status.is_refusing().into());
         self.older
             .with_label_values(&[label])
             .add(status.older.is_some().into());
+        if !status.suspended {
+            self.poll_interval
+                .with_label_values(&[label])
+                .set(status.poll.as_secs_f64());
+        }
         if let Some(time) = status.last_check {
             let time = time.as_millisecond() as f64 / 1000.0;
             let last_check = self.last_check.with_label_values(&[label]);
             let oldest = Some(last_check.get()).filter(|oldest| *oldest > 0.0);
             last_check.set(oldest.map_or(time, |oldest| oldest.min(time)));
         }
+    }
+
+    /// Adds a certificate to the gauges, which have been reset.
+    pub(super) fn add_certificate(&self, certificate: &CertificateInUse) {
+        self.certificate_expires
+            .with_label_values(&[&certificate.key])
+            .set(certificate.expiry.not_after.as_second());
     }
 
     /// Adds what is known of a bundle's withdrawal: the clients that still run the withdrawn

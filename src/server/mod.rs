@@ -26,18 +26,22 @@
 //! | `reply` | the reply to a request for a bundle, whatever the protocol |
 //! | `absence` | what a client learns about a bundle that has nothing to serve |
 //! | `response` | every status line, header and error body |
-//! | `admin`, `status`, `renderer` | probes, `/metrics` and `/status` |
-//! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something |
+//! | `admin`, `renderer` | probes, `/metrics`, `/status` and `/` |
+//! | `overview`, `status`, `page` | what operators see, as JSON and as HTML |
+//! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something, and which browsers may read |
 //! | `refresh_api` | checks of the registry on request |
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
+//! | `pending_request` | a request that is answered later: how long that takes, and for how long it is held |
+//! | `access_log` | the access log |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
 //! | `readiness`, `liveness` | whether the server is ready, and whether it runs |
 
 mod absence;
+mod access_log;
 mod admin;
 mod admin_access;
 mod admin_tokens;
@@ -68,8 +72,11 @@ mod liveness;
 mod long_poll;
 mod metrics;
 mod options;
+mod overview;
 mod pacer;
+mod page;
 mod password_checks;
+mod pending_request;
 mod plain_request;
 mod prefer;
 mod prefixed_stream;
@@ -95,6 +102,7 @@ mod webhooks;
 mod write_timeout;
 
 pub use self::{
+    access_log::AccessLevel,
     admin_tokens::AdminTokens,
     clients::{Clients, LiveClients, Requirement, Tokens},
     config_reloads::{Began, ConfigReloads, ReloadOutcome, ReloadRequests},
@@ -103,8 +111,8 @@ pub use self::{
     liveness::Liveness,
     metrics::{RequestMetrics, ServerMetrics},
     options::{
-        AdminAddress, AdminOptions, AdminTls, Deadlines, Drain, LiveSettings, LongPoll, Options,
-        ServerTls, Settings,
+        AdminAddress, AdminOptions, AdminTls, CertificateInUse, Deadlines, Drain, LiveCertificates,
+        LiveSettings, LongPoll, Options, ServerTls, Settings,
     },
     readiness::Readiness,
     trusted_proxies::TrustedProxies,

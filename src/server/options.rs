@@ -1,12 +1,21 @@
 //! Options of the server.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fmt, net::SocketAddr, num::NonZeroU64, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
-use super::{AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies};
-use crate::access::Authorities;
+use super::{
+    AccessLevel, AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies,
+};
+use crate::{
+    access::{Authorities, CertificateExpiry},
+    publish::TrustRootStatus,
+    traces::Traces,
+};
 
 /// Options of a [`Server`](super::Server).
 #[derive(Debug)]
@@ -25,6 +34,8 @@ pub struct Options {
     pub deadlines: Deadlines,
     /// Further options, replaceable while the server runs.
     pub settings: LiveSettings,
+    /// Records requests.
+    pub traces: Traces,
 }
 
 /// Options of the admin API.
@@ -38,7 +49,23 @@ pub struct AdminOptions {
     pub reloads: ConfigReloads,
     /// The problem of the cache folder, while there is one.
     pub cache_problem: watch::Receiver<Option<Arc<str>>>,
+    /// The certificates in use, replaceable while the server runs.
+    pub certificates: LiveCertificates,
+    /// The trust roots in use, by name.
+    pub trust_roots: watch::Receiver<BTreeMap<String, TrustRootStatus>>,
 }
+
+/// The certificates of a file that the configuration names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateInUse {
+    /// The key that names the file, with a host or the name of an authority where it has one.
+    pub key: String,
+    /// Which of its certificates expires first, and when.
+    pub expiry: CertificateExpiry,
+}
+
+/// The certificates that a running gateway uses.
+pub type LiveCertificates = Live<Vec<CertificateInUse>>;
 
 /// Where the admin API listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,11 +123,14 @@ pub struct Settings {
     pub drain: Drain,
     /// How long requests are held that arrive from now on.
     pub long_poll: LongPoll,
+    /// The requests to the bundle API that have a line in the access log.
+    pub access_log: AccessLevel,
     /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: TrustedProxies,
     /// TLS for the TCP connections to the admin API that are accepted from now on.
     pub admin_tls: Option<AdminTls>,
-    /// Names by which requests with a token may call the admin API, besides those of its certificate.
+    /// Names by which browsers, and requests with a token, may call the admin API, besides those of its
+    /// certificate.
     pub admin_hosts: Vec<String>,
 }
 
@@ -122,6 +152,7 @@ impl Settings {
                 spread: Duration::ZERO,
                 repeat_delay: Duration::ZERO,
             },
+            access_log: AccessLevel::Off,
             trusted_proxies: TrustedProxies::default(),
             admin_tls: None,
             admin_hosts: Vec::new(),
@@ -156,13 +187,15 @@ pub struct Deadlines {
 }
 
 impl From<AdminAddress> for AdminOptions {
-    /// Without TLS and tokens.
+    /// Without TLS, tokens, certificates and trust roots.
     fn from(address: AdminAddress) -> Self {
         Self {
             address,
             tokens: AdminTokens::default(),
             reloads: ConfigReloads::default(),
             cache_problem: watch::channel(None).1,
+            certificates: Vec::new().into(),
+            trust_roots: watch::channel(BTreeMap::new()).1,
         }
     }
 }

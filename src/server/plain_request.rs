@@ -4,6 +4,7 @@
 use std::mem::MaybeUninit;
 
 use httparse::{Header, Request, Status};
+use hyper::Version;
 
 use super::request_head::{HeaderLines, ReadMethod, RequestHead};
 
@@ -30,6 +31,7 @@ struct Fields<'a> {
     if_none_match: Option<&'a [u8]>,
     prefer: Option<&'a [u8]>,
     x_forwarded_for: Option<&'a [u8]>,
+    traceparent: Option<&'a [u8]>,
 }
 
 /// The request at the start of `bytes`; `None` if it is incomplete or not plain.
@@ -59,6 +61,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
         Some(_) => return None,
     };
     let head = RequestHead {
+        version: Version::HTTP_11,
         method: ReadMethod::Get,
         path,
         authorization: fields.authorization,
@@ -66,6 +69,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
         if_none_match: HeaderLines::single(visible(fields.if_none_match)?),
         prefer: HeaderLines::single(visible(fields.prefer)?),
         x_forwarded_for: HeaderLines::single(visible(fields.x_forwarded_for)?),
+        traceparent: fields.traceparent,
     };
     Some(PlainRequest {
         head,
@@ -88,6 +92,7 @@ impl<'a> Fields<'a> {
                 7 if is("upgrade") || is("trailer") => return None,
                 10 if is("connection") => &mut fields.connection,
                 10 if is("user-agent") => &mut fields.user_agent,
+                11 if is("traceparent") => &mut fields.traceparent,
                 13 if is("if-none-match") => &mut fields.if_none_match,
                 13 if is("authorization") => &mut fields.authorization,
                 14 if is("content-length") => return None,

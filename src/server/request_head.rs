@@ -2,12 +2,14 @@
 //! them.
 
 use hyper::{
-    Method, Request,
+    Method, Request, Version,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, USER_AGENT},
 };
 
 /// The header in which proxies report the addresses of their clients.
 pub(super) static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The header of the position in a trace (W3C Trace Context §3.2).
+const TRACEPARENT: &str = "traceparent";
 /// The header of preferences (RFC 7240), which `http` does not name.
 pub(super) static PREFER: HeaderName = HeaderName::from_static("prefer");
 
@@ -16,6 +18,7 @@ static TAGS: HeaderName = IF_NONE_MATCH;
 /// A request to the bundle API.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RequestHead<'a> {
+    pub(super) version: Version,
     pub(super) method: ReadMethod,
     /// The path as it was sent, without the query.
     pub(super) path: &'a str,
@@ -24,6 +27,8 @@ pub(super) struct RequestHead<'a> {
     pub(super) if_none_match: HeaderLines<'a>,
     pub(super) prefer: HeaderLines<'a>,
     pub(super) x_forwarded_for: HeaderLines<'a>,
+    /// The position in the trace of the client (W3C Trace Context).
+    pub(super) traceparent: Option<&'a [u8]>,
 }
 
 /// The methods by which a bundle is read.
@@ -48,9 +53,15 @@ impl<'a> RequestHead<'a> {
             Method::HEAD => ReadMethod::Head,
             _ => return None,
         };
+        Some(Self::with_method(request, method))
+    }
+
+    /// As if the request had this method.
+    pub(super) fn with_method<B>(request: &'a Request<B>, method: ReadMethod) -> Self {
         let headers = request.headers();
         let value = |name| headers.get(name).map(HeaderValue::as_bytes);
-        Some(Self {
+        Self {
+            version: request.version(),
             method,
             path: request.uri().path(),
             authorization: value(AUTHORIZATION),
@@ -58,7 +69,17 @@ impl<'a> RequestHead<'a> {
             if_none_match: HeaderLines::of(headers, &TAGS),
             prefer: HeaderLines::of(headers, &PREFER),
             x_forwarded_for: HeaderLines::of(headers, &X_FORWARDED_FOR),
-        })
+            traceparent: headers.get(TRACEPARENT).map(HeaderValue::as_bytes),
+        }
+    }
+}
+
+impl ReadMethod {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+        }
     }
 }
 

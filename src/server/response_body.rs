@@ -3,6 +3,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -10,7 +11,10 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::unsent_response::UnsentResponse;
+use super::{
+    access_log::{AccessRecord, BodyBytes},
+    unsent_response::UnsentResponse,
+};
 use crate::oci::Blob;
 
 /// The body of a response.
@@ -52,15 +56,21 @@ pub(super) struct Http1Body {
     pending_read: Option<JoinHandle<io::Result<Bytes>>>,
     /// `None` for an empty body.
     unsent: Option<UnsentResponse>,
+    access: Option<Arc<AccessRecord>>,
 }
 
 impl Http1Body {
-    pub(super) fn new(content: ResponseBody, unsent: Option<UnsentResponse>) -> Self {
+    pub(super) fn new(
+        content: ResponseBody,
+        unsent: Option<UnsentResponse>,
+        access: Option<Arc<AccessRecord>>,
+    ) -> Self {
         Self {
             content,
             offset: 0,
             pending_read: None,
             unsent,
+            access,
         }
     }
 
@@ -89,13 +99,13 @@ impl Http1Body {
 }
 
 impl Body for Http1Body {
-    type Data = Bytes;
+    type Data = BodyBytes;
     type Error = io::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+    ) -> Poll<Option<Result<Frame<BodyBytes>, io::Error>>> {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
@@ -107,6 +117,7 @@ impl Body for Http1Body {
         self.offset = chunk
             .as_ref()
             .map_or(u64::MAX, |chunk| self.offset + chunk.len() as u64);
+        let chunk = chunk.map(|chunk| BodyBytes::new(chunk, self.access.clone()));
         Poll::Ready(Some(chunk.map(Frame::data)))
     }
 

@@ -3,14 +3,56 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::{
+    CertificateInUse,
+    overview::{BundleOverview, LostVersion, Overview, ReadinessState},
+    webhooks::WebhookStatus,
+};
 use crate::{
     oci::TagRule,
-    publish::{FailureStatus, FallbackStatus, Status, VerdictStatus},
+    publish::{FailureStatus, FallbackStatus, RootFailure, Status, TrustRootStatus, VerdictStatus},
     telemetry::{NAME_BYTES, cut},
 };
 
+/// The whole document.
+pub(super) fn gateway(overview: &Overview) -> Value {
+    let now = overview.at;
+    let certificates = overview.certificates.iter();
+    let certificates = certificates.map(|one| (one.key.clone(), certificate(one, now)));
+    let roots = overview.trust_roots.iter();
+    let roots = roots.map(|(name, root)| (name.clone(), trust_root(root, now)));
+    let bundles = overview.bundles.iter();
+    let bundles = bundles.map(|one| (one.name.clone(), Value::Object(bundle(one))));
+    let webhooks = overview.webhooks.iter();
+    let webhooks = webhooks.map(|(name, one)| (name.clone(), webhook(one)));
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "since": milliseconds(overview.since),
+        "ready": overview.readiness == ReadinessState::Ready,
+        "cache": { "problem": overview.cache_problem },
+        "config": overview.reload.as_ref().map(|outcome| outcome.status()),
+        "certificates": certificates.collect::<Map<_, _>>(),
+        "trust_roots": roots.collect::<Map<_, _>>(),
+        "bundles": bundles.collect::<Map<_, _>>(),
+        "webhooks": webhooks.collect::<Map<_, _>>(),
+    })
+}
+
+fn bundle(bundle: &BundleOverview) -> Map<String, Value> {
+    let mut status = published(&bundle.status);
+    status.insert("waiters".to_owned(), bundle.waiters.into());
+    if let Some(pattern) = bundle.pattern.as_deref() {
+        status.insert("pattern".to_owned(), pattern.into());
+    }
+    let lost = bundle.lost.as_ref().map(lost);
+    status.insert("lost".to_owned(), lost.unwrap_or_default());
+    let fallback = bundle.fallback.as_ref().map(fallback);
+    status.insert("fallback".to_owned(), fallback.unwrap_or_default());
+    status
+}
+
 /// The part of a bundle, but for what the server counts.
-pub(super) fn bundle(status: &Status) -> Map<String, Value> {
+fn published(status: &Status) -> Map<String, Value> {
     let signers = status.signers.iter().map(|signer| {
         json!({
             "authority": signer.authority,
@@ -46,12 +88,32 @@ pub(super) fn bundle(status: &Status) -> Map<String, Value> {
 }
 
 /// `fallback` of a bundle: what is served in its place, and since when.
-pub(super) fn fallback(fallback: &FallbackStatus) -> Value {
+fn fallback(fallback: &FallbackStatus) -> Value {
     json!({
         "bundle": &*fallback.bundle,
         "manifest": fallback.manifest,
         "etag": fallback.etag,
         "since": fallback.since.map(milliseconds),
+    })
+}
+
+fn lost(lost: &LostVersion) -> Value {
+    let LostVersion { version, clients } = lost;
+    json!({ "manifest": version.manifest, "etag": version.etag, "clients": clients })
+}
+
+fn webhook(webhook: &WebhookStatus) -> Value {
+    let refusal = webhook.last_refusal.as_ref().map(|(at, reason, message)| {
+        json!({ "at": milliseconds(*at), "reason": reason, "message": message })
+    });
+    json!({
+        "kind": webhook.kind,
+        "listener": webhook.listener,
+        "path": webhook.path,
+        "authentication": webhook.authentication,
+        "events": webhook.events,
+        "last_event": webhook.last_event.map(milliseconds),
+        "last_refusal": refusal,
     })
 }
 
@@ -63,6 +125,38 @@ fn chosen(rule: &TagRule, status: &Status) -> Option<Value> {
         "candidates": chosen.candidates,
         "reason": chosen.reason,
     }))
+}
+
+/// A certificate of `certificates`.
+fn certificate(certificate: &CertificateInUse, now: Timestamp) -> Value {
+    let expiry = &certificate.expiry;
+    json!({
+        "subject": expiry.subject,
+        "valid_from": milliseconds(expiry.not_before),
+        "expires": milliseconds(expiry.not_after),
+        "expired": expiry.is_expired_at(now),
+    })
+}
+
+/// A trust root of `trust_roots`.
+fn trust_root(root: &TrustRootStatus, now: Timestamp) -> Value {
+    let failure = |failure: &RootFailure| {
+        json!({
+            "at": milliseconds(failure.at),
+            "reason": failure.reason,
+            "message": failure.message,
+        })
+    };
+    json!({
+        "source": root.source(),
+        "url": root.url(),
+        "revision": root.revision(),
+        "pending": root.is_pending(),
+        "expires": root.expires().map(milliseconds),
+        "expired": root.expires().is_some_and(|expires| expires < now),
+        "last_refresh": root.last_refresh().map(milliseconds),
+        "last_failure": root.last_failure().map(failure),
+    })
 }
 
 /// A failure of a check.

@@ -1,7 +1,11 @@
 //! Receives notifications of registries, and has the registry checked for the bundles that they
 //! concern. A notification is a hint and nothing more: see [`crate::webhooks`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use hyper::{
@@ -17,12 +21,13 @@ use super::{
     request_body::{BodyError, RequestBody},
     response,
     response_body::ResponseBody,
-    webhooks::{EventOutcome, Hook, LiveWebhooks},
+    webhooks::{EventOutcome, Hook, LiveWebhooks, WebhookStatus},
 };
 use crate::{
     oci::Digest,
     publish::Hint,
     telemetry,
+    traces::{Span, Traces},
     webhooks::{Authentication, Decision, Listener, Malformed, Notification, Push, Webhook},
 };
 
@@ -41,6 +46,7 @@ pub(super) struct WebhookApi {
     webhooks: LiveWebhooks,
     catalog: Catalog,
     metrics: ServerMetrics,
+    traces: Traces,
 }
 
 /// A notification that is refused.
@@ -60,11 +66,17 @@ struct Delivered {
 }
 
 impl WebhookApi {
-    pub(super) fn new(webhooks: LiveWebhooks, catalog: Catalog, metrics: ServerMetrics) -> Self {
+    pub(super) fn new(
+        webhooks: LiveWebhooks,
+        catalog: Catalog,
+        metrics: ServerMetrics,
+        traces: Traces,
+    ) -> Self {
         Self {
             webhooks,
             catalog,
             metrics,
+            traces,
         }
     }
 
@@ -73,9 +85,9 @@ impl WebhookApi {
         self.webhooks.find(listener, path)
     }
 
-    /// The part of `/status`.
-    pub(super) fn status(&self) -> serde_json::Value {
-        self.webhooks.status()
+    /// What operators see of the webhooks, by name.
+    pub(super) fn statuses(&self) -> BTreeMap<String, WebhookStatus> {
+        self.webhooks.statuses()
     }
 
     /// The configured webhooks, whose series remain.
@@ -89,7 +101,8 @@ impl WebhookApi {
         hook: &Arc<Hook>,
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
-        match self.receive(hook, request).await {
+        let span = self.traces.request("POST /webhooks/{name}", None);
+        match span.run(self.receive(hook, request)).await {
             Ok(delivered) => {
                 self.count(hook, &delivered);
                 let Delivered {
@@ -134,10 +147,11 @@ impl WebhookApi {
         let body = body.read(MAX_BODY_BYTES, deadline).await;
         let body = body.map_err(Refusal::unreadable)?;
         let (this, hook, headers) = (self.clone(), Arc::clone(hook), head.headers);
-        let delivering = spawn_blocking(move || {
+        let deliver = Span::carried(move || {
             let _permit = permit;
             this.deliver(&hook, decision, &headers, &body)
         });
+        let delivering = spawn_blocking(deliver);
         delivering
             .await
             .unwrap_or_else(|_| Err(Refusal::internal()))

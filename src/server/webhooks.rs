@@ -8,13 +8,11 @@ use std::{
 };
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 
-use super::status::milliseconds;
 use crate::{
     telemetry::{self, SENTENCE_BYTES, cut},
     webhooks::{Listener, Webhook},
@@ -64,6 +62,20 @@ struct Record {
     logged: BTreeMap<&'static str, Instant>,
     last_event: Option<Timestamp>,
     last_refusal: Option<(Timestamp, &'static str, String)>,
+}
+
+/// What operators see of a webhook.
+#[derive(Debug)]
+pub(super) struct WebhookStatus {
+    pub(super) kind: &'static str,
+    pub(super) listener: &'static str,
+    pub(super) path: String,
+    pub(super) authentication: &'static str,
+    /// The number of events, by what became of them.
+    pub(super) events: BTreeMap<&'static str, u64>,
+    pub(super) last_event: Option<Timestamp>,
+    /// When a notification was last refused, with the outcome and the reason.
+    pub(super) last_refusal: Option<(Timestamp, &'static str, String)>,
 }
 
 /// What became of an event, or of a whole notification.
@@ -131,14 +143,13 @@ impl LiveWebhooks {
             .cloned()
     }
 
-    /// The part of `/status`.
-    pub(super) fn status(&self) -> Value {
+    /// What operators see of the webhooks, by name.
+    pub(super) fn statuses(&self) -> BTreeMap<String, WebhookStatus> {
         let hooks = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        hooks
+        let statuses = hooks
             .iter()
-            .map(|(name, hook)| (name.clone(), hook.status()))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
+            .map(|(name, hook)| (name.clone(), hook.status()));
+        statuses.collect()
     }
 
     /// Whether a webhook of this name is configured.
@@ -194,20 +205,17 @@ impl Hook {
         is_logged
     }
 
-    fn status(&self) -> Value {
+    fn status(&self) -> WebhookStatus {
         let record = self.received.record();
-        let refusal = record.last_refusal.as_ref().map(|(at, reason, message)| {
-            json!({ "at": milliseconds(*at), "reason": reason, "message": message })
-        });
-        json!({
-            "kind": self.webhook.kind.label(),
-            "listener": self.webhook.listener.label(),
-            "path": self.webhook.path,
-            "authentication": self.webhook.authentication.label(),
-            "events": record.events,
-            "last_event": record.last_event.map(milliseconds),
-            "last_refusal": refusal,
-        })
+        WebhookStatus {
+            kind: self.webhook.kind.label(),
+            listener: self.webhook.listener.label(),
+            path: self.webhook.path.clone(),
+            authentication: self.webhook.authentication.label(),
+            events: record.events.clone(),
+            last_event: record.last_event,
+            last_refusal: record.last_refusal.clone(),
+        }
     }
 }
 

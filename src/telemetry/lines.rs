@@ -10,19 +10,47 @@ use tracing::{
 };
 use tracing_subscriber::{
     field::RecordFields,
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer, time::FormatTime as _},
+    fmt::{FmtContext, FormatEvent, FormatFields, format, format::Writer, time::FormatTime as _},
     registry::LookupSpan,
 };
 
-use super::Utc;
+use super::{Style, StyleCell, Utc};
 
 /// Prefix of the fields that `tracing-log` adds to records of the `log` crate; one of them is the
 /// source file, a path of the build machine.
 const LOG_FIELD_PREFIX: &str = "log.";
 const LOG_TARGET_FIELD: &str = "log.target";
 
+/// Formats an event in the current style.
+pub(super) struct Lines(pub(super) StyleCell);
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let text = |is_coloured| {
+            format()
+                .with_timer(Utc)
+                .with_target(false)
+                .with_ansi(is_coloured)
+        };
+        match self.0.get() {
+            Style::Colours => text(true).format_event(context, writer, event),
+            Style::Plain => text(false).format_event(context, writer, event),
+            Style::Json => JsonLines.format_event(context, writer, event),
+        }
+    }
+}
+
 /// Formats an event as one JSON object: `timestamp`, `level`, `message`, `target` and the fields.
-pub(super) struct JsonLines;
+struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines
 where

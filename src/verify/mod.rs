@@ -55,8 +55,8 @@ pub use reason::Reason;
 pub use report::{Check, Report, SignatureReport};
 pub use restrict::TrustBase;
 pub use roots::{
-    BadRoot, BadSource, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootMetrics,
-    TrustRootRefresher, TrustRoots, TufOptions, UnusableRoot,
+    BadRoot, BadSource, RefreshError, Refreshed, RootFailure, RootSource, TrustRoot,
+    TrustRootMetrics, TrustRootRefresher, TrustRootStatus, TrustRoots, TufOptions, UnusableRoot,
 };
 pub use useless::UselessReferrers;
 pub use verdict_cache::VerdictCache;

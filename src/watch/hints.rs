@@ -6,6 +6,7 @@
 
 use tokio::time::{Duration, Instant};
 
+use super::trigger::{Cause, Trigger};
 use crate::publish::{CheckEnd, FailureClass, Wanted};
 
 /// The minimum time between two checks that hints of one kind cause.
@@ -26,7 +27,8 @@ pub(super) struct Hints {
     evidence_check: Option<Instant>,
     /// The last push hint that a check has followed.
     followed: Option<Instant>,
-    follow_up: Option<Instant>,
+    /// The further check that follows, and the hint.
+    follow_up: Option<(Instant, Instant)>,
     /// When the first push hint since the last check has settled.
     push_due: Option<Instant>,
     /// The same of hints about evidence.
@@ -38,7 +40,19 @@ pub(super) struct Hints {
 pub(super) struct EarlyCheck {
     /// When it is due.
     pub(super) at: Instant,
+    /// When it was asked for.
+    since: Instant,
     reason: Reason,
+}
+
+impl EarlyCheck {
+    pub(super) fn cause(&self) -> Cause {
+        let trigger = match self.reason {
+            Reason::Operator => Trigger::Refresh,
+            Reason::Push | Reason::Evidence | Reason::FollowUp => Trigger::Notification,
+        };
+        Cause::since(trigger, self.since)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +78,11 @@ impl Hints {
             .filter(|_| failure.is_some_and(FailureClass::is_about_evidence));
         let push = settled(wanted.push, &mut self.push_due, began, self.push_check);
         let evidence = settled(evidence, &mut self.evidence_due, began, self.evidence_check);
-        let check = |reason| move |at| EarlyCheck { at, reason };
+        let check = |reason| move |(at, since)| EarlyCheck { at, since, reason };
         [
-            operator.map(check(Reason::Operator)),
+            operator
+                .map(|asked| (asked, asked))
+                .map(check(Reason::Operator)),
             push.map(check(Reason::Push)),
             evidence.map(check(Reason::Evidence)),
             self.follow_up.map(check(Reason::FollowUp)),
@@ -92,23 +108,27 @@ impl Hints {
         let is_first = followed > self.followed;
         self.followed = followed.max(self.followed);
         (self.push_due, self.evidence_due) = (None, None);
-        self.follow_up = (is_first && end == CheckEnd::Unchanged).then(|| began + FOLLOW_UP);
+        self.follow_up = followed
+            .filter(|_| is_first && end == CheckEnd::Unchanged)
+            .map(|hint| (began + FOLLOW_UP, hint));
     }
 }
 
 /// When a check that follows a hint is due, if none has followed it since: once the first such hint
 /// has settled (`due`), and not before the interval since the `last` check of its kind has passed.
+/// Returns the time of that hint as well.
 fn settled(
     hint: Option<Instant>,
     due: &mut Option<Instant>,
     began: Instant,
     last: Option<Instant>,
-) -> Option<Instant> {
+) -> Option<(Instant, Instant)> {
     let at = hint
         .map(|hint| hint + SETTLE_TIME)
         .filter(|at| *at > began)?;
     let first = *due.get_or_insert(at);
-    Some(last.map_or(first, |last| first.max(last + MIN_INTERVAL)))
+    let at = last.map_or(first, |last| first.max(last + MIN_INTERVAL));
+    Some((at, first - SETTLE_TIME))
 }
 
 #[cfg(test)]
@@ -129,7 +149,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_push_is_looked_at_soon_and_further_ones_once_a_second() {
-        let (mut hints, mut checks) = (Hints::default(), Vec::new());
+        let (mut hints, mut checks, mut causes) = (Hints::default(), Vec::new(), Vec::new());
         let start = Instant::now();
         let mut began = start;
         let step = Duration::from_millis(10);
@@ -140,6 +160,7 @@ mod tests {
             let wanted = wanted(Some(now), None);
             let check = hints.next(&wanted, began, None).unwrap();
             if check.at <= now {
+                causes.push(check.cause());
                 hints.begin(check);
                 began = now;
                 hints.end(&wanted, began, CheckEnd::Changed);
@@ -148,6 +169,7 @@ mod tests {
         }
         // Hints that follow do not postpone the first check.
         assert_eq!(checks[0], start + step + SETTLE_TIME);
+        assert_eq!(causes[0], Cause::since(Trigger::Notification, start + step));
         let intervals: Vec<_> = checks.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert_eq!(intervals, [MIN_INTERVAL; 2]);
     }
@@ -169,6 +191,7 @@ mod tests {
         hints.end(&wanted, first.at, CheckEnd::Unchanged);
         let again = hints.next(&wanted, first.at, None).unwrap();
         assert_eq!(again.at, first.at + FOLLOW_UP);
+        assert_eq!(again.cause(), Cause::since(Trigger::Notification, hint));
         hints.end(&wanted, again.at, CheckEnd::Unchanged);
         assert_eq!(hints.next(&wanted, again.at, None), None);
     }
@@ -223,6 +246,7 @@ mod tests {
         };
         let check = hints.next(&wanted, began, None).unwrap();
         assert_eq!(check.at, asked);
+        assert_eq!(check.cause(), Cause::since(Trigger::Refresh, asked));
         hints.begin(check);
         // The push is still due, because its settle time had not passed.
         let push = hints.next(&wanted, asked, None).unwrap();

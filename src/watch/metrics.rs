@@ -2,17 +2,31 @@
 
 use std::sync::Arc;
 
-use prometheus::IntCounterVec;
+use prometheus::{HistogramVec, IntCounterVec};
+use tokio::time::Duration;
 
+use super::trigger::Trigger;
 use crate::{
-    metrics::{BundleScope, BundleSeries, Metrics},
+    metrics::{BundleScope, BundleSeries, Metrics, Series},
     publish::{PublishMetrics, PublisherMetrics},
 };
+
+/// The bounds of verifications: from the reuse of a verdict to a policy with many signatures on a
+/// busy machine.
+const VERIFICATION_BUCKETS: [f64; 11] = [
+    1e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0,
+];
+/// The bounds of publications: from a small artifact in a near registry to one that is retried.
+const PUBLICATION_BUCKETS: [f64; 13] = [
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0,
+];
 
 /// The metrics of all watchers and of their publishers. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct WatchMetrics {
     verifications: IntCounterVec,
+    verification_durations: Series<HistogramVec>,
+    publication_durations: Series<HistogramVec>,
     publish: PublishMetrics,
 }
 
@@ -20,6 +34,9 @@ pub struct WatchMetrics {
 #[derive(Debug)]
 pub struct WatcherMetrics {
     verifications: BundleSeries<IntCounterVec>,
+    /// Those of all bundles together, by whether the artifact was accepted.
+    pub(super) verification_durations: Series<HistogramVec>,
+    publication_durations: Series<HistogramVec>,
     /// What the publishers of these watchers count.
     pub(super) publisher: Arc<PublisherMetrics>,
 }
@@ -30,12 +47,33 @@ impl WatchMetrics {
     /// # Errors
     /// When they are registered already.
     pub fn new(metrics: &Metrics) -> Result<Self, prometheus::Error> {
+        let verification_durations = Series::new(metrics.histograms(
+            "bundlegate_verification_duration_seconds",
+            "Time that signature verifications took, once they had a thread.",
+            &["outcome"],
+            &VERIFICATION_BUCKETS,
+        )?);
+        let publication_durations = Series::new(metrics.histograms(
+            "bundlegate_publication_duration_seconds",
+            "Time from when the gateway learned of a new version to its publication, by how it learned of it.",
+            &["trigger"],
+            &PUBLICATION_BUCKETS,
+        )?);
+        // A rate needs a series that begins at zero.
+        for outcome in ["accepted", "rejected"] {
+            verification_durations.with(&[outcome]);
+        }
+        for trigger in Trigger::ALL {
+            publication_durations.with(&[trigger.label()]);
+        }
         Ok(Self {
             verifications: metrics.counters(
                 "bundlegate_verifications_total",
                 "Signature verifications.",
                 &["bundle", "outcome", "reason"],
             )?,
+            verification_durations,
+            publication_durations,
             publish: PublishMetrics::new(metrics)?,
         })
     }
@@ -44,6 +82,8 @@ impl WatchMetrics {
     pub fn bundle(&self, scope: &Arc<BundleScope>) -> WatcherMetrics {
         WatcherMetrics {
             verifications: BundleSeries::new(scope, &self.verifications),
+            verification_durations: self.verification_durations.clone(),
+            publication_durations: self.publication_durations.clone(),
             publisher: Arc::new(self.publish.bundle(scope)),
         }
     }
@@ -54,6 +94,13 @@ impl WatcherMetrics {
     pub(super) fn count_verification(&self, outcome: &'static str, reason: &'static str) {
         if let Some(verifications) = self.verifications.with(&[outcome, reason]) {
             verifications.inc();
+        }
+    }
+
+    /// Records how long a publication took.
+    pub(super) fn observe_publication(&self, trigger: Trigger, duration: Duration) {
+        if let Some(durations) = self.publication_durations.with(&[trigger.label()]) {
+            durations.observe(duration.as_secs_f64());
         }
     }
 }

@@ -13,6 +13,7 @@ mod refresh;
 mod reverify;
 mod schedule;
 mod tag_choice;
+mod trigger;
 mod watcher;
 
 pub use artifact::ArtifactOptions;

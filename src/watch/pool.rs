@@ -2,6 +2,7 @@
 //! watchers, each with a deadline.
 
 use std::{
+    fmt,
     num::NonZero,
     sync::{
         Arc,
@@ -11,13 +12,15 @@ use std::{
 };
 
 use jiff::Timestamp;
+use prometheus::HistogramVec;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
-    time::{Duration, timeout},
+    time::{Duration, Instant, timeout},
 };
 
 use crate::{
+    metrics::Series,
     oci::{Digest, Manifest, ManifestPath, Repository},
     publish::{Failure, FailureClass, Step, VerdictStatus, VerificationRecord, is_expired},
     store::{Acceptance, Attempt},
@@ -97,15 +100,23 @@ impl Default for VerificationPool {
 
 impl VerificationPool {
     /// Verifies an artifact within [`VERIFY_TIMEOUT`]; every error on the way is a rejection.
-    /// `attempt` is awaited once the job has its permit.
+    /// `attempt` is awaited once the job has its permit. `durations` are of the work itself.
     pub(super) async fn verify(
         &self,
         job: VerificationJob,
         attempt: impl Future<Output = Attempt>,
+        durations: Series<HistogramVec>,
     ) -> Result<(Verified<Manifest>, VerificationRecord), Rejection> {
         let (digest, verdicts) = (job.path.digest().clone(), self.verdicts.clone());
-        self.run(digest, attempt, move || job.verify(&verdicts))
-            .await
+        let work = move || {
+            let began = Instant::now();
+            let result = job.verify(&verdicts);
+            if let Some(durations) = durations.with(&[verification_outcome(&result)]) {
+                durations.observe(began.elapsed().as_secs_f64());
+            }
+            result
+        };
+        self.run(digest, attempt, work).await
     }
 
     /// Waits for the permit to restore a bundle from disk.
@@ -200,6 +211,14 @@ impl VerificationPool {
     }
 }
 
+/// The label of a verification in metrics.
+pub(super) fn verification_outcome<T>(result: &Result<T, Rejection>) -> &'static str {
+    match result {
+        Ok(_) => "accepted",
+        Err(_) => "rejected",
+    }
+}
+
 impl VerificationJob {
     fn verify(
         self,
@@ -286,6 +305,12 @@ impl Rejection {
             ..self.failure
         };
         Self { failure, ..self }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.failure.fmt(f)
     }
 }
 
@@ -389,7 +414,7 @@ mod tests {
     async fn a_verification_that_hangs_is_a_rejection() {
         let pool = pool(1);
         let _hanging = pool.verify_permits.try_acquire().unwrap();
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let late = pool
             .run(digest(), no_attempt(), || Ok(()))
             .await

@@ -11,7 +11,7 @@ use super::{
     ArtifactOptions, Expect, OpaCheck,
     history::History,
     metrics::WatcherMetrics,
-    pool::{Rejection, VerificationJob, VerificationPool},
+    pool::{Rejection, VerificationJob, VerificationPool, verification_outcome},
     tag_choice::Choice,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     },
     registry::{Class, LiveSource, Lookup, RegistryError, Resolved, Source},
     store::{Acceptance, Attempt, Change, SetAside, Store, StoredBundle},
+    traces::{Traces, step},
     verify::{
         Collection, Evidence, Reason, ReferrersApi, Requirements, Rule, TrustPolicy,
         UselessReferrers, Verified,
@@ -61,6 +62,8 @@ pub struct Pipeline {
     pub pool: VerificationPool,
     /// What the bundle's watchers count.
     pub metrics: Arc<WatcherMetrics>,
+    /// Records checks.
+    pub traces: Traces,
 }
 
 /// The result of a check of the registry.
@@ -128,7 +131,7 @@ impl Pipeline {
             Lookup::Digest
         };
         let source = self.source();
-        let resolved = source.look_up(&self.reference, lookup).await;
+        let resolved = step("resolve", source.look_up(&self.reference, lookup)).await;
         let Resolved { pinned, manifest } =
             resolved.map_err(|error| self.registry_failure(Step::Resolve, None, &error))?;
         let digest = pinned.digest();
@@ -149,23 +152,24 @@ impl Pipeline {
         let manifest = match manifest {
             Some(manifest) => manifest,
             None => {
-                let manifest = source.manifest(&pinned).await;
+                let manifest = step("manifest", source.manifest(&pinned)).await;
                 manifest.map_err(failed(Step::Manifest))?
             }
         };
-        let path = Arc::new(self.find_image(&pinned, manifest).await?);
+        let path = step("image", self.find_image(&pinned, manifest)).await?;
+        let path = Arc::new(path);
         self.check_set_aside(path.last().digest(), digest)?;
-        let verified = self.collect_and_verify(policy, path, past);
+        let verified = step("evidence", self.collect_and_verify(policy, path, past));
         let (verified, record) = verified.await?;
         let plan = self
             .layer_plan(verified.value())
             .map_err(|error| defect(Step::Open, digest, "no_bundle", error.to_string()))?;
-        let layers = self.fetch_layers(digest, &plan).await?;
-        let snapshot = self.open(verified, record, plan, layers).await?;
+        let layers = step("layers", self.fetch_layers(digest, &plan)).await?;
+        let snapshot = step("open", self.open(verified, record, plan, layers)).await?;
         self.expect_snapshot(&snapshot, past)?;
         // `opa` may take long; other bundles can be fetched meanwhile.
         drop(turn);
-        self.check_with_opa(&snapshot).await?;
+        step("opa_check", self.check_with_opa(&snapshot)).await?;
         Ok(Some(snapshot))
     }
 
@@ -511,18 +515,21 @@ impl Pipeline {
         let plan = self.layer_plan(job.path.last());
         let path = Arc::clone(&job.path);
         let attempt = self.attempt_at(Step::Verify, path.last().digest());
-        let mut result = self.pool.verify(job, attempt).await;
+        let durations = self.metrics.verification_durations.clone();
+        let verifying = self.pool.verify(job, attempt, durations);
+        let mut result = step("verify", verifying).await;
         if let Err(Rejection { failure, .. }) = &mut result {
             failure.below = below(&path);
             // Clients may run the refused version nevertheless.
             let digest = plan.ok().and_then(|plan| plan.expected_digest());
             failure.etag = digest.and_then(|digest| tag_of(&digest)).map(Into::into);
         }
-        let (outcome, reason) = match &result {
-            Ok(_) => ("accepted", "none"),
-            Err(refused) => ("rejected", refused.failure.reason),
+        let reason = match &result {
+            Ok(_) => "none",
+            Err(refused) => refused.failure.reason,
         };
-        self.metrics.count_verification(outcome, reason);
+        self.metrics
+            .count_verification(verification_outcome(&result), reason);
         result
     }
 

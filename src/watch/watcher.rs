@@ -18,6 +18,7 @@ use super::{
     reverify,
     schedule::Schedule,
     tag_choice::{Choice, TagLookup},
+    trigger::{Cause, Trigger},
 };
 use crate::{
     oci::Digest,
@@ -27,8 +28,12 @@ use crate::{
     },
     registry::{SourceChange, SourceWatch},
     telemetry,
+    traces::{Kind, Span},
     verify::TrustPolicy,
 };
+
+/// How long ago a request may have asked for a check that becomes part of its trace.
+const MAX_TRACED_AGE: Duration = Duration::from_secs(10);
 
 /// The options of one bundle's watcher.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +71,8 @@ pub struct Watcher {
     early_check: Option<Instant>,
     /// Why a check is wanted.
     wanted: watch::Receiver<Wanted>,
+    /// When the last check began.
+    checked: Option<Instant>,
     hints: Hints,
     /// Reports changes of a layout folder.
     source_watch: Option<SourceWatch>,
@@ -90,6 +97,7 @@ impl Watcher {
             policy,
             on_missing: options.on_missing,
             max_stale: options.max_stale,
+            poll: options.poll,
             confirm_within: options.confirm_within,
             metrics: Arc::clone(&pipeline.metrics.publisher),
         });
@@ -108,6 +116,7 @@ impl Watcher {
             held_until: None,
             early_check: None,
             wanted: requests.check,
+            checked: None,
             persist_queue: Arc::default(),
             history: Arc::default(),
         };
@@ -129,6 +138,7 @@ impl Watcher {
             self.suspend();
         }
         self.restore(&policy).await;
+        let mut cause = Cause::from(Trigger::Start);
         loop {
             self.while_suspended().await;
             if let Some(until) = self.held_until.take_if(|until| *until > Instant::now()) {
@@ -136,14 +146,18 @@ impl Watcher {
                 continue;
             }
             let began = Instant::now();
-            let Some(result) = self.check().await else {
+            let span = self.span_of_check(began);
+            self.checked = Some(began);
+            let Some(result) = span.run(self.check()).await else {
                 continue;
             };
+            record_outcome(&span, &result.outcome);
             let RefreshResult {
                 outcome,
                 rejected,
                 choice,
             } = result;
+            let (started, ended) = (began, Instant::now());
             // A check is as old as the list of tags that it is based on.
             let began = choice
                 .as_ref()
@@ -152,11 +166,18 @@ impl Watcher {
             let at = telemetry::now();
             if let Outcome::Accepted(snapshot) = &outcome {
                 self.accepted_tag = self.chosen_tag();
-                self.persist(Arc::clone(snapshot), self.options.max_stale.map(|_| at))
-                    .await;
+                let confirmed = self.options.max_stale.map(|_| at);
+                let persisting = self.persist(Arc::clone(snapshot), confirmed);
+                span.run(async {
+                    Span::child(Kind::Internal, || "persist")
+                        .run(persisting)
+                        .await
+                })
+                .await;
             }
             let checked = Event::Checked { outcome, at };
             let applied = self.apply(&checked, rejected);
+            drop(span);
             self.accepted_tag = None;
             if applied.is_err() {
                 self.persist_published();
@@ -166,6 +187,7 @@ impl Watcher {
             let Event::Checked { outcome, .. } = checked else {
                 continue;
             };
+            self.record_outcome(cause, &outcome, started, ended);
             let (answered, end) = match &outcome {
                 Outcome::Accepted(_) => (true, CheckEnd::Changed),
                 Outcome::Unchanged => {
@@ -182,9 +204,31 @@ impl Watcher {
             // state.
             self.publisher.record_check(began, answered, end);
             self.hints.end(&self.wanted.borrow(), began, end);
-            if self.held_until.is_none() {
-                self.wait(began, due).await;
-            }
+            let left = cause.left_by(&outcome, started);
+            let next = match self.held_until {
+                None => self.wait(began, due).await,
+                Some(_) => Trigger::Poll.into(),
+            };
+            cause = left.unwrap_or(next);
+        }
+    }
+
+    /// Logs a check, and records how long it took to publish what it has found.
+    fn record_outcome(&self, cause: Cause, outcome: &Outcome, started: Instant, ended: Instant) {
+        let (bundle, trigger) = (&*self.pipeline.name, cause.trigger);
+        let label = outcome.label();
+        let duration_ms = millis(ended - started);
+        tracing::debug!(
+            bundle,
+            trigger = trigger.label(),
+            outcome = label,
+            duration_ms,
+            "checked the registry"
+        );
+        if matches!(outcome, Outcome::Accepted(_)) {
+            let known = cause.since.unwrap_or(started);
+            let metrics = &self.pipeline.metrics;
+            metrics.observe_publication(trigger, known.elapsed());
         }
     }
 
@@ -248,6 +292,23 @@ impl Watcher {
         };
         // These events publish no version, so none can be outdated.
         let _ = self.apply(&event, rejected);
+    }
+
+    /// The span of a check, in the trace of the request that has asked for it, if any.
+    fn span_of_check(&self, began: Instant) -> Span {
+        let traced = self.wanted.borrow().traced;
+        let cause = traced.filter(|(asked, _)| {
+            // An earlier check has answered a request that asked before it began.
+            let is_answered = self.checked.is_some_and(|last| *asked <= last);
+            !is_answered && began.duration_since(*asked) <= MAX_TRACED_AGE
+        });
+        let parent = cause.map(|(_, parent)| parent);
+        let span = self.pipeline.traces.check("check", parent);
+        if span.is_recorded() {
+            span.set("bundlegate.bundle", self.pipeline.name.to_string());
+            span.set("bundlegate.reference", self.pipeline.reference.to_string());
+        }
+        span
     }
 
     /// Checks the registry until that has a result; `None` if the bundle is suspended meanwhile.
@@ -403,16 +464,16 @@ impl Watcher {
     }
 
     /// Waits until the next check is due, or until one is asked for: by a client that runs another
-    /// version, an operator, a hint, or a change of the layout folder.
-    async fn wait(&mut self, began: Instant, due: Instant) {
+    /// version, an operator, a hint, or a change of the layout folder. Returns which.
+    async fn wait(&mut self, began: Instant, due: Instant) -> Cause {
         loop {
             let wanted = *self.wanted.borrow_and_update();
             // While the registry fails, its back-off applies to requests of clients as well.
-            let by_client = wanted.client.is_some_and(|asked| {
-                asked > began + self.options.confirm_within && self.publisher.has_answered(began)
+            let by_client = wanted.client.filter(|asked| {
+                *asked > began + self.options.confirm_within && self.publisher.has_answered(began)
             });
-            if by_client {
-                return;
+            if let Some(asked) = by_client {
+                return Cause::since(Trigger::Request, asked);
             }
             let failure = self.publisher.failure_class();
             let served = self.publisher.machine().current();
@@ -424,27 +485,30 @@ impl Watcher {
                 () = reverify::due_or_policy_changed(&mut self.policy, expiry) => {
                     Box::pin(self.reverify()).await;
                     if reverify::should_check(&self.publisher) {
-                        return;
+                        return Trigger::Poll.into();
                     }
                 }
-                () = switched(&mut self.suspended) => return,
-                () = sleep_until(due) => return,
+                () = switched(&mut self.suspended) => return Trigger::Poll.into(),
+                () = sleep_until(due) => return Trigger::Poll.into(),
                 () = reached(early.map(|check| check.at)) => {
-                    if let Some(check) = early {
-                        self.early_check = Some(check.at);
-                        self.hints.begin(check);
-                    }
-                    return;
+                    let Some(check) = early else {
+                        continue;
+                    };
+                    self.early_check = Some(check.at);
+                    self.hints.begin(check);
+                    return check.cause();
                 }
                 change = source_change(&mut self.source_watch, served.as_ref()) => {
                     let is_evidence = failure.is_some_and(FailureClass::is_about_evidence);
                     if change == SourceChange::Moved || is_evidence {
-                        self.source_moved = Some(Instant::now());
-                        return;
+                        let now = Instant::now();
+                        self.source_moved = Some(now);
+                        return Cause::since(Trigger::Notification, now);
                     }
                 }
                 changed = self.wanted.changed() => if changed.is_err() {
-                    return sleep_until(due).await;
+                    sleep_until(due).await;
+                    return Trigger::Poll.into();
                 },
                 () = reached(stale_at) => self.expire(),
             }
@@ -511,11 +575,39 @@ impl Watcher {
     }
 }
 
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
 /// Waits until a bundle is suspended or resumed. Cancel-safe.
 async fn switched(suspended: &mut watch::Receiver<bool>) {
     if suspended.changed().await.is_err() {
         // Every handle is gone, so nothing can change.
         std::future::pending().await
+    }
+}
+
+fn record_outcome(span: &Span, outcome: &Outcome) {
+    if !span.is_recorded() {
+        return;
+    }
+    match outcome {
+        Outcome::Accepted(snapshot) => {
+            span.set("bundlegate.outcome", "accepted");
+            span.set(
+                "bundlegate.manifest",
+                snapshot.manifest_digest().to_string(),
+            );
+        }
+        Outcome::Unchanged => span.set("bundlegate.outcome", "unchanged"),
+        Outcome::Failed(failure) => {
+            span.set("bundlegate.outcome", "failed");
+            span.set("error.type", failure.reason);
+            if let Some(digest) = &failure.digest {
+                span.set("bundlegate.manifest", digest.to_string());
+            }
+            span.fail(&failure.message);
+        }
     }
 }
 

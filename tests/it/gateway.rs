@@ -13,10 +13,11 @@ use bundlegate::{
     publish::{Handle, OnMissing, OnWithdraw, State, Status},
     registry::{Credentials, Options as RegistryOptions, Timeouts},
     server::{
-        AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options, Requirement,
-        Settings, Tokens, TrustedProxies,
+        AccessLevel, AdminAddress, Clients, Deadlines, Drain, LiveClients, LongPoll, Options,
+        Requirement, Settings, Tokens, TrustedProxies,
     },
     store,
+    traces::{self, Traces},
     verify::TrustPolicy,
     watch::{ArtifactOptions, Expect, WatchOptions},
     webhooks::Webhook,
@@ -75,6 +76,7 @@ pub(crate) struct Setup {
     pub(crate) bandwidth: u64,
     pub(crate) spread: Duration,
     pub(crate) repeat_delay: Duration,
+    pub(crate) tracing: Option<traces::Options>,
 }
 
 impl Default for Setup {
@@ -118,6 +120,7 @@ impl Default for Setup {
             bandwidth: 0,
             spread: Duration::ZERO,
             repeat_delay: Duration::from_secs(5),
+            tracing: None,
         }
     }
 }
@@ -184,6 +187,7 @@ impl Setup {
             disk,
             memory,
         };
+        config.tracing = self.tracing.clone();
         config.long_poll.first_wait = self.rules.first_wait;
         let bundle = BundleConfig {
             name: self.name.to_owned(),
@@ -288,6 +292,7 @@ impl TestGateway<InProcess> {
                 spread: setup.spread,
                 repeat_delay: setup.repeat_delay,
             },
+            access_log: AccessLevel::Off,
             trusted_proxies: setup.trusted_proxies,
             admin_tls: None,
             admin_hosts: Vec::new(),
@@ -300,6 +305,7 @@ impl TestGateway<InProcess> {
             webhooks: setup.webhooks.into(),
             deadlines: setup.deadlines,
             settings: settings.into(),
+            traces: Traces::off(),
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();

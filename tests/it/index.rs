@@ -129,17 +129,7 @@ fn every_header_is_in_the_table() {
 
 #[test]
 fn every_metric_is_in_the_table() {
-    let mut metrics = BTreeSet::new();
-    for code in code_below("src") {
-        for (at, _) in code.match_indices("\"bundlegate_") {
-            let name = code[at + 1..].split('"').next().unwrap_or_default();
-            let is_metric = name
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
-                && !name.ends_with('_');
-            metrics.extend(is_metric.then(|| name.to_owned()));
-        }
-    }
+    let metrics = metric_names();
     assert!(metrics.len() > 15, "{metrics:?}");
     assert_eq!(entries("Metrics"), metrics);
 }
@@ -193,7 +183,7 @@ fn every_test_file_is_in_the_list_of_files() {
 }
 
 /// The names in backticks in the first column of a section's table.
-fn entries(section: &str) -> BTreeSet<String> {
+pub(crate) fn entries(section: &str) -> BTreeSet<String> {
     let (_, rest) = PAGE.split_once(&format!("\n## {section}\n")).unwrap();
     let section = rest.split("\n## ").next().unwrap_or_default();
     let rows = section.lines().filter(|line| line.starts_with("| `"));
@@ -262,8 +252,24 @@ fn fields(code: &str) -> BTreeSet<String> {
     fields
 }
 
+/// The names of the metrics in the sources.
+pub(crate) fn metric_names() -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for code in code_below("src") {
+        for (at, _) in code.match_indices("\"bundlegate_") {
+            let name = code[at + 1..].split('"').next().unwrap_or_default();
+            let is_metric = name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                && !name.ends_with('_');
+            names.extend(is_metric.then(|| name.to_owned()));
+        }
+    }
+    names
+}
+
 /// The code of every file below a folder, without its unit tests.
-fn code_below(folder: &str) -> Vec<String> {
+pub(crate) fn code_below(folder: &str) -> Vec<String> {
     let mut code = Vec::new();
     let mut folders = vec![root().join(folder)];
     while let Some(folder) = folders.pop() {
@@ -287,10 +293,10 @@ fn code_below(folder: &str) -> Vec<String> {
     code
 }
 
-fn source(path: &str) -> String {
+pub(crate) fn source(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }

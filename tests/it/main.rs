@@ -10,12 +10,14 @@
 #![allow(clippy::print_stdout, reason = "figures, for those who ask for them")]
 
 mod access;
+mod access_log;
 mod admin;
 mod artifacts;
 mod attacks;
 mod author;
 mod cache;
 mod cache_folder;
+mod collector;
 mod command;
 mod compatibility;
 mod conformance;
@@ -33,11 +35,14 @@ mod forge;
 mod forward_proxy;
 mod frames;
 mod gateway;
+mod guides;
 mod index;
 mod layouts;
 mod long_poll;
 mod max_connections;
+mod metrics;
 mod mirrors;
+mod monitoring;
 mod on_withdraw;
 mod opa_check;
 mod pacing;
@@ -62,6 +67,7 @@ mod signatures;
 mod signing;
 mod soak;
 mod status;
+mod traces;
 mod transfers;
 mod tuf;
 mod uploads;

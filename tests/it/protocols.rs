@@ -50,8 +50,8 @@ async fn http_2_in_the_clear() {
     a_fetch_and_a_long_poll(Setup::default(), http, "http", Version::HTTP_2).await;
 }
 
-#[tokio::test]
-async fn tls_with_http_2_or_1_as_the_client_prefers() {
+/// A configuration of TLS with a new certificate for `localhost`, and the certificate.
+pub(crate) fn tls() -> (Arc<rustls::ServerConfig>, reqwest::Certificate) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let mut tls = rustls::ServerConfig::builder()
@@ -59,8 +59,13 @@ async fn tls_with_http_2_or_1_as_the_client_prefers() {
         .with_single_cert(vec![made.cert.der().clone()], key.into())
         .unwrap();
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let tls = Arc::new(tls);
     let root = reqwest::Certificate::from_der(made.cert.der()).unwrap();
+    (Arc::new(tls), root)
+}
+
+#[tokio::test]
+async fn tls_with_http_2_or_1_as_the_client_prefers() {
+    let (tls, root) = tls();
     let client = || reqwest::Client::builder().tls_certs_only([root.clone()]);
     for (http, version) in [
         (client(), Version::HTTP_2),

@@ -21,6 +21,7 @@ mod connections;
 mod cosign;
 mod crash;
 mod credentials;
+mod dashboard;
 mod deploy;
 mod dev;
 mod evaluation;
@@ -51,6 +52,10 @@ mod shells;
 mod sigstore;
 mod support;
 mod token_auth;
+mod traces;
+#[path = "../it/tuf.rs"]
+#[allow(dead_code, reason = "its faults are for `it`")]
+mod tuf;
 mod verdicts;
 mod versions;
 mod webhooks;

@@ -5,16 +5,15 @@ use std::{
     process::Command,
 };
 
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::{
-    Artifact, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Process, Registry, TestGateway, http,
+    Artifact, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Prometheus, Registry, TestGateway,
     poll_until, program,
 };
 
 /// The metrics that dashboards use.
-const PROMISED: [(&str, &str); 14] = [
+const PROMISED: [(&str, &str); 20] = [
     ("build_info", "gauge"),
     ("http_requests_total", "counter"),
     ("sent_bytes_total", "counter"),
@@ -29,6 +28,12 @@ const PROMISED: [(&str, &str); 14] = [
     ("cache_hits_total", "counter"),
     ("cache_misses_total", "counter"),
     ("cache_bytes", "gauge"),
+    ("bundle_refused", "gauge"),
+    ("http_request_duration_seconds", "histogram"),
+    ("hold_duration_seconds", "histogram"),
+    ("registry_request_duration_seconds", "histogram"),
+    ("verification_duration_seconds", "histogram"),
+    ("publication_duration_seconds", "histogram"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,8 +58,7 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
         .await;
     linted(&gate).await;
 
-    let folder = TempDir::new().unwrap();
-    let (prometheus, mut process) = scraping(&gate, &folder).await;
+    let mut prometheus = Prometheus::scraping(&[gate.admin], &[]).await;
     for (query, wanted) in [
         (
             r#"bundlegate_bundle_state{bundle="authz",state="serving"}"#,
@@ -69,6 +73,17 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
             "1",
         ),
         (r#"bundlegate_waiters{bundle="authz"}"#, "1"),
+        (r#"bundlegate_bundle_refused{bundle="authz"}"#, "0"),
+        (r#"bundlegate_bundle_refused{bundle="refused"}"#, "1"),
+        (
+            r#"histogram_quantile(0.99, sum by (le) (bundlegate_http_request_duration_seconds_bucket{code="200"})) < bool 1"#,
+            "1",
+        ),
+        (
+            r#"sum(bundlegate_publication_duration_seconds_count{trigger="start"})"#,
+            "1",
+        ),
+        ("process_open_fds > bool 5", "1"),
         (
             &format!(
                 r#"bundlegate_bundle_info{{bundle="authz",manifest="{digest}",revision="first"}}"#
@@ -81,9 +96,8 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
         ),
     ] {
         let asked = async || {
-            value(&prometheus, query)
-                .await
-                .filter(|value| value == wanted)
+            let samples = prometheus.samples(query).await.ok()?;
+            (samples == [wanted]).then_some(())
         };
         let (_, took) = poll_until(
             &format!("Prometheus to answer {query} with {wanted}"),
@@ -95,7 +109,7 @@ async fn promtool_has_nothing_to_say_and_prometheus_answers_what_is_served() {
             took.as_secs_f64()
         );
     }
-    assert!(!process.has_ended());
+    assert!(!prometheus.has_ended());
 }
 
 /// `promtool check metrics` takes the page on its standard input, and complains in words.
@@ -126,45 +140,4 @@ async fn linted(gate: &TestGateway) {
         "prometheus | promtool accepts all {} metrics",
         PROMISED.len()
     );
-}
-
-/// A Prometheus that looks at the gate every second, and where it listens.
-async fn scraping(gate: &TestGateway, folder: &TempDir) -> (String, Process) {
-    let config = json!({
-        "global": { "scrape_interval": "1s" },
-        "scrape_configs": [{ "job_name": "bundlegate", "static_configs": [{ "targets": [gate.admin] }] }],
-    });
-    fs::write(folder.path().join("prometheus.yml"), config.to_string()).unwrap();
-    let mut command = Command::new(program("prometheus"));
-    command.current_dir(folder.path()).args([
-        "--config.file=prometheus.yml",
-        "--storage.tsdb.path=data",
-        "--web.listen-address=127.0.0.1:0",
-        "--log.format=json",
-    ]);
-    let mut process = Process::start("prometheus", &mut command);
-    let address = process
-        .line(|line| {
-            let line: Value = serde_json::from_str(line).ok()?;
-            // Port 0 stands in an earlier line, the real one in that of the web toolkit.
-            line["address"]
-                .as_str()
-                .filter(|address| !address.ends_with(":0"))
-                .map(str::to_owned)
-        })
-        .await;
-    (format!("http://{address}"), process)
-}
-
-/// The value of the only sample that a query gives.
-async fn value(prometheus: &str, query: &str) -> Option<String> {
-    let url =
-        reqwest::Url::parse_with_params(&format!("{prometheus}/api/v1/query"), [("query", query)])
-            .unwrap();
-    let body = http().get(url).send().await.ok()?.bytes().await.ok()?;
-    let body: Value = serde_json::from_slice(&body).ok()?;
-    match body["data"]["result"].as_array()?.as_slice() {
-        [only] => only["value"][1].as_str().map(str::to_owned),
-        _ => None,
-    }
 }

@@ -5,6 +5,7 @@ mod accept;
 pub(crate) mod gateway;
 pub(crate) mod issuer;
 mod process;
+mod promql;
 mod wait;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -12,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub(crate) use accept::{Stream, accept};
 pub(crate) use gateway::TestGateway;
 pub(crate) use process::Process;
+pub(crate) use promql::names;
 pub(crate) use wait::{PATIENCE, poll_until};
 
 /// Raises the limit of open files of this process, and of the programs that it starts, for tests

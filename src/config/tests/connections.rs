@@ -177,3 +177,34 @@ fn a_path_that_begins_with_a_tilde_is_refused_wherever_it_is() {
         .collect();
     check(&rows);
 }
+
+#[test]
+fn the_expiry_of_every_certificate_has_the_key_that_names_its_file() {
+    let folder = Folder::new();
+    let rest = "
+server:
+  tls: { certificate: tls.crt, key: tls.key, client_ca: tls.crt }
+  admin_tls: { certificate: tls.crt, key: tls.key }
+registries: { 'r.io:5000': { client_certificate: tls.crt, client_key: tls.key } }
+trust: { authorities: { ca: { x509: { roots: tls.crt, san_uri: 'spiffe://corp/*', time: now }, tlog: none } } }
+";
+    let config = folder.with(rest).unwrap();
+    let keys: Vec<_> = config
+        .certificates
+        .iter()
+        .map(|one| one.key.as_str())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "server.tls.certificate",
+            "server.tls.client_ca",
+            "server.admin_tls.certificate",
+            "trust.authorities.ca.x509.roots",
+            "registries.r.io:5000.client_certificate",
+        ]
+    );
+    let first = &config.certificates[0].expiry;
+    assert!(config.certificates.iter().all(|one| one.expiry == *first));
+    assert!(first.not_before < first.not_after, "{first:?}");
+}

@@ -220,12 +220,7 @@ fn errors_of_the_admin_listener_name_the_key_and_a_fix() {
              correct the path or its permissions",
         ),
         (
-            "server: { admin_hosts: [gate.internal] }",
-            "server.admin_hosts: only requests with a token may name these hosts; add \
-             `server.admin_token_file`",
-        ),
-        (
-            "server: { admin_token_file: edge.tokens, admin_hosts: [gate.internal, 10.0.0.1] }",
+            "server: { admin_hosts: [gate.internal, 10.0.0.1] }",
             "server.admin_hosts[1]: 10.0.0.1 is an address, and every address is accepted; remove it",
         ),
         (
@@ -279,6 +274,14 @@ fn server_errors_name_the_key_and_a_fix() {
         (
             "server: { trusted_proxies: [10.1.2.3/8] }",
             "server.trusted_proxies[0]: 10.1.2.3/8 has address bits beyond its length; write 10.0.0.0/8 or 10.1.2.3",
+        ),
+        (
+            "log: { format: xml }",
+            "log.format: \"xml\" is not one of `auto`, `text` and `json`; available: auto, text, json",
+        ),
+        (
+            "log: { access: error }",
+            "log.access: \"error\" is not one of `off`, `errors` and `all`; did you mean `errors`?",
         ),
         (
             "server: { max_connections: 0 }",
@@ -653,6 +656,54 @@ fn opa_check_errors_name_the_key_and_a_fix() {
         (
             &of_bundle("off"),
             "bundles.a.opa_check: \"off\" is not `none`; write that, or keys such as { opa: opa }",
+        ),
+    ]);
+}
+
+#[test]
+fn errors_of_traces_name_the_key_and_a_fix() {
+    let example = "write one such as \"http://collector.example:4318\"";
+    check(&[
+        (
+            "tracing: { endpoint: collector }",
+            &format!(
+                "tracing.endpoint: \"collector\" is not a URL (relative URL without a base); {example}"
+            ),
+        ),
+        (
+            "tracing: { endpoint: 'grpc://collector:4317' }",
+            &format!(
+                "tracing.endpoint: \"grpc://collector:4317\" is neither http nor https: traces are sent by OTLP over HTTP; {example}"
+            ),
+        ),
+        (
+            "tracing: { endpoint: 'https://me:s3cret@collector' }",
+            "tracing.endpoint: a URL with a user would appear in logs; remove the user, and write \
+             `Authorization: …` into `headers_file`",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', sample: 50 }",
+            "tracing.sample: 50 is no share of all requests; write a number from 0 to 1, such as 0.01 for one in a hundred",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', service_name: '' }",
+            "tracing.service_name: empty; write a name, or remove the key for `bundlegate`",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', headers_file: edge.tokens }",
+            "tracing.headers_file: edge.tokens: line 1 is not a header; write one per line, as `NAME: VALUE`",
+        ),
+        (
+            "tracing: { endpoint: 'http://c', ca_file: registry-ca.pem }",
+            "tracing.ca_file: `endpoint` is not https; remove this key, or write https there",
+        ),
+        (
+            "tracing: { endpoint: 'https://c', ca_file: edge.tokens }",
+            "tracing.ca_file: edge.tokens has no certificate; use PEM certificates (-----BEGIN CERTIFICATE-----)",
+        ),
+        (
+            "tracing: { sample: 1 }",
+            "tracing.endpoint: missing; write it",
         ),
     ]);
 }

@@ -52,7 +52,7 @@ impl Scene {
             },
             metrics.store,
         );
-        let bundles = Bundles::new(&empty, registries, store, metrics.bundles);
+        let bundles = Bundles::new(&empty, registries, store, metrics.bundles, Traces::off());
         let mut scene = Self {
             bundles,
             config: empty,

@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io,
+    sync::Arc,
     task::{Poll, ready},
     time::Duration,
 };
@@ -13,6 +14,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::MAX_SEND_BUFFER_BYTES;
 use crate::server::{
+    access_log::{AccessRecord, BodyBytes},
     idle_connections::{ActiveStream, PROGRESS_BYTES},
     response_body::ResponseBody,
     unsent_response::{MIN_READ_BYTES, UnsentResponse},
@@ -20,11 +22,12 @@ use crate::server::{
 
 /// Sends the body of one response.
 pub(super) struct BodySender {
-    pub(super) stream: SendStream<Bytes>,
+    pub(super) stream: SendStream<BodyBytes>,
     pub(super) content: ResponseBody,
     /// Bytes of the body that `h2` has taken.
     pub(super) offset: u64,
     pub(super) unsent: UnsentResponse,
+    pub(super) access: Option<Arc<AccessRecord>>,
     /// Time for the client to open its window for [`PROGRESS_BYTES`].
     pub(super) window_timeout: Duration,
     /// Time for the socket to accept the last chunks.
@@ -48,6 +51,7 @@ impl BodySender {
             return false;
         }
         let chunk = self.unsent.wrap_shared(bytes.clone());
+        let chunk = BodyBytes::new(chunk, self.access.clone());
         if self.stream.send_data(chunk, true).is_err() {
             return false;
         }
@@ -80,6 +84,7 @@ impl BodySender {
                     }
                     let chunk = buffered.split_to(capacity.min(buffered.len()));
                     offset += chunk.len() as u64;
+                    let chunk = BodyBytes::new(chunk, self.access.clone());
                     self.stream
                         .send_data(chunk, offset >= size)
                         .map_err(|_| Reason::CANCEL)?;

@@ -5,6 +5,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use bytes::Bytes;
 use h2::{Reason, client};
 use hyper::StatusCode;
 use tokio::{

@@ -166,13 +166,14 @@ impl TrustRootRefresher {
         })
     }
 
-    /// Refreshes forever, and calls `publish` with every root that differs from the one before.
-    pub(super) async fn run(mut self, publish: impl Fn(&TrustRoot) + Send) {
+    /// Refreshes forever, and calls `report` with the root after each refresh, and with the outcome.
+    pub(super) async fn run(
+        mut self,
+        report: impl Fn(&TrustRoot, &Result<Refreshed, RefreshError>) + Send,
+    ) {
         loop {
             let refreshed = self.refresh().await;
-            if let Ok(Refreshed::Changed) = refreshed {
-                publish(&self.root);
-            }
+            report(&self.root, &refreshed);
             if refreshed.is_ok() {
                 self.save().await;
             }

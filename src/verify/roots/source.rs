@@ -72,6 +72,15 @@ impl RootSource {
         }
     }
 
+    /// The kind of the source, as its key in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Builtin { .. } => "builtin",
+            Self::File(_) => "trusted_root",
+            Self::Tuf(_) => "tuf",
+        }
+    }
+
     /// The root before anything is fetched or read from the cache.
     ///
     /// # Errors
@@ -132,6 +141,11 @@ impl TufOptions {
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// The address of the repository, which contains no secret.
+    pub fn url(&self) -> &Url {
+        &self.url
     }
 
     /// The expiry of the pinned `root.json`.

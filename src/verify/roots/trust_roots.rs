@@ -16,8 +16,10 @@ use tokio::{
 };
 
 use super::{
-    BadRoot, RootSource, TrustRoot, TrustRootMetrics, TrustRootRefresher, tuf_store::TufStore,
+    BadRoot, RefreshError, Refreshed, RootSource, TrustRoot, TrustRootMetrics, TrustRootRefresher,
+    TrustRootStatus, tuf_store::TufStore,
 };
+use crate::telemetry;
 
 /// The trust roots in use. Each refreshable one has a task, which ends when this is dropped.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct TrustRoots {
     metrics: TrustRootMetrics,
     current: watch::Sender<BTreeMap<String, TrustRoot>>,
     seen: watch::Receiver<BTreeMap<String, TrustRoot>>,
+    /// What operators see of the same roots.
+    statuses: watch::Sender<BTreeMap<String, TrustRootStatus>>,
     active: BTreeMap<String, ActiveRoot>,
     /// Roots that were opened for a configuration which may still be rejected.
     opened: Mutex<BTreeMap<String, OpenedRoot>>,
@@ -64,6 +68,7 @@ impl TrustRoots {
             metrics,
             current,
             seen,
+            statuses: watch::Sender::default(),
             active: BTreeMap::new(),
             opened: Mutex::default(),
             tasks: JoinSet::new(),
@@ -137,6 +142,14 @@ impl TrustRoots {
                     .map(|(name, opened)| (name.clone(), opened.root.clone())),
             );
         });
+        self.statuses.send_modify(|statuses| {
+            gone.iter().for_each(|name| drop(statuses.remove(name)));
+            let new = new.iter().map(|(name, opened)| {
+                let status = TrustRootStatus::new(&opened.source, opened.root.clone());
+                (name.clone(), status)
+            });
+            statuses.extend(new);
+        });
         // Removes the results of aborted tasks.
         while self.tasks.try_join_next().is_some() {}
         // The caller has just set these roots, so they are not reported as changed.
@@ -163,6 +176,11 @@ impl TrustRoots {
             );
         }
         Ok(())
+    }
+
+    /// What operators see of the roots, by name.
+    pub fn statuses(&self) -> watch::Receiver<BTreeMap<String, TrustRootStatus>> {
+        self.statuses.subscribe()
     }
 
     /// Waits until a root differs from what it was at the last call of this or of
@@ -220,18 +238,31 @@ impl TrustRoots {
 
     fn spawn(&mut self, refresher: TrustRootRefresher) -> Task {
         refresher.record_expiry();
-        let (current, retired) = (self.current.clone(), Arc::new(AtomicBool::new(false)));
-        let published = retired.clone();
-        let handle = self.tasks.spawn(refresher.run(move |root| {
+        let (current, statuses) = (self.current.clone(), self.statuses.clone());
+        let retired = Arc::new(AtomicBool::new(false));
+        let is_retired = Arc::clone(&retired);
+        let report = move |root: &TrustRoot, refreshed: &Result<Refreshed, RefreshError>| {
+            // Checked while the maps are locked.
+            let is_retired = || is_retired.load(Ordering::Acquire);
+            statuses.send_if_modified(|statuses| match statuses.get_mut(root.name()) {
+                Some(status) if !is_retired() => {
+                    status.record(root, refreshed, telemetry::now());
+                    true
+                }
+                _ => false,
+            });
+            if *refreshed != Ok(Refreshed::Changed) {
+                return;
+            }
             current.send_if_modified(|roots| match roots.get_mut(root.name()) {
-                // Checked while the map is locked.
-                Some(known) if !published.load(Ordering::Acquire) => {
+                Some(known) if !is_retired() => {
                     *known = root.clone();
                     true
                 }
                 _ => false,
             });
-        }));
+        };
+        let handle = self.tasks.spawn(refresher.run(report));
         Task { retired, handle }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     oci::{Descriptor, Layout, Reference, media_type},
     registry::{LiveRegistries, ReadLimits, Registries, RegistryMetrics},
     store::{self, Store, StoreMetrics},
+    traces::Traces,
     verify::{Authority, PublicKey, Requirements},
     watch::{VerificationPool, WatchMetrics},
 };
@@ -92,6 +93,7 @@ impl World {
             useless_referrers: Arc::default(),
             pool: pool.clone(),
             metrics: Arc::new(watch_metrics.bundle(&BundleScope::new("authz".into()))),
+            traces: Traces::off(),
         };
         put(&root, 1);
         let (watcher, handle) = Watcher::new(pipeline, policy, options);

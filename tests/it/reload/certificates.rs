@@ -1,5 +1,9 @@
 //! The certificate of the data listener, which is replaced while clients are connected.
 
+use jiff::{Timestamp, ToSpan as _, Zoned, tz::TimeZone};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, date_time_ymd,
+};
 use reqwest::{Client, tls::TlsInfo};
 
 use super::*;
@@ -134,4 +138,119 @@ async fn a_certificate_with_the_key_of_another_is_refused_until_its_own_key_is_t
     assert!(gateway.presents(&client(), &old).await);
     gateway.write("tls.key", new.key());
     gateway.presents_soon(&new).await;
+}
+
+/// Midnight, so many days from today.
+fn midnight(days: i64) -> Zoned {
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let day = today.checked_add(days.days()).unwrap();
+    day.to_zoned(TimeZone::UTC).unwrap()
+}
+
+/// The PEM text of a certificate that expires in so many days, and that of its key.
+fn expiring(name: &str, days: i64) -> (String, String) {
+    let at = |days| {
+        let day = midnight(days).date();
+        let (month, of_month) = (day.month().unsigned_abs(), day.day().unsigned_abs());
+        date_time_ymd(day.year().into(), month, of_month)
+    };
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (params.not_before, params.not_after) = (at(-100), at(days));
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    (certificate.pem(), key.serialize_pem())
+}
+
+#[tokio::test]
+async fn the_expiry_of_each_certificate_in_use_is_shown_and_follows_its_file() {
+    let signer = Signer::new();
+    let registry = registry(&signer).await;
+    let mut config = config(&registry);
+    config["server"]["tls"] =
+        json!({ "certificate": "tls.crt", "key": "tls.key", "client_ca": "ca.crt" });
+    config["registries"]["other.example"] =
+        json!({ "client_certificate": "client.crt", "client_key": "client.key" });
+    let gateway = TestGateway::start(
+        |folder| {
+            let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+            write("key.pub", &signer.public_pem());
+            for (name, (certificate, key)) in [
+                ("tls", expiring("gate", 90)),
+                ("client", expiring("robot", 40)),
+            ] {
+                write(&format!("{name}.crt"), &certificate);
+                write(&format!("{name}.key"), &key);
+            }
+            // Of several authorities the one that expires first.
+            let authorities = [expiring("later", 900), expiring("first", 300)];
+            write(
+                "ca.crt",
+                &authorities.map(|(certificate, _)| certificate).concat(),
+            );
+        },
+        &config,
+    )
+    .await;
+    const SERVER: &str = "server.tls.certificate";
+    const CLIENTS: &str = "server.tls.client_ca";
+    const REGISTRY: &str = "registries.other.example.client_certificate";
+    let seconds = async |key: &str| {
+        let name = "bundlegate_certificate_expires_timestamp_seconds";
+        gateway.metric(&format!("{name}{{key=\"{key}\"}}")).await
+    };
+    let status = async || {
+        let status = gateway.admin_text("/status").await;
+        serde_json::from_str::<Value>(&status).unwrap()["certificates"].take()
+    };
+    let shown = status().await;
+    for (key, subject, days) in [
+        (SERVER, "CN=gate", 90),
+        (CLIENTS, "CN=first", 300),
+        (REGISTRY, "CN=robot", 40),
+    ] {
+        let expected = midnight(days).timestamp();
+        assert_eq!(seconds(key).await, expected.as_second() as f64, "{key}");
+        assert_eq!(shown[key]["subject"], subject, "{shown}");
+        assert_eq!(shown[key]["expired"], false, "{shown}");
+        let expires: Timestamp = shown[key]["expires"].as_str().unwrap().parse().unwrap();
+        assert_eq!(expires, expected, "{shown}");
+    }
+    assert_eq!(shown.as_object().unwrap().len(), 3, "{shown}");
+
+    // The key first: the pair is refused until the certificate is there, and shown as it is in use.
+    let (certificate, key) = expiring("gate", -1);
+    gateway.write("tls.key", key);
+    gateway
+        .said("configuration refused: the one in force stays", |_| true)
+        .await;
+    assert_eq!(
+        seconds(SERVER).await,
+        midnight(90).timestamp().as_second() as f64
+    );
+    gateway.write("tls.crt", certificate);
+    let expired = async || Some(status().await).filter(|shown| shown[SERVER]["expired"] == true);
+    gateway.until("the certificate has expired", expired).await;
+    assert_eq!(
+        seconds(SERVER).await,
+        midnight(-1).timestamp().as_second() as f64
+    );
+
+    // Another key leaves no series behind.
+    config["server"]["tls"]
+        .as_object_mut()
+        .unwrap()
+        .remove("client_ca");
+    config["registries"]["other.example"] = json!({});
+    gateway.write("bundlegate.yaml", config.to_string());
+    let removed = async || Some(status().await).filter(|shown| shown.get(CLIENTS).is_none());
+    let shown = gateway.until("it is gone", removed).await;
+    assert_eq!(shown.as_object().unwrap().len(), 1, "{shown}");
+    let metrics = gateway.admin_text("/metrics").await;
+    assert!(
+        !metrics.contains(CLIENTS) && !metrics.contains(REGISTRY),
+        "{metrics}"
+    );
 }

@@ -110,3 +110,47 @@ async fn what_is_only_in_memory_outlives_another_way_of_asking_for_it() {
     let foreign = Tuf::start(FIRST).await.source();
     assert!(roots.current("corp", &foreign).unwrap().is_pending());
 }
+
+#[tokio::test]
+async fn the_status_of_a_root_has_its_source_its_expiry_and_how_the_last_refresh_ended() {
+    let tuf = Tuf::start(FIRST).await;
+    let files = tuf.files();
+    tuf.answer("timestamp.json", Answer::Status(500, ""));
+    let mut roots = TrustRoots::new(None, unread_metrics());
+    let statuses = roots.statuses();
+    let sources = [
+        ("corp".to_owned(), tuf.source()),
+        ("file".to_owned(), RootSource::File(FIRST.to_owned())),
+    ];
+    roots.set_sources(&sources.into()).unwrap();
+    let status = |name: &str| statuses.borrow()[name].clone();
+    let file = status("file");
+    assert_eq!(
+        (file.source(), file.url(), file.expires()),
+        ("trusted_root", None, None)
+    );
+    assert_eq!(file.revision(), Some(revision(FIRST).revision()));
+
+    eventually("a failure", || status("corp").last_failure().is_some()).await;
+    let corp = status("corp");
+    assert!(corp.is_pending() && corp.revision().is_none(), "{corp:?}");
+    assert_eq!(corp.source(), "tuf");
+    assert_eq!(corp.url(), Some(format!("{}/", tuf.url()).as_str()));
+    assert_eq!(corp.last_refresh(), None);
+    let failure = corp.last_failure().unwrap();
+    assert_eq!(failure.reason, "unreachable");
+    assert!(failure.message.contains("500"), "{failure:?}");
+
+    tuf.restore(files);
+    eventually("a refresh", || status("corp").last_refresh().is_some()).await;
+    let corp = status("corp");
+    assert_eq!(corp.last_failure(), None);
+    assert_eq!(
+        corp.expires().map(Timestamp::as_second),
+        Some(tuf.expires.as_second())
+    );
+    assert_eq!(corp.revision(), Some(revision(FIRST).revision()));
+
+    roots.set_sources(&[].into()).unwrap();
+    assert!(statuses.borrow().is_empty());
+}

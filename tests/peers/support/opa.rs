@@ -19,7 +19,7 @@ pub(crate) enum OpaVersion {
 pub(crate) struct Opa {
     pub(crate) version: OpaVersion,
     pub(crate) address: String,
-    _process: Process,
+    process: Process,
     http: reqwest::Client,
     _folder: TempDir,
 }
@@ -71,7 +71,7 @@ impl Opa {
                 return Self {
                     version,
                     address,
-                    _process: process,
+                    process,
                     http,
                     _folder: folder,
                 };
@@ -96,6 +96,22 @@ impl Opa {
         let body = self.http.get(url).send().await.ok()?.bytes().await.ok()?;
         let mut body: Value = serde_json::from_slice(&body).ok()?;
         body.get_mut("result").map(Value::take)
+    }
+
+    /// Waits until OPA logs that it can't load or activate a bundle in these words, and returns the
+    /// line. `…` stands for any text.
+    pub(crate) async fn fails_with(&self, words: &str) -> String {
+        let is_failure = |line: &&str| {
+            let kinds = ["Bundle load failed: ", "Bundle activation failed: "];
+            kinds.iter().any(|kind| line.contains(kind))
+                && words.split('…').all(|part| line.contains(part))
+        };
+        let (line, _) = poll_until(&format!("OPA to fail with {words:?}"), async || {
+            let log = self.process.log();
+            log.lines().find(is_failure).map(str::to_owned)
+        })
+        .await;
+        line
     }
 
     /// Waits until `data.authz.answer` is `answer`, and says how long that took.

@@ -1,0 +1,124 @@
+//! In which condition a bundle is, which decides where it stands on the page.
+
+use crate::{
+    publish::{FailureClass, StateKind},
+    server::overview::BundleOverview,
+};
+
+/// The condition of a bundle, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Condition {
+    /// Nothing is served any more, or the first version is refused.
+    Withdrawn,
+    /// A newer version is refused; the one before is served.
+    Refused,
+    /// The last check failed for another reason.
+    Failing,
+    /// Nothing is served yet.
+    Pending,
+    /// An older version is served than before.
+    Older,
+    Suspended,
+    Serving,
+}
+
+impl Condition {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Withdrawn,
+        Self::Refused,
+        Self::Failing,
+        Self::Pending,
+        Self::Older,
+        Self::Suspended,
+        Self::Serving,
+    ];
+
+    pub(super) fn of(bundle: &BundleOverview) -> Self {
+        let status = &bundle.status;
+        match (status.state, &status.last_failure) {
+            (StateKind::Withdrawn, _) => Self::Withdrawn,
+            (StateKind::Serving, Some(failure)) if is_refusal(failure.class) => Self::Refused,
+            (_, Some(_)) => Self::Failing,
+            (StateKind::Serving, None) if status.older.is_some() => Self::Older,
+            (_, None) if status.suspended => Self::Suspended,
+            (StateKind::Pending, None) => Self::Pending,
+            (StateKind::Serving, None) => Self::Serving,
+        }
+    }
+
+    /// Whether an operator has to look at it.
+    pub(super) fn is_problem(self) -> bool {
+        matches!(
+            self,
+            Self::Withdrawn | Self::Refused | Self::Failing | Self::Older
+        )
+    }
+
+    /// Whether it is counted even if no bundle is in it.
+    pub(super) fn is_counted_always(self) -> bool {
+        matches!(
+            self,
+            Self::Withdrawn | Self::Refused | Self::Failing | Self::Serving
+        )
+    }
+
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Withdrawn => "Withdrawn",
+            Self::Refused => "Newer one refused",
+            Self::Failing => "Check failed",
+            Self::Pending => "Pending",
+            Self::Older => "Older than before",
+            Self::Suspended => "Suspended",
+            Self::Serving => "Serving",
+        }
+    }
+
+    /// The name in the style sheet and the script.
+    pub(super) fn class(self) -> &'static str {
+        match self {
+            Self::Withdrawn => "withdrawn",
+            Self::Refused => "refused",
+            Self::Failing => "failing",
+            Self::Pending => "pending",
+            Self::Older => "older",
+            Self::Suspended => "suspended",
+            Self::Serving => "serving",
+        }
+    }
+
+    pub(super) fn count_id(self) -> &'static str {
+        match self {
+            Self::Withdrawn => "count-withdrawn",
+            Self::Refused => "count-refused",
+            Self::Failing => "count-failing",
+            Self::Pending => "count-pending",
+            Self::Older => "count-older",
+            Self::Suspended => "count-suspended",
+            Self::Serving => "count-serving",
+        }
+    }
+
+    pub(super) fn colour(self) -> &'static str {
+        match self {
+            Self::Withdrawn => "bad",
+            Self::Refused | Self::Failing | Self::Older => "warn",
+            Self::Pending | Self::Suspended => "calm",
+            Self::Serving => "good",
+        }
+    }
+}
+
+/// Whether a failure is a verdict about a version: that it must not, or can't, be served.
+pub(super) fn is_refusal(class: FailureClass) -> bool {
+    match class {
+        FailureClass::Evidence
+        | FailureClass::Revoked
+        | FailureClass::Defect
+        | FailureClass::Distrusted => true,
+        FailureClass::Transient
+        | FailureClass::RateLimited(_)
+        | FailureClass::NotFound
+        | FailureClass::Denied => false,
+    }
+}

@@ -1,0 +1,191 @@
+"use strict";
+// Fetches the page again every few seconds and replaces what has changed. The text of the filter,
+// open details, the focus, a selection and the scroll position stay.
+(() => {
+  const SHORTEST_PAUSE = 3000;
+  const LONGEST_PAUSE = 60000;
+  const TIMEOUT = 15000;
+  const byId = (id) => document.getElementById(id);
+  const root = document.documentElement;
+  const filter = byId("filter");
+  const live = byId("live");
+  const unreachable = byId("unreachable");
+  let condition = "";
+  let lostAt = null;
+  let shownAt = new Date();
+
+  const clock = (time) => time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
+  // A bundle is shown if its text has every word of the filter.
+  function apply(list) {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const bundle of list.tBodies) {
+      const text = words.length > 0 ? bundle.textContent.toLowerCase() : "";
+      const isShown = (!condition || bundle.classList.contains(condition)) && words.every((word) => text.includes(word));
+      bundle.hidden = !isShown;
+      shown += isShown ? 1 : 0;
+    }
+    return shown;
+  }
+
+  function applyFilter() {
+    const list = byId("list");
+    const shown = list ? apply(list) : 0;
+    const all = list ? list.tBodies.length : 0;
+    byId("shown").textContent = shown === all ? "" : `${shown} of ${all} shown`;
+    for (const link of document.querySelectorAll(".counts a")) {
+      link.setAttribute("aria-current", String(condition !== "" && link.dataset.condition === condition));
+    }
+  }
+
+  // Replacing a text that the user selects would end the selection.
+  const isSelected = (element) => {
+    const selection = document.getSelection();
+    return selection !== null && !selection.isCollapsed && selection.containsNode(element, true);
+  };
+
+  function replace(old, fresh) {
+    const focused = old.contains(document.activeElement) ? document.activeElement : null;
+    const placed = document.adoptNode(fresh);
+    old.replaceWith(placed);
+    if (focused) {
+      const owner = focused.id ? null : focused.closest("[id]");
+      const again = owner ? byId(owner.id)?.querySelector(focused.localName) : byId(focused.id);
+      again?.focus({ preventScroll: true });
+    }
+    return placed;
+  }
+
+  function keepState(old, fresh) {
+    for (const details of fresh.querySelectorAll("details[id]")) {
+      const known = byId(details.id);
+      details.open = known !== null && known.open;
+    }
+    for (const link of fresh.querySelectorAll(".counts a")) {
+      link.setAttribute("aria-current", String(condition !== "" && link.dataset.condition === condition));
+    }
+    fresh.hidden = old.hidden;
+  }
+
+  // Replaces the bundles that have changed, and moves those whose place is another.
+  function updateList(list, fresh) {
+    const known = new Map();
+    for (const bundle of list.tBodies) known.set(bundle.id, bundle);
+    let next = list.tBodies[0] ?? null;
+    for (const bundle of [...fresh.tBodies]) {
+      const old = known.get(bundle.id);
+      known.delete(bundle.id);
+      let placed = old ?? document.adoptNode(bundle);
+      if (old) {
+        keepState(old, bundle);
+        if (!old.isEqualNode(bundle) && !isSelected(old)) {
+          if (old.dataset.version !== bundle.dataset.version) bundle.classList.add("changed");
+          placed = replace(old, bundle);
+          if (next === old) next = placed;
+        }
+      }
+      if (placed === next) next = placed.nextElementSibling;
+      else list.insertBefore(placed, next);
+    }
+    for (const gone of known.values()) gone.remove();
+  }
+
+  function update(fresh) {
+    const list = byId("list");
+    const freshList = fresh.getElementById("list");
+    const [x, y] = [scrollX, scrollY];
+    for (const old of document.querySelectorAll("[data-live]")) {
+      const part = fresh.getElementById(old.id);
+      if (!part) continue;
+      keepState(old, part);
+      if (!old.isEqualNode(part) && !isSelected(old)) replace(old, part);
+    }
+    if (list && freshList) updateList(list, freshList);
+    document.title = fresh.title;
+    applyFilter();
+    if (scrollX !== x || scrollY !== y) scrollTo({ left: x, top: y, behavior: "instant" });
+  }
+
+  function reached() {
+    lostAt = null;
+    shownAt = new Date();
+    root.classList.remove("unreachable");
+    unreachable.hidden = true;
+    live.textContent = "Live";
+  }
+
+  function lost(reason) {
+    const isNew = lostAt === null;
+    lostAt ??= new Date();
+    root.classList.add("unreachable");
+    live.textContent = "Not live";
+    if (!isNew && unreachable.dataset.reason === reason) return;
+    unreachable.dataset.reason = reason;
+    unreachable.textContent = `${reason} since ${clock(lostAt)}. Shown is the state of ${clock(shownAt)}. Trying again.`;
+    unreachable.hidden = false;
+  }
+
+  async function refresh() {
+    let response;
+    try {
+      response = await fetch(location.pathname, { cache: "no-store", redirect: "error", signal: AbortSignal.timeout(TIMEOUT) });
+    } catch {
+      return lost("The gateway can't be reached");
+    }
+    if (!response.ok) return lost(`The gateway answers with status ${response.status}`);
+    let text;
+    try {
+      text = await response.text();
+    } catch {
+      return lost("The connection to the gateway breaks");
+    }
+    const fresh = new DOMParser().parseFromString(text, "text/html");
+    const build = fresh.documentElement.dataset.build;
+    if (!build) return lost("Another server answers at this address");
+    // Another version of bundlegate has its own style sheet and script.
+    if (build !== root.dataset.build) return location.reload();
+    update(fresh);
+    reached();
+  }
+
+  let wake = () => {};
+
+  async function run() {
+    for (;;) {
+      const began = performance.now();
+      if (!document.hidden) await refresh();
+      // A page of thousands of bundles takes long, and is fetched less often.
+      const pause = Math.max(SHORTEST_PAUSE, 10 * (performance.now() - began));
+      await new Promise((resolve) => {
+        wake = resolve;
+        setTimeout(resolve, Math.min(pause, LONGEST_PAUSE));
+      });
+    }
+  }
+
+  filter.closest("[hidden]")?.removeAttribute("hidden");
+  filter.addEventListener("input", applyFilter);
+  addEventListener("keydown", (event) => {
+    if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.altKey && document.activeElement !== filter) {
+      event.preventDefault();
+      filter.focus();
+    } else if (event.key === "Escape" && document.activeElement === filter) {
+      filter.value = "";
+      applyFilter();
+    }
+  });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest(".counts a");
+    if (!link) return;
+    event.preventDefault();
+    const wanted = link.dataset.condition;
+    condition = condition === wanted ? "" : wanted;
+    applyFilter();
+  });
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) wake(); });
+  // A browser restores the text of the filter.
+  applyFilter();
+  live.textContent = "Live";
+  setTimeout(run, SHORTEST_PAUSE);
+})();
