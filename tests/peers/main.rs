@@ -22,6 +22,7 @@ mod cosign;
 mod crash;
 mod credentials;
 mod dashboard;
+mod deploy;
 mod dev;
 mod evaluation;
 mod expect;
