@@ -18,6 +18,8 @@ mod cache;
 mod cache_folder;
 mod command;
 mod compatibility;
+mod config_files;
+mod config_mistakes;
 mod conformance;
 mod connections;
 mod credentials;
