@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flate2::{Compression, write::GzEncoder};
 use reqwest::{Client, StatusCode};
 
 use crate::{
@@ -191,10 +192,23 @@ async fn a_refused_version_counts_as_refused_until_another_one_is_accepted() {
     assert_eq!(refused().await, "0");
 }
 
+/// A bundle without a `.manifest`, as `tar` makes it.
+fn without_manifest() -> Vec<u8> {
+    let gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    let mut archive = tar::Builder::new(gzip);
+    let (content, mut header) = (b"{}", tar::Header::new_gnu());
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    archive
+        .append_data(&mut header, "data.json", content.as_slice())
+        .unwrap();
+    archive.into_inner().unwrap().finish().unwrap()
+}
+
 #[tokio::test]
 async fn no_label_is_empty_and_a_bundle_without_a_revision_has_its_series() {
     let registry = FaultyRegistry::start().await;
-    registry.put_artifact("live", &bundle("one"));
+    registry.put_artifact("live", &without_manifest());
     let gate = Gate::before(&registry, HOUR).await;
     gate.get("", 0).await;
     assert_eq!(gate.status().revision.as_deref(), Some(""));
