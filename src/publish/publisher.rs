@@ -192,25 +192,16 @@ impl Publisher {
         if let Event::Checked { outcome, .. } = event {
             self.metrics.count_refresh(outcome.label());
         }
-        match event.failure() {
-            Some(failure) => {
-                self.record_rejection(rejected);
-                self.record_failure(failure);
-            }
-            None if matches!(event, Event::Checked { .. }) => self.clear_failure(),
-            None => {}
-        }
-        self.publish(effects.change, origin);
+        self.update_status(event, rejected, effects.change, origin);
+        self.publish(effects.change);
         Ok(effects)
     }
 
-    fn publish(&mut self, change: Change, origin: Origin) {
+    fn publish(&mut self, change: Change) {
         if change == Change::None {
             return;
         }
-        let before = self.state.borrow().clone();
         let after = self.machine.published().clone();
-        self.update_status(&before, &after, origin);
         self.state.send_if_modified(|state| {
             *state = after;
             change == Change::Visible
@@ -220,9 +211,33 @@ impl Publisher {
         }
     }
 
-    fn update_status(&self, before: &State, after: &State, origin: Origin) {
-        let bundle = &*self.bundle;
+    /// Updates the status in one step, so that no reader finds a failure beside the state before it.
+    fn update_status(
+        &self,
+        event: &Event,
+        rejected: Option<Box<VerdictStatus>>,
+        change: Change,
+        origin: Origin,
+    ) {
+        let before = self.state.borrow().clone();
         let mut status = self.lock();
+        match event.failure() {
+            Some(failure) => {
+                if let Some(verdict) = rejected {
+                    status.rejected = Some(*verdict);
+                }
+                self.record_failure(&mut status, failure);
+            }
+            None if matches!(event, Event::Checked { .. }) => clear_failure(&mut status),
+            None => {}
+        }
+        if change != Change::None {
+            self.record_state(&mut status, &before, self.machine.published(), origin);
+        }
+    }
+
+    fn record_state(&self, status: &mut Status, before: &State, after: &State, origin: Origin) {
+        let bundle = &*self.bundle;
         let Some(snapshot) = after.snapshot() else {
             (status.since, status.state) = (telemetry::now(), after.kind());
             (status.manifest, status.etag, status.revision, status.size) = (None, None, None, None);
@@ -278,7 +293,7 @@ impl Publisher {
     }
 
     /// Records a failure in the status, and logs it unless it repeats the last one.
-    fn record_failure(&self, failure: &Failure) {
+    fn record_failure(&self, status: &mut Status, failure: &Failure) {
         let message = cut(&failure.message, SENTENCE_BYTES);
         let last_failure = FailureStatus {
             at: telemetry::now(),
@@ -288,7 +303,6 @@ impl Publisher {
             below: Arc::clone(&failure.below),
             message: message.clone().into_owned(),
         };
-        let mut status = self.lock();
         if failure.class.is_refusal() {
             status.refused.clone_from(&failure.digest);
         } else if failure.class == FailureClass::NotFound {
@@ -299,7 +313,7 @@ impl Publisher {
             last.message == message && last.class.label() == failure.class.label()
         });
         if !known {
-            self.log_failure(failure, &message, &status);
+            self.log_failure(failure, &message, status);
         }
     }
 
@@ -327,13 +341,6 @@ impl Publisher {
         );
     }
 
-    /// Records the verdict about a refused version in the status.
-    fn record_rejection(&self, verdict: Option<Box<VerdictStatus>>) {
-        if let Some(verdict) = verdict {
-            self.lock().rejected = Some(*verdict);
-        }
-    }
-
     /// Records whether the version that is served, or about to be, is older than one that was
     /// served before.
     pub(crate) fn set_downgrade(&self, older: Option<&str>) {
@@ -351,12 +358,6 @@ impl Publisher {
             );
         }
         status.older = older;
-    }
-
-    /// Clears the last failure after a success.
-    fn clear_failure(&self) {
-        let mut status = self.lock();
-        (status.last_failure, status.rejected, status.refused) = (None, None, None);
     }
 
     /// The class of the last failure, if no success has followed.
@@ -439,6 +440,11 @@ impl Publisher {
     }
 }
 
+/// Clears the last failure after a success.
+fn clear_failure(status: &mut Status) {
+    (status.last_failure, status.rejected, status.refused) = (None, None, None);
+}
+
 /// The bundle's revision as a label, in the log and in the status.
 fn revision_of(snapshot: &Snapshot) -> String {
     cut(snapshot.bundle().revision().as_str(), NAME_BYTES).into_owned()
@@ -511,6 +517,45 @@ mod tests {
             .apply(&Event::ReverificationFailed(failure), None)
             .unwrap();
         assert_eq!(handle.withdrawal().unwrap().reason, "refused".into());
+    }
+
+    /// After a restart the first check publishes the version from the disk, whatever it finds.
+    #[test]
+    fn no_reader_of_the_status_finds_a_failure_beside_the_state_before_it() {
+        let failure = Failure {
+            class: FailureClass::Evidence,
+            step: Step::Verify,
+            digest: None,
+            below: Arc::default(),
+            etag: None,
+            reason: "test",
+            message: "refused".to_owned(),
+        };
+        let version = snapshot(1);
+        for _ in 0..1000 {
+            let (mut publisher, handle) = super::super::pending("authz");
+            let restored = Event::Restored {
+                snapshot: Arc::clone(&version),
+                confirmed: None,
+            };
+            publisher.apply(&restored, None).unwrap();
+            let checked = Event::Checked {
+                outcome: Outcome::Failed(failure.clone()),
+                at: telemetry::now(),
+            };
+            thread::scope(|threads| {
+                let reader = threads.spawn(|| {
+                    loop {
+                        let status = handle.status();
+                        if status.last_failure.is_some() {
+                            return status.state.label();
+                        }
+                    }
+                });
+                publisher.apply(&checked, None).unwrap();
+                assert_eq!(reader.join().unwrap(), "serving");
+            });
+        }
     }
 
     #[test]

@@ -20,7 +20,9 @@ use super::{
     overview::{BundleOverview, LostVersion, Overview, ReadinessState},
     page,
     readiness::Readiness,
-    refresh_api, reload_api,
+    refresh_api,
+    refusal::RefusalLog,
+    reload_api,
     renderer::Renderer,
     request_body::RequestBody,
     response,
@@ -72,6 +74,7 @@ impl AdminApi {
         let access = AdminAccess {
             tokens: options.tokens.clone(),
             settings: settings.clone(),
+            refusals: RefusalLog::default(),
         };
         let state = AdminState::new(context, settings, options);
         Self {

@@ -27,6 +27,7 @@ use super::{
     connection::Peer,
     credential::Authorization,
     prefer,
+    refusal::RefusalLog,
     request_body::RequestBody,
     request_head::{HeaderLines, PREFER},
     response,
@@ -48,6 +49,7 @@ pub(super) struct AdminAccess {
     pub(super) tokens: AdminTokens,
     /// The names of the admin listener: those of its certificate, and further ones.
     pub(super) settings: LiveSettings,
+    pub(super) refusals: RefusalLog,
 }
 
 /// Why a request is refused.
@@ -133,8 +135,13 @@ impl AdminAccess {
     ) -> Result<Parts, Response<ResponseBody>> {
         let (head, body) = request.into_parts();
         let authority = head.uri.authority().map(|authority| authority.as_str());
-        self.check(peer.address, authority, &head.headers)
-            .map_err(Denied::response)?;
+        let checked = self.check(peer.address, authority, &head.headers);
+        checked.map_err(|denied| {
+            let path = head.uri.path();
+            self.refusals
+                .admin_request(&denied.to_string(), path, peer.address);
+            denied.response()
+        })?;
         match body.read(MAX_BODY_BYTES, BODY_TIMEOUT).await {
             Ok(_) => Ok(head),
             Err(error) => Err(response::unreadable_body(error, MAX_BODY_BYTES)),
@@ -364,6 +371,7 @@ mod tests {
         let access = AdminAccess {
             tokens: AdminTokens::default(),
             settings: settings.into(),
+            refusals: RefusalLog::default(),
         };
         let tokens = tokens.map(|tokens| Tokens::new(tokens.iter().copied()));
         access.tokens.replace(tokens);

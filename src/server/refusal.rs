@@ -179,6 +179,14 @@ impl RefusalLog {
         }
     }
 
+    /// Logs a request to the admin API that may change nothing, for this reason.
+    pub(super) fn admin_request(&self, reason: &str, path: &str, address: IpAddr) {
+        if self.admits(address, reason) {
+            let path = cut(path, NAME_BYTES);
+            tracing::warn!(%address, %path, reason, "request to the admin listener refused");
+        }
+    }
+
     /// Logs that too many passwords are being checked.
     pub(super) fn too_many_attempts(&self, address: IpAddr) {
         if self.admits(address, "attempts") {

@@ -338,6 +338,34 @@ async fn no_web_page_can_change_something_with_a_token_or_without() {
     }
 }
 
+/// Once a minute for each address and reason, so that a guess a second does not fill the log.
+#[tokio::test]
+async fn a_refused_request_is_in_the_log_once_and_its_token_is_not() {
+    let gateway = with_tls_and_token().await;
+    let http = trusting(&gateway, Ipv4Addr::LOCALHOST.into());
+    for _ in 0..3 {
+        let request = reload(&http, &gateway).bearer_auth("guessed-token");
+        assert_eq!(request.send().await.unwrap().status(), 401);
+    }
+    let refused = |line: &Value| line["message"] == "request to the admin listener refused";
+    let lines: Vec<_> = gateway.log().into_iter().filter(refused).collect();
+    let [line] = &lines[..] else {
+        panic!("{lines:?}")
+    };
+    assert_eq!(
+        (&line["path"], &line["address"]),
+        (&json!("/reload"), &json!("127.0.0.1"))
+    );
+    assert!(
+        line["reason"]
+            .as_str()
+            .unwrap()
+            .contains("server.admin_token_file"),
+        "{line}"
+    );
+    assert!(!line.to_string().contains("guessed"), "{line}");
+}
+
 #[tokio::test]
 async fn a_reload_answers_with_what_became_of_the_configuration() {
     let mut written = config(json!({}));
