@@ -291,6 +291,15 @@
 //! carried by the futures, so no function has a parameter for it. While traces are off, a request
 //! costs one load of a flag.
 //!
+//! # Service manager
+//!
+//! systemd is told that the start has completed once both listeners are bound: requests are held from
+//! then on, and a manager that waited for the bundles would end a replica whose registry is down.
+//! Whether the replica should get clients is what `/readyz` says ([`server::Readiness`]). A sign of
+//! life for the watchdog is sent by the task that owns the bundles, after the task that accepts
+//! connections has run on the other runtime ([`server::Liveness`]): it says that both runtimes run,
+//! needs no connection that clients could use up, and says nothing about registries.
+//!
 //! # Limits
 //!
 //! All external input has a limit, and the rejection of a larger input names the limit. Apart from

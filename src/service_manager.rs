@@ -74,9 +74,10 @@ impl ServiceManager {
     /// # Errors
     /// When this process can't send to that address.
     pub fn at(address: &OsStr, watchdog: Option<Duration>) -> Result<Self, ServiceManagerError> {
-        let address_kind = socket_address(address)
-            .ok_or_else(|| ServiceManagerError::Address(address.to_owned()))?;
-        let socket = address_kind.and_then(|address| connect(&address));
+        let Some(parsed) = socket_address(address) else {
+            return Err(ServiceManagerError::Address(address.to_owned()));
+        };
+        let socket = parsed.and_then(|address| connect(&address));
         let socket = socket.map_err(|error| ServiceManagerError::Connect {
             address: address.to_owned(),
             error,

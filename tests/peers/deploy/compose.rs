@@ -119,7 +119,10 @@ async fn opa_decides_through_the_balancer_and_prometheus_sees_both_replicas() {
     assert!(up.starts_with("docker compose up"), "{up}");
     shell(&folder, &keys).await;
     let plan = copy.path().join("plan");
-    write_plan(&plan, &project(&folder), &folder);
+    let project = project(&folder);
+    write_plan(&plan, &project, &folder);
+    let health_check = texts(&project["services"]["bundlegate-1"]["healthcheck"]["test"]);
+    assert_eq!(health_check[0], "CMD");
     let query = |text: &str| {
         format!("curl -sS -G --data-urlencode 'query={text}' http://127.0.0.1:9090/api/v1/query")
     };
@@ -132,6 +135,11 @@ async fn opa_decides_through_the_balancer_and_prometheus_sees_both_replicas() {
             "opa",
             r#"\{"result":(true|false)\}"#,
             format!("{decide} -sS"),
+        ),
+        (
+            "bundlegate-1",
+            "^authz .*serving",
+            health_check[1..].join(" "),
         ),
         ("haproxy", "bundlegate-1.* 1$", up_servers()),
         ("haproxy", "bundlegate-2.* 1$", up_servers()),
