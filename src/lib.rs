@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | [`cli`] | the subcommands, all terminal output | everything |
 //! | [`gateway`] | composition: watchers, trust roots and server, made from a configuration and changed with it | everything but `cli` |
-//! | [`config`] | parsing YAML to checked values; builds the option types of the modules below | their option types |
+//! | [`config`] | parsing YAML to checked values, and the JSON Schema of it; builds the option types of the modules below | their option types |
 //! | [`oci`] | the types of the OCI specifications; the image layout on disk; reading named files | – |
 //! | [`bundle`] | OPA bundle bytes: opening within limits, reproducible packing, the artifact around them; a built-in evaluator | `oci` |
 //! | [`opa_check`] | running `opa` on a bundle, within limits | `bundle`, `oci` |

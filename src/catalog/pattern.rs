@@ -130,6 +130,15 @@ impl Pattern {
 
     /// Checks that the reference is valid, and that its host does not depend on a capture.
     fn check_reference(&self) -> Result<(), String> {
+        let chosen = || {
+            "a client must not choose the registry or the folder; use captures in the repository \
+             after the host, or in the tag"
+                .to_owned()
+        };
+        // Without it, a capture alone is a host without a dot.
+        if self.has_capture_in_host() {
+            return Err(chosen());
+        }
         let [one, other] = ["x", "y"].map(|value| self.expand(&vec![value; self.segments.len()]));
         let (one, other) = (one?, other?);
         let is_fixed = match (one.repository(), other.repository()) {
@@ -139,12 +148,14 @@ impl Pattern {
             (Repository::Layout { path }, Repository::Layout { path: other }) => path == other,
             _ => false,
         };
-        if !is_fixed {
-            let message = "a client must not choose the registry or the folder; use captures in \
-                           the repository after the host, or in the tag";
-            return Err(message.to_owned());
-        }
-        Ok(())
+        if is_fixed { Ok(()) } else { Err(chosen()) }
+    }
+
+    fn has_capture_in_host(&self) -> bool {
+        let is_layout = matches!(self.reference.first(), Some(Part::Literal(text)) if text.starts_with("oci-layout:"));
+        let ends_host = |part: &&Part| matches!(part, Part::Literal(text) if text.contains('/'));
+        let mut host = self.reference.iter().take_while(|part| !ends_host(part));
+        !is_layout && host.any(|part| matches!(part, Part::Capture(_)))
     }
 }
 

@@ -1,23 +1,16 @@
 //! The subcommands, and the dispatch to them.
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
-    block_on, block_on_with_server, build, completion, copy, dev, diagnostics, eprint,
+    block_on, block_on_with_server, build, completion, config, copy, dev, diagnostics, eprint,
     eprint_lines, eval, generate_key_pair, images, init, inspect, login, one_line,
-    path::path_value, print, pull, push, refresh, reload, repl, rm, save, serve, sign, status, tag,
-    tags, usage, verify, verify_bundle, version,
+    path::path_value, pull, push, refresh, reload, repl, rm, save, serve, sign, status, tag, tags,
+    usage, verify, verify_bundle, version,
 };
-use crate::{
-    config::{self, Config},
-    gateway, store, telemetry,
-};
+use crate::telemetry;
 
 /// Serves cosign-verified OPA policy bundles from any OCI registry.
 #[derive(Debug, Parser)]
@@ -30,8 +23,8 @@ pub(super) struct Arguments {
 const EXAMPLES: &str = "Examples:
   bundlegate dev                              build, sign and serve an example policy
   bundlegate dev policies/                    the same with your own policy folder
-  bundlegate config check bundlegate.yaml     check a configuration file
-  bundlegate serve --config bundlegate.yaml   serve the bundles of a configuration
+  bundlegate config check                     check the configuration file bundlegate.yaml
+  bundlegate serve                            serve the bundles of that configuration
 
 Environment:
   BUNDLEGATE_REGISTRY   prefix for references without a host, such as ghcr.io/acme
@@ -49,9 +42,10 @@ enum Command {
     /// (BUNDLEGATE_LOG=debug for more; `log` in the configuration has their format and the access
     /// log).
     Serve {
-        /// The configuration file; config/bundlegate.yaml documents every key.
+        /// The configuration file; bundlegate.yaml in the current folder if it is absent.
+        /// config/bundlegate.yaml documents every key.
         #[arg(long, value_name = "FILE", value_parser = path_value())]
-        config: PathBuf,
+        config: Option<PathBuf>,
     },
     /// Have a running gateway check the registry for a bundle now.
     ///
@@ -179,18 +173,7 @@ enum Command {
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
-        command: ConfigCommand,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Check a configuration file, every file that it names and `cache.directory`, as `serve` would,
-    /// and start the `opa` of its `opa_check`.
-    Check {
-        /// The configuration file.
-        #[arg(value_parser = path_value())]
-        file: PathBuf,
+        command: config::ConfigCommand,
     },
 }
 
@@ -214,6 +197,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve { config } => {
+            let config = config::file(config, "bundlegate serve --config FILE")?;
             telemetry::init();
             logged(|| block_on_with_server(|serving| serve::run(&config, serving)))
         }
@@ -238,9 +222,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Copy(options) => block_on(copy::run(options)),
         Command::Login(options) => block_on(login::run(options)),
         Command::Logout(options) => block_on(login::logout(options)),
-        Command::Config {
-            command: ConfigCommand::Check { file },
-        } => block_on(check(&file)),
+        Command::Config { command } => block_on(config::run(command)),
         Command::GenerateKeyPair(options) => generate_key_pair::run(&options),
         Command::Sign(options) => block_on(sign::run(options)),
         Command::Verify(options) => block_on(verify::run(options)),
@@ -267,45 +249,4 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         eprint(&usage::one_line(error));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
-}
-
-async fn check(file: &Path) -> anyhow::Result<()> {
-    // One read finds all errors: a pipe can't be read a second time.
-    let config = Config::load_or_errors(file).or_else(|errors| match errors.as_slice() {
-        [only] => Err(anyhow::Error::new(only.clone())),
-        all => {
-            all.iter().for_each(|error| eprint(&error.to_string()));
-            bail!("{}: {} errors; correct them", file.display(), all.len())
-        }
-    })?;
-    check_cache(&config.cache).with_context(|| file.display().to_string())?;
-    gateway::start_opas(&config)
-        .await
-        .with_context(|| file.display().to_string())?;
-    let bundles = counted(config.bundles.len(), "bundle");
-    let patterns = match config.patterns.len() {
-        0 => String::new(),
-        count => format!(", {}", counted(count, "pattern")),
-    };
-    print(&format!("{}: ok, {bundles}{patterns}", file.display()))
-}
-
-/// Checks the cache folder without changing it. Where it is not required, a problem is a warning.
-fn check_cache(cache: &config::Cache) -> anyhow::Result<()> {
-    let checked = cache.directory.as_deref().map(store::check_folder);
-    match checked {
-        Some(Err(error)) if cache.required => {
-            bail!("{error}; or write `cache.required: false` to serve without a disk")
-        }
-        Some(Err(error)) => {
-            eprint(&format!("{error}; blobs would be held in memory only"));
-            Ok(())
-        }
-        Some(Ok(())) | None => Ok(()),
-    }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {noun}{plural}")
 }

@@ -5,6 +5,7 @@ mod artifact;
 mod build;
 mod command;
 mod completion;
+mod config;
 mod copy;
 mod dev;
 mod diagnostics;

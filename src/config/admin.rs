@@ -13,7 +13,7 @@ use super::{
 };
 use crate::server::{AdminAddress, AdminTls};
 
-const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
+pub(super) const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 
 /// The keys of the admin listener.
 pub(super) struct Admin {

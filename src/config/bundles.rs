@@ -158,8 +158,7 @@ fn data_root(text: String) -> Result<String, Problem> {
 }
 
 fn on_missing(word: Option<&str>) -> Result<OnMissing, Problem> {
-    let words = [("keep", OnMissing::Keep), ("withdraw", OnMissing::Withdraw)];
-    word.map_or(Ok(OnMissing::Keep), |word| values::word(word, &words))
+    word.map_or(Ok(OnMissing::Keep), |word| values::word(word, &ON_MISSING))
 }
 
 /// Checks that the fallback exists and has no fallback itself, which excludes chains and loops.
@@ -236,6 +235,9 @@ fn unambiguous<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Proble
     Ok(())
 }
 
-const POLL: Duration = Duration::from_secs(30);
-const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
-const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// The words of `on_missing`; the first is the default.
+pub(super) const ON_MISSING: [(&str, OnMissing); 2] =
+    [("keep", OnMissing::Keep), ("withdraw", OnMissing::Withdraw)];
+pub(super) const POLL: Duration = Duration::from_secs(30);
+pub(super) const CONFIRM_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(100);

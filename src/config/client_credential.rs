@@ -242,12 +242,13 @@ fn password_file(file: &Path, base: Base<'_>) -> Result<Credential, Problem> {
 }
 
 fn certificate(raw: &raw::Mtls, has_client_ca: bool) -> Result<Credential, Problem> {
+    let name = certificate_name(raw)?;
     if !has_client_ca {
         let message = "no client can show a certificate; name the authority that issues them in \
             `server.tls.client_ca`";
         return Err(Problem::new(message));
     }
-    certificate_name(raw).map(Credential::Certificate)
+    Ok(Credential::Certificate(name))
 }
 
 /// Reads the one name that a certificate must have.

@@ -63,7 +63,6 @@ pub(super) fn read(
 
 fn client(raw: raw::Client, has_client_ca: bool, base: Base<'_>) -> Result<ClientConfig, Problem> {
     name(&raw.name).map_err(|problem| problem.at("name"))?;
-    let credential = credential(&raw, has_client_ca, base)?;
     if raw.bundles.is_empty() {
         return Err(
             Problem::new("the list is empty; write globs such as [\"authz/**\"]").at("bundles"),
@@ -72,6 +71,7 @@ fn client(raw: raw::Client, has_client_ca: bool, base: Base<'_>) -> Result<Clien
     for (index, text) in raw.bundles.iter().enumerate() {
         glob(text).map_err(|problem| problem.at_index(index).at("bundles"))?;
     }
+    let credential = credential(&raw, has_client_ca, base)?;
     Ok(ClientConfig {
         name: raw.name,
         credential,

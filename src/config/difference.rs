@@ -64,7 +64,7 @@ fn by_name(entries: &[(Key, Node)]) -> HashMap<&str, &Node> {
 
 /// Whether the changes of a key and of everything below it are applied while serving. A key that is
 /// not listed here needs a restart.
-fn is_live(path: &[&str]) -> bool {
+pub(super) fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]

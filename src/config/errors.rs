@@ -1,11 +1,11 @@
 //! Finds all errors of a configuration, not only the first: each erroneous value is removed, and
 //! the rest is checked again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     files::Files,
-    key_path::Segment,
+    key_path::{Segment, render},
     load::{Config, check_tree, read},
     problem::{ConfigError, Problem},
     tree::Node,
@@ -25,34 +25,79 @@ impl Config {
     /// # Errors
     /// The errors; never empty.
     pub fn load_or_errors(file: &Path) -> Result<Self, Vec<ConfigError>> {
-        let config = read(file, |text, folder| {
-            let first = match Self::parse(text, folder) {
-                Ok(config) => return Ok(Ok(config)),
-                Err(first) => first,
-            };
-            let errors = all(text, folder);
-            Ok(Err(if errors.is_empty() {
-                vec![first]
-            } else {
-                errors
-            }))
-        });
-        match config {
-            Ok(Ok(config)) => Ok(config),
-            Ok(Err(errors)) => Err(errors
-                .into_iter()
-                .map(|error| error.in_file(file))
-                .collect()),
-            Err(error) => Err(vec![error]),
-        }
+        ConfigText::read(file).map_err(|error| vec![error])?.parse()
     }
 }
 
-/// All errors, ordered by line.
-pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
+/// The text of a configuration that is checked.
+#[derive(Debug, Clone)]
+pub struct ConfigText {
+    name: PathBuf,
+    text: String,
+    folder: PathBuf,
+}
+
+impl ConfigText {
+    /// A text; `name` stands for its file in errors, and relative paths in it are relative to
+    /// `folder`.
+    pub fn new(name: impl Into<PathBuf>, text: String, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            text,
+            folder: folder.into(),
+        }
+    }
+
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        read(file, |text, folder| {
+            Ok(Self::new(file, text.to_owned(), folder))
+        })
+    }
+
+    /// The configuration, or all errors in it, as [`Config::load_or_errors`] returns them.
+    ///
+    /// # Errors
+    /// The errors; never empty.
+    pub fn parse(&self) -> Result<Config, Vec<ConfigError>> {
+        Config::parse(&self.text, &self.folder).map_err(|first| {
+            let (mut errors, _) = all(&self.text, &self.folder);
+            if errors.is_empty() {
+                errors.push(first);
+            }
+            self.named(errors)
+        })
+    }
+
+    /// Checks the configuration on a machine that lacks some of the files that it names, such as
+    /// those of secrets, and returns these files. Whatever depends on the content of one of them is
+    /// not checked; files that exist are.
+    ///
+    /// # Errors
+    /// The other errors; never empty.
+    pub fn check_without_files(&self) -> Result<Vec<PathBuf>, Vec<ConfigError>> {
+        let (mut errors, missing) = all(&self.text, &self.folder);
+        errors.retain(|error| error.missing_file().is_none());
+        if errors.is_empty() {
+            return Ok(missing);
+        }
+        Err(self.named(errors))
+    }
+
+    fn named(&self, errors: Vec<ConfigError>) -> Vec<ConfigError> {
+        let named = errors.into_iter().map(|error| error.in_file(&self.name));
+        named.collect()
+    }
+}
+
+/// All errors, ordered by place, and the files that do not exist.
+pub(super) fn all(text: &str, folder: &Path) -> (Vec<ConfigError>, Vec<PathBuf>) {
     let mut root = match Node::parse(text) {
         Ok(root) => root,
-        Err(error) => return vec![error],
+        Err(error) => return (vec![error], Vec::new()),
     };
     let files = Files::new(folder);
     let mut unique = false;
@@ -85,8 +130,8 @@ pub(super) fn all(text: &str, folder: &Path) -> Vec<ConfigError> {
             _ => break,
         }
     }
-    found.sort_by_key(ConfigError::line);
-    found
+    found.sort_by_key(ConfigError::place);
+    (found, files.missing())
 }
 
 fn remove(root: &mut Node, path: &[Segment]) -> Option<Vec<Segment>> {
@@ -112,8 +157,14 @@ fn is_consequence(problem: &Problem, path: &[Segment], removed: &[Vec<Segment>])
         return true;
     }
     removed.iter().any(|removed| {
+        // The whole path, such as `server.tls.client_ca`, of a removed value or of one inside it.
+        if message.contains(&format!("`{}", render(removed))) {
+            return true;
+        }
         let Some((Segment::Key(name), holder)) = removed.split_last() else { return removed.starts_with(path) };
         let names_it = message.contains(&format!("has no {name:?}"));
+        // `KEY` stands for `KEY_regex` as well.
+        let name = name.strip_suffix("_regex").unwrap_or(name);
         let sibling = path.starts_with(holder) && message.contains(&format!("`{name}"));
         // A removed policy matches nothing.
         let policy = matches!(holder, [Segment::Key(trust), Segment::Key(policies), ..] if trust == "trust" && policies == "policies");

@@ -35,14 +35,7 @@ pub(super) fn read(raw: raw::Expect, trust: &TrustPolicy) -> Result<Expect, Prob
 }
 
 fn on_older(word: &str) -> Result<OnOlder, Problem> {
-    values::word(
-        word,
-        &[
-            ("serve", OnOlder::Serve),
-            ("alarm", OnOlder::Alarm),
-            ("refuse", OnOlder::Refuse),
-        ],
-    )
+    values::word(word, &ON_OLDER)
 }
 
 fn order(
@@ -66,13 +59,7 @@ fn order(
         Ok(PointInTime(at)) => Ok(at),
         Err(message) => Err(Problem::new(message).at("minimum")),
     };
-    // Each order has its own type of minimum.
-    let words = [
-        ("version", Kind::Version),
-        ("created", Kind::Created),
-        ("signed_time", Kind::SignedTime),
-    ];
-    let kind = values::word(word, &words).map_err(|problem| problem.at("order"))?;
+    let kind = values::word(word, &ORDERS).map_err(|problem| problem.at("order"))?;
     if kind == Kind::SignedTime && !proves_time(trust) {
         let policy = trust.name();
         let message = format!(
@@ -94,8 +81,9 @@ fn order(
     }))
 }
 
+/// The order, each with its own type of `minimum`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Version,
     Created,
     SignedTime,
@@ -128,3 +116,18 @@ fn roots(raw: Vec<String>) -> Result<Vec<String>, Problem> {
     }
     Ok(raw)
 }
+
+/// The default of `on_older`.
+pub(super) const ALARM: &str = "alarm";
+/// The words of `on_older`.
+pub(super) const ON_OLDER: [(&str, OnOlder); 3] = [
+    ("serve", OnOlder::Serve),
+    (ALARM, OnOlder::Alarm),
+    ("refuse", OnOlder::Refuse),
+];
+/// The words of `order`.
+pub(super) const ORDERS: [(&str, Kind); 3] = [
+    ("version", Kind::Version),
+    ("created", Kind::Created),
+    ("signed_time", Kind::SignedTime),
+];

@@ -44,6 +44,14 @@ impl<'a> Files<'a> {
         Base { files: self }
     }
 
+    /// The files that the configuration names and that do not exist.
+    pub(super) fn missing(&self) -> Vec<PathBuf> {
+        let named = self.named.borrow();
+        let unread = named.iter().filter(|(_, content)| content.is_none());
+        let missing = unread.filter(|(path, _)| !path.exists());
+        missing.map(|(path, _)| path.clone()).collect()
+    }
+
     /// The paths of the files that the configuration names.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.named.borrow().keys().cloned().collect()
@@ -154,6 +162,7 @@ fn content(path: &Path) -> Result<Vec<u8>, Problem> {
             "{} is larger than 1 MiB; name the right file",
             path.display()
         ))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(missing(path)),
         Err(error) => {
             let path = path.display();
             Err(Problem::new(format!(
@@ -163,5 +172,14 @@ fn content(path: &Path) -> Result<Vec<u8>, Problem> {
     }
 }
 
+/// The problem with a file that does not exist.
+pub(super) fn missing(path: &Path) -> Problem {
+    let message = format!(
+        "{} does not exist; create it, or correct the path",
+        path.display()
+    );
+    Problem::missing(path, message)
+}
+
 /// The maximum size of the configuration and of each file that it names, in bytes.
-pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
+pub const MAX_FILE_BYTES: u64 = 1 << 20;

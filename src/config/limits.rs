@@ -59,18 +59,18 @@ impl Limits {
 
 /// Reads `limits`.
 pub(super) fn read(raw: &raw::Limits) -> Result<Limits, Problem> {
-    let bytes = |size: Option<Size>, mebibytes: u64| size.map_or(mebibytes << 20, |size| size.0);
-    let files = raw.files.unwrap_or(20_000);
+    let bytes = |size: Option<Size>, default: u64| size.map_or(default, |size| size.0);
+    let files = raw.files.unwrap_or(DEFAULT.files);
     if files == 0 {
         return Err(Problem::new("no bundle would pass; write a number of at least 1").at("files"));
     }
     Ok(Limits {
-        bundle: bytes(raw.bundle, 64),
-        unpacked: bytes(raw.unpacked, 512),
+        bundle: bytes(raw.bundle, DEFAULT.bundle),
+        unpacked: bytes(raw.unpacked, DEFAULT.unpacked),
         files,
-        bundle_manifest: bytes(raw.bundle_manifest, 1),
-        manifest: bytes(raw.manifest, 4),
-        evidence: bytes(raw.evidence, 16),
+        bundle_manifest: bytes(raw.bundle_manifest, DEFAULT.bundle_manifest),
+        manifest: bytes(raw.manifest, DEFAULT.manifest),
+        evidence: bytes(raw.evidence, DEFAULT.evidence),
     })
 }
 
@@ -82,9 +82,24 @@ pub(super) fn cache(raw: raw::Cache, base: Base<'_>) -> Result<Cache, Problem> {
     }
     let directory = raw.directory.map(|path| base.path(&path)).transpose();
     Ok(Cache {
-        required: raw.required.unwrap_or(true),
+        required: raw.required.unwrap_or(REQUIRED),
         directory: directory.map_err(|problem| problem.at("directory"))?,
-        disk: raw.disk.map_or(10 << 30, |size| size.0),
-        memory: raw.memory.map_or(512 << 20, |size| size.0),
+        disk: raw.disk.map_or(DISK, |size| size.0),
+        memory: raw.memory.map_or(MEMORY, |size| size.0),
     })
 }
+
+/// The limits that apply where the configuration has none.
+pub(super) const DEFAULT: Limits = Limits {
+    bundle: 64 << 20,
+    unpacked: 512 << 20,
+    files: 20_000,
+    bundle_manifest: 1 << 20,
+    manifest: 4 << 20,
+    evidence: 16 << 20,
+};
+pub(super) const REQUIRED: bool = true;
+/// The default of `cache.disk`, in bytes.
+pub(super) const DISK: u64 = 10 << 30;
+/// The default of `cache.memory`, in bytes.
+pub(super) const MEMORY: u64 = 512 << 20;

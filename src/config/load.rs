@@ -164,11 +164,12 @@ impl Config {
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
-            clients: clients::read(raw.clients, has_client_ca, base)
-                .map_err(|problem| problem.at("clients"))?,
             webhooks: webhooks::read(raw.webhooks, base)
                 .map_err(|problem| problem.at("webhooks"))?,
             tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
+            // Last: without one of them nothing else would be checked.
+            clients: clients::read(raw.clients, has_client_ca, base)
+                .map_err(|problem| problem.at("clients"))?,
             files: files.paths(),
             text: String::new(),
         })
@@ -180,7 +181,7 @@ pub(super) fn read<T>(
     file: &Path,
     parse: impl FnOnce(&str, &Path) -> Result<T, ConfigError>,
 ) -> Result<T, ConfigError> {
-    let refused = |message: String| ConfigError::unreadable(None, message).in_file(file);
+    let refused = |message: String| ConfigError::whole(None, message).in_file(file);
     let bytes =
         read_regular_or_pipe(file, files::MAX_FILE_BYTES).map_err(|error| match error.kind() {
             std::io::ErrorKind::FileTooLarge => refused(format!("{error}; name the right file")),

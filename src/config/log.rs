@@ -12,21 +12,25 @@ pub struct Log {
     pub access: AccessLevel,
 }
 
+/// The values of `log.format`.
+pub(super) const FORMATS: [(&str, LogFormat); 3] = [
+    ("auto", LogFormat::Auto),
+    ("text", LogFormat::Text),
+    ("json", LogFormat::Json),
+];
+/// The values of `log.access`.
+pub(super) const ACCESS_LEVELS: [(&str, AccessLevel); 3] = [
+    ("off", AccessLevel::Off),
+    ("errors", AccessLevel::Errors),
+    ("all", AccessLevel::All),
+];
+
 /// Reads `log`.
 pub(super) fn read(raw: &raw::Log) -> Result<Log, Problem> {
-    let formats = [
-        ("auto", LogFormat::Auto),
-        ("text", LogFormat::Text),
-        ("json", LogFormat::Json),
-    ];
-    let accesses = [
-        ("off", AccessLevel::Off),
-        ("errors", AccessLevel::Errors),
-        ("all", AccessLevel::All),
-    ];
+    let (format, access) = (raw.format.as_deref(), raw.access.as_deref());
     Ok(Log {
-        format: word(raw.format.as_deref(), &formats).map_err(|problem| problem.at("format"))?,
-        access: word(raw.access.as_deref(), &accesses).map_err(|problem| problem.at("access"))?,
+        format: word(format, &FORMATS).map_err(|problem| problem.at("format"))?,
+        access: word(access, &ACCESS_LEVELS).map_err(|problem| problem.at("access"))?,
     })
 }
 

@@ -3,6 +3,9 @@
 //! further checks.
 //!
 //! Every error is one line that names the key, the problem and a fix.
+//!
+//! [`schema`] describes the file for editors and CI. It is made from `raw` and from the constants of
+//! the parser, so a new key has its description in one place.
 
 mod admin;
 mod bundles;
@@ -28,6 +31,7 @@ mod proxy;
 mod raw;
 mod reader;
 mod registries;
+mod schema;
 mod server;
 mod tag_rule;
 mod tls;
@@ -45,11 +49,14 @@ pub use bundles::BundleConfig;
 pub use cli_config::CliConfig;
 pub use client_credential::{Credential, Jwks, Secret};
 pub use clients::ClientConfig;
+pub use errors::ConfigText;
+pub use files::MAX_FILE_BYTES as MAX_BYTES;
 pub use limits::{Cache, Limits};
 pub use load::Config;
 pub use log::Log;
 pub use patterns::PatternConfig;
 pub use problem::ConfigError;
+pub use schema::schema;
 pub use server::{Drain, LongPoll, Server};
 pub use tls::Tls;
 pub use token_file::TokenFile;

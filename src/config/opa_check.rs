@@ -55,7 +55,7 @@ impl PartialOptions {
 
 fn read_options(raw: raw::OpaCheck, base: Base<'_>) -> Result<Option<PartialOptions>, Problem> {
     let raw = match raw {
-        raw::OpaCheck::Keyword(word) if word == "none" => return Ok(None),
+        raw::OpaCheck::Keyword(word) if word == raw::NONE => return Ok(None),
         raw::OpaCheck::Keyword(word) => {
             return Err(Problem::new(format!(
                 "{word:?} is not `none`; write that, or keys such as {{ opa: opa }}"
@@ -91,6 +91,6 @@ fn program(opa: &Path, base: Base<'_>) -> Result<PathBuf, Problem> {
     Ok(if is_name { opa.to_owned() } else { path })
 }
 
-const MIN_TIMEOUT: Duration = Duration::from_secs(1);
-const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+pub(super) const MIN_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 const MAX_TIMEOUT_REASON: &str = "no new version is published while one is checked";

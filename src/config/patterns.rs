@@ -136,10 +136,10 @@ fn distinct(pattern: PatternConfig, others: &[PatternConfig]) -> Result<PatternC
     }
 }
 
-const IDLE: Duration = Duration::from_secs(3600);
-const MIN_IDLE: Duration = Duration::from_secs(1);
-const DEFAULT_MAX: usize = 1000;
+pub(super) const IDLE: Duration = Duration::from_secs(3600);
+pub(super) const MIN_IDLE: Duration = Duration::from_secs(1);
+pub(super) const DEFAULT_MAX: usize = 1000;
 /// Each bundle has a watcher, with its polls and some 20 KiB of memory.
-const HIGHEST_MAX: usize = 100_000;
+pub(super) const HIGHEST_MAX: usize = 100_000;
 /// A name is compared with each of them.
-const MAX_PATTERNS: usize = 256;
+pub(super) const MAX_PATTERNS: usize = 256;

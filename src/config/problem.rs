@@ -5,16 +5,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::key_path::{Segment, render};
+use super::{
+    key_path::{Segment, render},
+    tree::Place,
+};
 use crate::verify::InvalidPolicy;
 
 /// An error in a configuration: key, problem and fix. Contains no content of secret files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     file: Option<PathBuf>,
-    line: Option<u64>,
+    place: Option<Place>,
     key: String,
     message: String,
+    missing_file: Option<PathBuf>,
 }
 
 /// An error whose key path is still incomplete: each level adds its key on the way to the root.
@@ -23,6 +27,8 @@ pub(super) struct Problem {
     /// The innermost key comes first.
     path: Vec<Segment>,
     pub(super) message: Message,
+    /// The file that does not exist, if that is the problem.
+    pub(super) missing_file: Option<PathBuf>,
 }
 
 /// The text of a problem.
@@ -40,29 +46,66 @@ impl ConfigError {
         &self.key
     }
 
+    /// The file of the configuration, if it is one.
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
     /// The line in the file, counted from 1.
     pub fn line(&self) -> Option<u64> {
-        self.line
+        self.place.map(|place| place.line)
+    }
+
+    /// The column in the line, in characters, counted from 1.
+    pub fn column(&self) -> Option<u64> {
+        self.place.map(|place| place.column)
+    }
+
+    /// The problem and the fix, without file, place and key.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The file that the key names and that does not exist, if that is the error.
+    pub fn missing_file(&self) -> Option<&Path> {
+        self.missing_file.as_deref()
+    }
+
+    /// A configuration that can't be read; `name` stands for its file.
+    pub fn unreadable(name: impl Into<PathBuf>, message: &str) -> Self {
+        Self::whole(None, message.to_owned()).in_file(&name.into())
     }
 
     /// An error about the whole file.
-    pub(super) fn unreadable(line: Option<u64>, message: String) -> Self {
+    pub(super) fn whole(place: Option<Place>, message: String) -> Self {
         Self {
             file: None,
-            line,
+            place,
             key: String::new(),
             message,
+            missing_file: None,
         }
     }
 
     /// An error about a key.
-    pub(super) fn at(path: &[Segment], line: u64, message: String) -> Self {
+    pub(super) fn at(
+        path: &[Segment],
+        place: Place,
+        message: String,
+        missing_file: Option<PathBuf>,
+    ) -> Self {
         Self {
             file: None,
-            line: Some(line),
+            place: Some(place),
             key: render(path),
             message,
+            missing_file,
         }
+    }
+
+    /// The place for sorting.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
     }
 
     /// Adds the name of the file.
@@ -76,10 +119,13 @@ impl ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.file, self.line) {
-            (Some(file), Some(line)) => write!(f, "{}, line {line}: ", file.display())?,
+        // As compilers write it, so that editors and CI can jump to the place.
+        match (&self.file, self.place) {
+            (Some(file), Some(Place { line, column })) => {
+                write!(f, "{}:{line}:{column}: ", file.display())?;
+            }
             (Some(file), None) => write!(f, "{}: ", file.display())?,
-            (None, Some(line)) => write!(f, "line {line}: ")?,
+            (None, Some(Place { line, column })) => write!(f, "line {line}, column {column}: ")?,
             (None, None) => {}
         }
         if !self.key.is_empty() {
@@ -95,6 +141,15 @@ impl Problem {
         Self {
             path: Vec::new(),
             message: Message::Text(message.into()),
+            missing_file: None,
+        }
+    }
+
+    /// A problem with a file that does not exist.
+    pub(super) fn missing(file: &Path, message: impl Into<String>) -> Self {
+        Self {
+            missing_file: Some(file.to_owned()),
+            ..Self::new(message)
         }
     }
 
@@ -103,6 +158,7 @@ impl Problem {
         Self {
             path: vec![Segment::Key(name.to_owned())],
             message: Message::UnknownKey(known),
+            missing_file: None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::registry::{Proxy, ProxyServer};
 pub(super) fn read(raw: Option<raw::Proxy>, base: Base<'_>) -> Result<Proxy, Problem> {
     match raw {
         None => Ok(Proxy::Environment),
-        Some(raw::Proxy::Keyword(word)) if word == "none" => Ok(Proxy::Direct),
+        Some(raw::Proxy::Keyword(word)) if word == raw::NONE => Ok(Proxy::Direct),
         Some(raw::Proxy::Keyword(text)) => server(&text).map(Proxy::Server),
         Some(raw::Proxy::Keys(keys)) => with_user(keys, base).map(Proxy::Server),
     }
@@ -34,8 +34,10 @@ fn with_user(raw: raw::ProxyKeys, base: Base<'_>) -> Result<ProxyServer, Problem
         }
         (None, _) => {}
     }
-    let file = raw.password_file.map(|file| base.path(&file));
     let at_file = |problem: Problem| problem.at("password_file");
+    let file = raw
+        .password_file
+        .map(|file| base.bytes(&file).and_then(|_| base.path(&file)));
     server.password_file = file.transpose().map_err(at_file)?;
     server
         .password()

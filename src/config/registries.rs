@@ -4,7 +4,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use url::Url;
 
-use super::{credentials, files::Base, problem::Problem, proxy, raw, values::Period};
+use super::{
+    credentials,
+    files::Base,
+    problem::Problem,
+    proxy, raw,
+    values::{Period, word},
+};
 use crate::registry::{
     ClientCertificate, ClientCertificateError, FileState, Options, Scheme, Timeouts, TlsTrust,
     is_same_registry,
@@ -26,16 +32,11 @@ pub(super) fn read(
 }
 
 fn options(host: &str, raw: raw::Registry, base: Base<'_>) -> Result<Options, Problem> {
-    let scheme = match raw.scheme.as_deref() {
-        None | Some("https") => Scheme::Https,
-        Some("http") => Scheme::Http,
-        Some(other) => {
-            return Err(Problem::new(format!(
-                "{other:?} is not a scheme; write `https` or `http`"
-            ))
-            .at("scheme"));
-        }
-    };
+    let scheme = raw
+        .scheme
+        .as_deref()
+        .map_or(Ok(Scheme::Https), |text| word(text, &SCHEMES))
+        .map_err(|problem| problem.at("scheme"))?;
     let extra_roots = match &raw.ca_file {
         Some(_) if scheme == Scheme::Http => {
             return Err(Problem::new(
@@ -100,6 +101,9 @@ fn client_certificate(
         certificate: base.path(certificate).map_err(at("client_certificate"))?,
         key: base.path(key).map_err(at("client_key"))?,
     };
+    let (certificate, key) = (base.bytes(certificate), base.bytes(key));
+    certificate.map_err(at("client_certificate"))?;
+    key.map_err(at("client_key"))?;
     files.check().map_err(|error| match error {
         ClientCertificateError::Certificate(reason) => {
             at("client_certificate")(Problem::new(reason))
@@ -134,7 +138,7 @@ fn request_interval(raw: Option<f64>) -> Result<Option<Duration>, Problem> {
 }
 
 /// The most mirrors of one registry: each may cost its timeouts before the next one is asked.
-const MAX_MIRRORS: usize = 8;
+pub(super) const MAX_MIRRORS: usize = 8;
 
 fn mirrors(host: &str, mirrors: Vec<String>) -> Result<Vec<String>, Problem> {
     if mirrors.len() > MAX_MIRRORS {
@@ -216,10 +220,12 @@ fn check_host(host: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// The words of `scheme`; the first is the default.
+pub(super) const SCHEMES: [(&str, Scheme); 2] = [("https", Scheme::Https), ("http", Scheme::Http)];
+pub(super) const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 /// The maximum number of requests to one host at a time.
-const MAX_CONCURRENT: usize = 1024;
+pub(super) const MAX_CONCURRENT: usize = 1024;
 /// The minimum number of requests in a second: one in a hundred seconds.
-const MIN_RATE: f64 = 0.01;
+pub(super) const MIN_RATE: f64 = 0.01;
 /// The maximum number of requests in a second; timers have a resolution of a millisecond.
-const MAX_RATE: f64 = 1000.0;
+pub(super) const MAX_RATE: f64 = 1000.0;

@@ -105,7 +105,7 @@ impl Server {
 
 /// Reads all of `server`.
 pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem> {
-    let max_connections = raw.max_connections.unwrap_or(20_000);
+    let max_connections = raw.max_connections.unwrap_or(MAX_CONNECTIONS);
     if max_connections == 0 {
         return Err(
             Problem::new("no client could connect; write a number of at least 1")
@@ -124,9 +124,7 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
         tokens,
         hosts,
     } = admin::read(raw, base)?;
-    let or = |time: Option<Period>, seconds| {
-        time.map_or_else(|| Duration::from_secs(seconds), |time| time.0)
-    };
+    let or = |time: Option<Period>, default| time.map_or(default, |time| time.0);
     let server = Server {
         listen: raw.listen.map_or(LISTEN, |address| address.0),
         admin: address,
@@ -137,10 +135,10 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
         trusted_proxies: trusted_proxies(&raw.trusted_proxies)
             .map_err(|problem| problem.at("trusted_proxies"))?,
         max_connections,
-        ready_after: or(raw.ready_after, 30),
+        ready_after: or(raw.ready_after, READY_AFTER),
         drain: Drain {
-            notice: or(raw.drain.notice, 5),
-            over: or(raw.drain.over, 10),
+            notice: or(raw.drain.notice, DRAIN_NOTICE),
+            over: or(raw.drain.over, DRAIN_OVER),
         },
     };
     if server.admin == AdminAddress::Tcp(server.listen) && server.listen.port() != 0 {
@@ -151,12 +149,12 @@ pub(super) fn read(raw: &raw::Server, base: Base<'_>) -> Result<Server, Problem>
 
 /// Reads all of `long_poll`.
 pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
-    let max_wait = raw.max_wait.map_or(Ok(MAX_WAIT), |time| {
-        time.at_least(Duration::from_secs(1), "5m")
-    });
+    let max_wait = raw
+        .max_wait
+        .map_or(Ok(MAX_WAIT), |time| time.at_least(MIN_MAX_WAIT, "5m"));
     let first_wait = raw.first_wait.map_or(Ok(FIRST_WAIT), |time| {
         time.at_most(
-            Duration::from_secs(9),
+            LONGEST_FIRST_WAIT,
             "an OPA without long polling times out after 10s",
         )
     });
@@ -171,7 +169,7 @@ pub(super) fn long_poll(raw: &raw::LongPoll) -> Result<LongPoll, Problem> {
             .repeat_delay
             .map_or(Ok(REPEAT_DELAY), |time| {
                 time.at_most(
-                    Duration::from_secs(9),
+                    LONGEST_REPEAT_DELAY,
                     "OPA waits 10s for the head of a response",
                 )
             })
@@ -254,10 +252,14 @@ pub(super) fn tls(
     client_ca: Option<&Path>,
     base: Base<'_>,
 ) -> Result<(Arc<ServerConfig>, Vec<CertificateDer<'static>>), Problem> {
-    let chain = base
-        .certificates(certificate)
-        .map_err(|problem| problem.at("certificate"))?;
-    let key = base.bytes(key).and_then(|bytes| {
+    // All are read before the first problem is returned, which makes the others known as well.
+    let chain = base.certificates(certificate);
+    let key_bytes = base.bytes(key);
+    if let Some(file) = client_ca {
+        let _ = base.bytes(file);
+    }
+    let chain = chain.map_err(|problem| problem.at("certificate"))?;
+    let key = key_bytes.and_then(|bytes| {
         PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| {
             // The error is not quoted: it could contain the key.
             let file = key.display();
@@ -266,9 +268,12 @@ pub(super) fn tls(
     });
     let key = key.map_err(|problem| problem.at("key"))?;
     let refused = |error: rustls::Error| {
-        Problem::new(format!(
-            "certificate and key can't be used: {error}; use a matching pair"
-        ))
+        Problem::new(match error {
+            rustls::Error::InconsistentKeys(_) => {
+                "the key is not that of the certificate; use a matching pair".to_owned()
+            }
+            error => format!("certificate and key can't be used: {error}; use a matching pair"),
+        })
     };
     // The provider is explicit: if another crate enabled a second one, rustls would have no
     // default.
@@ -306,9 +311,16 @@ fn client_verifier(
         .map_err(|error| Problem::new(format!("{}: {error}; replace it", file.display())))
 }
 
-const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
-const MAX_WAIT: Duration = Duration::from_secs(300);
-const FIRST_WAIT: Duration = Duration::from_secs(5);
-const REPEAT_DELAY: Duration = Duration::from_secs(5);
+pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8080);
+pub(super) const MAX_CONNECTIONS: usize = 20_000;
+pub(super) const READY_AFTER: Duration = Duration::from_secs(30);
+pub(super) const DRAIN_NOTICE: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_OVER: Duration = Duration::from_secs(10);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(300);
+pub(super) const MIN_MAX_WAIT: Duration = Duration::from_secs(1);
+pub(super) const FIRST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_FIRST_WAIT: Duration = Duration::from_secs(9);
+pub(super) const REPEAT_DELAY: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_REPEAT_DELAY: Duration = Duration::from_secs(9);
 /// The least bandwidth, in bytes per second.
-const MIN_BANDWIDTH: u64 = 64 << 10;
+pub(super) const MIN_BANDWIDTH: u64 = 64 << 10;

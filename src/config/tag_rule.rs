@@ -6,7 +6,7 @@ use crate::oci::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Version,
     Alphabetical,
     Numerical,
@@ -28,7 +28,7 @@ pub(super) fn reference(raw: &raw::Bundle) -> Result<Reference, Problem> {
             error => error.to_string(),
         }),
         None => text.parse().map_err(|error| match error {
-            ReferenceError::NoVersion(_) => format!("{error}, or choose a tag by `semver`"),
+            ReferenceError::NoVersion(_) => format!("{error}, or choose a tag by `semver` or `filter_tags`"),
             error => error.to_string(),
         }),
     };
@@ -50,15 +50,9 @@ fn rule(raw: &raw::Bundle) -> Result<Option<TagRule>, Problem> {
 }
 
 fn order(raw: &raw::FilterTags, range: Option<VersionRange>) -> Result<TagOrder, Problem> {
-    let words = [
-        ("version", Kind::Version),
-        ("alphabetical", Kind::Alphabetical),
-        ("numerical", Kind::Numerical),
-    ];
-    let kind = raw.order.as_deref().map(|word| values::word(word, &words));
+    let kind = raw.order.as_deref().map(|word| values::word(word, &ORDERS));
     let kind = kind.transpose().map_err(|problem| problem.at("order"))?;
-    let picks = [("highest", Pick::Highest), ("lowest", Pick::Lowest)];
-    let pick = raw.pick.as_deref().map(|word| values::word(word, &picks));
+    let pick = raw.pick.as_deref().map(|word| values::word(word, &PICKS));
     let pick = pick.transpose().map_err(|problem| problem.at("pick"))?;
     let refused = |key: &str, message: &str| Err(Problem::new(message).at(key));
     match (kind, range) {
@@ -90,6 +84,20 @@ fn tag_filter(raw: &raw::FilterTags) -> Result<TagFilter, Problem> {
             BadFilter::Empty | BadFilter::Pattern(_) => "pattern",
             BadFilter::NoGroup(_) | BadFilter::UnknownGroup(..) => "extract",
         };
-        Problem::new(error.to_string()).at(key)
+        let fix = match error {
+            BadFilter::Pattern(_) => "; correct it",
+            BadFilter::UnknownGroup(..) => "; name one of them",
+            BadFilter::Empty | BadFilter::NoGroup(_) => "",
+        };
+        Problem::new(format!("{error}{fix}")).at(key)
     })
 }
+
+/// The words of `filter_tags.order`; the first one goes with `semver`.
+pub(super) const ORDERS: [(&str, Kind); 3] = [
+    ("version", Kind::Version),
+    ("alphabetical", Kind::Alphabetical),
+    ("numerical", Kind::Numerical),
+];
+/// The words of `filter_tags.pick`; the first is the default.
+pub(super) const PICKS: [(&str, Pick); 2] = [("highest", Pick::Highest), ("lowest", Pick::Lowest)];

@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod connections;
+mod described;
 mod errors;
 mod errors_in_signers;
 mod errors_in_trust;
@@ -48,11 +49,19 @@ impl Folder {
     }
 
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.0.path().join(name), text).unwrap();
+        let path = self.0.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
 
+    /// Whatever is accepted must be accepted by the schema.
+    #[track_caller]
     fn parse(&self, text: &str) -> Result<Config, ConfigError> {
-        Config::parse(text, self.0.path())
+        let config = Config::parse(text, self.0.path());
+        if config.is_ok() {
+            described::accepts(text);
+        }
+        config
     }
 
     /// The minimal configuration followed by `rest`.
@@ -84,7 +93,7 @@ fn the_example_loads_from_beside_its_files() {
     );
     let ghcr = &config.registries["ghcr.io"];
     assert!(ghcr.extra_roots.starts_with(b"-----BEGIN CERTIFICATE"));
-    let password_file = folder.0.path().join("ghcr.password");
+    let password_file = folder.0.path().join("secrets/ghcr.password");
     assert_eq!(
         ghcr.credentials,
         Some(Credentials::PasswordFile {
@@ -343,15 +352,18 @@ fn opa_check_of_a_bundle_inherits_absent_keys_from_the_top_level() {
 fn secrets_are_not_printed() {
     let folder = trust::folder();
     let config = folder.parse(EXAMPLE).unwrap();
-    let key = std::fs::read_to_string(folder.0.path().join("tls.key")).unwrap();
+    let key = std::fs::read_to_string(folder.0.path().join("secrets/tls.key")).unwrap();
     let printed = format!("{config:?} {config:#?}");
     assert!(!printed.contains("s3cret"), "{printed}");
     assert!(!printed.contains(key.lines().nth(1).unwrap()));
     for (file, text) in [
-        ("edge.tokens", "s3cret one"),
-        ("tls.key", "-----BEGIN s3cret KEY-----\ns3cret\n-----END"),
-        ("tls.key", "s3cret"),
-        ("ghcr.password", "\n"),
+        ("secrets/edge.tokens", "s3cret one"),
+        (
+            "secrets/tls.key",
+            "-----BEGIN s3cret KEY-----\ns3cret\n-----END",
+        ),
+        ("secrets/tls.key", "s3cret"),
+        ("secrets/ghcr.password", "\n"),
     ] {
         let folder = trust::folder();
         folder.write(file, text);
@@ -379,7 +391,7 @@ fn an_error_says_file_line_and_key() {
         ("bundles.authz/main.poll", Some(line))
     );
     let expected = format!(
-        "{}, line {line}: bundles.authz/main.poll: \"30\" has no unit; write 30s or 30ms",
+        "{}:{line}:5: bundles.authz/main.poll: \"30\" has no unit; write 30s or 30ms",
         file.display()
     );
     assert_eq!(error.to_string(), expected);

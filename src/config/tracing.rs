@@ -10,6 +10,9 @@ use crate::traces::Options;
 
 /// The path of traces in OTLP over HTTP.
 const TRACES_PATH: &str = "/v1/traces";
+/// The defaults.
+pub(super) const SAMPLE: f64 = 1.0;
+pub(super) const SERVICE_NAME: &str = "bundlegate";
 const EXAMPLE: &str = "write one such as \"http://collector.example:4318\"";
 
 /// Reads the key; `None` if it is absent.
@@ -19,8 +22,8 @@ pub(super) fn read(raw: Option<raw::Tracing>, base: Base<'_>) -> Result<Option<O
 
 fn options(raw: raw::Tracing, base: Base<'_>) -> Result<Options, Problem> {
     let endpoint = endpoint(&raw.endpoint).map_err(|problem| problem.at("endpoint"))?;
-    let sample = sample(raw.sample.unwrap_or(1.0)).map_err(|problem| problem.at("sample"))?;
-    let service_name = raw.service_name.unwrap_or_else(|| "bundlegate".to_owned());
+    let sample = sample(raw.sample.unwrap_or(SAMPLE)).map_err(|problem| problem.at("sample"))?;
+    let service_name = raw.service_name.unwrap_or_else(|| SERVICE_NAME.to_owned());
     if service_name.is_empty() {
         let message = "empty; write a name, or remove the key for `bundlegate`";
         return Err(Problem::new(message).at("service_name"));

@@ -6,7 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::{DuplicateKeyPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Location, Spanned};
 
 use super::{
     key_path::{Segment, shortened},
@@ -14,10 +14,19 @@ use super::{
     problem::{ConfigError, Message, Problem},
 };
 
-/// A value and the line on which it begins.
+/// A place in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    /// Counted from 1.
+    pub(super) line: u64,
+    /// In characters, counted from 1.
+    pub(super) column: u64,
+}
+
+/// A value and the place where it begins.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) line: u64,
+    pub(super) place: Place,
     pub(super) value: Value,
 }
 
@@ -36,16 +45,25 @@ pub(super) enum Value {
     Removed,
 }
 
-/// A key and its line.
+/// A key and its place.
 #[derive(Debug)]
 pub(super) struct Key {
-    pub(super) line: u64,
+    pub(super) place: Place,
     pub(super) name: String,
 }
 
 /// The maximum nesting of the configuration, whose keys nest less than 10 levels. The parser recurses,
 /// and unoptimised it needs up to 32 KiB of stack for a level.
 const MAX_DEPTH: usize = 24;
+
+impl Place {
+    fn of(location: Location) -> Self {
+        Self {
+            line: location.line(),
+            column: location.column(),
+        }
+    }
+}
 
 impl Node {
     /// Parses YAML. The parser's budget bounds depth, aliases and size.
@@ -59,19 +77,17 @@ impl Node {
             budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
         };
         let node: Self = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-            let line = error
+            let place = error
                 .location()
-                .map(|location| location.line())
-                .filter(|line| *line > 0);
+                .filter(|location| location.line() > 0)
+                .map(Place::of);
             if let serde_saphyr::Error::MultipleDocuments { .. } = error.without_snippet() {
-                return ConfigError::unreadable(
-                    line,
+                return ConfigError::whole(
+                    place,
                     "a second YAML document begins here; keep one".to_owned(),
                 );
             }
-            let reason = error.without_snippet().to_string();
-            let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
-            ConfigError::unreadable(line, format!("this is not YAML: {reason}"))
+            ConfigError::whole(place, syntax_error(&error.without_snippet().to_string()))
         })?;
         Ok(node)
     }
@@ -156,10 +172,10 @@ impl Node {
         std::iter::once(first).chain(rest).collect()
     }
 
-    /// The line of the value at `path`, or of its nearest existing ancestor.
-    pub(super) fn line_of(&self, path: &[Segment]) -> u64 {
+    /// The place of the value at `path`, or of its nearest existing ancestor.
+    pub(super) fn place_of(&self, path: &[Segment]) -> Place {
         let Some((first, rest)) = path.split_first() else {
-            return self.line;
+            return self.place;
         };
         match (&self.value, first) {
             // An error about a duplicate key is about the last one.
@@ -167,14 +183,14 @@ impl Node {
                 .iter()
                 .rev()
                 .find(|(key, _)| key.name == *name)
-                .map_or(self.line, |(key, node)| match (rest, &node.value) {
-                    ([], _) => key.line,
-                    _ => node.line_of(rest),
+                .map_or(self.place, |(key, node)| match (rest, &node.value) {
+                    ([], _) => key.place,
+                    _ => node.place_of(rest),
                 }),
             (Value::List(items), Segment::Index(index)) => items
                 .get(*index)
-                .map_or(self.line, |node| node.line_of(rest)),
-            _ => self.line,
+                .map_or(self.place, |node| node.place_of(rest)),
+            _ => self.place,
         }
     }
 
@@ -185,7 +201,7 @@ impl Node {
             Message::Text(text) => shortened(text, MAX_MESSAGE_CHARS),
             Message::UnknownKey(known) => keys::unknown(&path, known),
         };
-        ConfigError::at(&path, self.line_of(&path), message)
+        ConfigError::at(&path, self.place_of(&path), message, problem.missing_file)
     }
 
     /// The value of the key `name` in a mapping.
@@ -205,7 +221,7 @@ impl Node {
             Value::Mapping(entries) => {
                 let mut first_lines: HashMap<&str, u64> = HashMap::with_capacity(entries.len());
                 entries.iter().try_for_each(|(key, node)| {
-                    if let Some(first) = first_lines.insert(&key.name, key.line) {
+                    if let Some(first) = first_lines.insert(&key.name, key.place.line) {
                         let message = format!("duplicate key, first on line {first}; keep one");
                         return Err(Problem::new(message).at(&key.name));
                     }
@@ -226,11 +242,29 @@ impl Node {
     }
 }
 
+/// The message for an error of the parser, without the place, which the error has itself.
+fn syntax_error(reason: &str) -> String {
+    let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+    let reason = reason
+        .split_once(" at line ")
+        .map_or(reason.as_str(), |(reason, _)| reason);
+    if reason.starts_with("budget breached") {
+        return "too many values, or too deeply nested, with all aliases (`*NAME`) replaced; write \
+                fewer"
+            .to_owned();
+    }
+    let fix = match reason.starts_with("tabs ") {
+        true => "indent by spaces",
+        false => "correct the syntax",
+    };
+    format!("this is not YAML: {reason}; {fix}")
+}
+
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         Ok(Self {
-            line: spanned.referenced.line(),
+            place: Place::of(spanned.referenced),
             value: spanned.value,
         })
     }
@@ -240,7 +274,7 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<String>::deserialize(deserializer)?;
         Ok(Self {
-            line: spanned.referenced.line(),
+            place: Place::of(spanned.referenced),
             name: spanned.value,
         })
     }

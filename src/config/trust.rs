@@ -1,8 +1,8 @@
 //! `trust`: roots, authorities and policies, and the policy that applies to a repository.
 
-mod authority;
-mod policy;
-mod roots;
+pub(super) mod authority;
+pub(super) mod policy;
+pub(super) mod roots;
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Parsing of durations, times, sizes, addresses, globs and keywords.
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -9,9 +10,10 @@ use std::{
 
 use globset::{GlobBuilder, GlobSet};
 use jiff::Timestamp;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, de::Visitor};
 
-use super::{keys, problem::Problem};
+use super::{keys, problem::Problem, schema};
 
 /// A duration such as `30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,18 +90,15 @@ impl std::str::FromStr for Period {
             )
         };
         let (number, unit) = split_unit(text).ok_or_else(wrong)?;
-        let factor = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60 * 1000,
-            "h" => 3600 * 1000,
-            "" => {
-                return Err(format!(
-                    "{text:?} has no unit; write {number}s or {number}ms"
-                ));
-            }
-            _ => return Err(wrong()),
-        };
+        if unit.is_empty() {
+            return Err(format!(
+                "{text:?} has no unit; write {number}s or {number}ms"
+            ));
+        }
+        let (_, factor) = PERIOD_UNITS
+            .into_iter()
+            .find(|(known, _)| *known == unit)
+            .ok_or_else(wrong)?;
         // The limit keeps sums of durations within range.
         match number.checked_mul(factor) {
             Some(millis) if millis <= MAX_HOURS * 3600 * 1000 => {
@@ -116,7 +115,7 @@ impl std::str::FromStr for Spread {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
+        if text == AUTO {
             return Ok(Self(None));
         }
         let period = text.parse::<Period>();
@@ -150,23 +149,15 @@ impl std::str::FromStr for Size {
             )
         };
         let (number, unit) = split_unit(text).ok_or_else(wrong)?;
-        let shift = match unit {
-            "B" => 0,
-            "KiB" => 10,
-            "MiB" => 20,
-            "GiB" => 30,
-            "TiB" => 40,
-            "" => {
-                return Err(format!(
-                    "{text:?} has no unit; write {number}MiB or {number}B"
-                ));
-            }
-            _ => {
-                return Err(format!(
-                    "{text:?}: units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB"
-                ));
-            }
-        };
+        if unit.is_empty() {
+            return Err(format!(
+                "{text:?} has no unit; write {number}MiB or {number}B"
+            ));
+        }
+        let known = SIZE_UNITS.into_iter().find(|(known, _)| *known == unit);
+        let (_, shift) = known.ok_or_else(|| {
+            format!("{text:?}: units are B, KiB, MiB, GiB and TiB; write a size such as 64MiB")
+        })?;
         match number.checked_mul(1_u64 << shift) {
             Some(0) => Err(format!("{text:?} is zero; write a size such as 64MiB")),
             // File offsets are signed.
@@ -400,13 +391,45 @@ impl<'de> Deserialize<'de> for AdminListen {
     }
 }
 
+/// Describes a type that is written as a text.
+macro_rules! text_schema {
+    ($($type:ident: $schema:path),+ $(,)?) => {$(
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                $schema()
+            }
+        }
+    )+};
+}
+
+text_schema! {
+    Period: schema::any_period,
+    Spread: schema::any_spread,
+    PointInTime: schema::any_time,
+    Size: schema::any_size,
+    Address: schema::any_address,
+    AdminListen: schema::any_listener,
+}
+
 /// The maximum length of a glob, in characters.
 const MAX_GLOB_CHARS: usize = 1024;
 const MAX_GLOB_BRACES: usize = 10;
-const PERIOD_EXAMPLE: &str = "250ms, 30s, 5m or 24h";
-const TIME_EXAMPLE: &str = "2027-01-01T00:00:00Z";
-const SIZE_EXAMPLE: &str = "512KiB, 64MiB or 10GiB";
-const ADDRESS_EXAMPLE: &str = "\":8443\" (all addresses) or \"127.0.0.1:8443\"";
+/// The word for a spread that is computed.
+pub(super) const AUTO: &str = "auto";
+/// The units of durations, in milliseconds.
+pub(super) const PERIOD_UNITS: [(&str, u64); 4] =
+    [("ms", 1), ("s", 1000), ("m", 60 * 1000), ("h", 3600 * 1000)];
+/// The units of sizes, as powers of two.
+pub(super) const SIZE_UNITS: [(&str, u32); 5] =
+    [("B", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
+pub(super) const PERIOD_EXAMPLE: &str = "250ms, 30s, 5m or 24h";
+pub(super) const TIME_EXAMPLE: &str = "2027-01-01T00:00:00Z";
+pub(super) const SIZE_EXAMPLE: &str = "512KiB, 64MiB or 10GiB";
+pub(super) const ADDRESS_EXAMPLE: &str = "\":8443\" (all addresses) or \"127.0.0.1:8443\"";
 /// The maximum duration, ten years.
 const MAX_HOURS: u64 = 87_600;
 

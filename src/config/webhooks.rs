@@ -42,12 +42,11 @@ pub(super) fn read(raw: Vec<raw::Webhook>, base: Base<'_>) -> Result<Vec<Webhook
 fn webhook(raw: raw::Webhook, base: Base<'_>) -> Result<Webhook, Problem> {
     name(&raw.name).map_err(|problem| problem.at("name"))?;
     let kind = kind(&raw)?;
-    let words = [("admin", Listener::Admin), ("data", Listener::Data)];
     let listener = raw
         .listener
         .as_deref()
         .map_or(Ok(Listener::Admin), |text| {
-            word(text, &words).map_err(|problem| problem.at("listener"))
+            word(text, &LISTENERS).map_err(|problem| problem.at("listener"))
         })?;
     let path = match &raw.path {
         Some(path) => path.clone(),
@@ -71,11 +70,11 @@ fn kind(raw: &raw::Webhook) -> Result<Kind, Problem> {
         .map_err(|problem| problem.at("kind"))?;
     let refused = |message: &str| Err(Problem::new(message).at("pointer"));
     let pointer = match (label, &raw.pointer) {
-        ("generic", Some(text)) => match Pointer::new(text) {
+        (GENERIC, Some(text)) => match Pointer::new(text) {
             Some(pointer) => pointer,
             None => return refused("not a JSON pointer; write one such as /image"),
         },
-        ("generic", None) => {
+        (GENERIC, None) => {
             return refused("missing; write the JSON pointer of the image's name, such as /image");
         }
         (_, Some(_)) => return refused("only `kind: generic` has a pointer; remove it"),
@@ -85,7 +84,7 @@ fn kind(raw: &raw::Webhook) -> Result<Kind, Problem> {
 }
 
 /// The kind of a label other than `generic`.
-fn named(label: &str) -> Kind {
+pub(super) fn named(label: &str) -> Kind {
     match label {
         "zot" => Kind::Zot,
         "harbor" => Kind::Harbor,
@@ -145,18 +144,16 @@ fn authentication(
     listener: Listener,
     base: Base<'_>,
 ) -> Result<Authentication, Problem> {
-    let keys = [
-        ("secret_file", raw.secret_file.is_some()),
-        ("bearer_token_file", raw.bearer_token_file.is_some()),
-        ("basic_file", raw.basic_file.is_some()),
-        ("oidc", raw.oidc.is_some()),
-        ("unauthenticated", raw.unauthenticated == Some(true)),
+    let is_written = [
+        raw.secret_file.is_some(),
+        raw.bearer_token_file.is_some(),
+        raw.basic_file.is_some(),
+        raw.oidc.is_some(),
+        raw.unauthenticated == Some(true),
     ];
-    let written: Vec<_> = keys
-        .iter()
-        .filter(|(_, is_written)| *is_written)
-        .map(|(key, _)| *key)
-        .collect();
+    let keys = CREDENTIALS.into_iter().chain(["unauthenticated"]);
+    let written = keys.zip(is_written).filter(|(_, is_written)| *is_written);
+    let written: Vec<_> = written.map(|(key, _)| key).collect();
     let way = way(kind);
     let key = match written.as_slice() {
         [] => {
@@ -170,13 +167,7 @@ fn authentication(
             return Err(Problem::new(message));
         }
     };
-    let is_possible = match key {
-        "secret_file" => kind.secret_place().is_some(),
-        "oidc" => *kind == Kind::ArtifactRegistry,
-        "unauthenticated" => true,
-        _ => kind.sends_authorization(),
-    };
-    if !is_possible {
+    if !can_send(kind, key) {
         let message = format!("{} can't send this; write {way}", kind.label());
         return Err(Problem::new(message).at(key));
     }
@@ -189,6 +180,16 @@ fn authentication(
         return Ok(Authentication::None);
     }
     read_credentials(raw, kind, base).map_err(|problem| problem.at(key))
+}
+
+/// Whether senders of this kind can be authenticated by the credential of this key.
+pub(super) fn can_send(kind: &Kind, key: &str) -> bool {
+    match key {
+        "secret_file" => kind.secret_place().is_some(),
+        "oidc" => *kind == Kind::ArtifactRegistry,
+        "unauthenticated" => true,
+        _ => kind.sends_authorization(),
+    }
 }
 
 fn read_credentials(
@@ -280,7 +281,11 @@ fn oidc(raw: &raw::WebhookOidc, base: Base<'_>) -> Result<Oidc, Problem> {
     })
 }
 
-const KINDS: [&str; 12] = [
+/// The words of `listener`; the first is the default.
+pub(super) const LISTENERS: [(&str, Listener); 2] =
+    [("admin", Listener::Admin), ("data", Listener::Data)];
+/// The words of `kind`.
+pub(super) const KINDS: [&str; 12] = [
     "distribution",
     "zot",
     "harbor",
@@ -292,10 +297,15 @@ const KINDS: [&str; 12] = [
     "ecr",
     "acr",
     "artifact_registry",
-    "generic",
+    GENERIC,
 ];
+/// The kind with a `pointer`.
+pub(super) const GENERIC: &str = "generic";
+/// The keys of the credentials of senders, besides `unauthenticated`.
+pub(super) const CREDENTIALS: [&str; 4] =
+    ["secret_file", "bearer_token_file", "basic_file", "oidc"];
 /// The paths of the admin API; those that end with a slash with all paths below them.
-const ADMIN_PATHS: [&str; 6] = [
+pub(super) const ADMIN_PATHS: [&str; 6] = [
     "/livez",
     "/readyz",
     "/metrics",

@@ -20,6 +20,8 @@ mod cache_folder;
 mod collector;
 mod command;
 mod compatibility;
+mod config_files;
+mod config_mistakes;
 mod conformance;
 mod connections;
 mod credentials;

@@ -59,8 +59,7 @@ fn errors_about_connections_name_the_key_and_a_fix() {
         ),
         (
             &with("client_certificate: none.crt, client_key: tls.key"),
-            "registries.r.io.client_certificate: none.crt can't be read: No such file or directory \
-             (os error 2); correct the path or its permissions",
+            "registries.r.io.client_certificate: none.crt does not exist; create it, or correct the path",
         ),
         (
             &with("client_certificate: tls.crt, client_key: tls.crt"),

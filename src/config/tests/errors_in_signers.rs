@@ -93,7 +93,7 @@ fn root_errors_name_the_key_and_a_fix() {
         (
             "{ trusted_root: none.json }",
             ".trusted_root",
-            "none.json can't be read: No such file or directory (os error 2); correct the path or its permissions",
+            "none.json does not exist; create it, or correct the path",
         ),
         (
             "{ trusted_root: release.pub }",
@@ -202,7 +202,7 @@ fn key_errors_name_the_key_and_a_fix() {
         (
             "keys: [none.pub]",
             ".keys[0]",
-            "none.pub can't be read: No such file or directory (os error 2); correct the path or its permissions",
+            "none.pub does not exist; create it, or correct the path",
         ),
         (
             "keys: [release.pub, two.pub]",

@@ -103,8 +103,7 @@ fn registry_errors_name_the_key_and_a_fix() {
         ),
         (
             "registries: { r.io: { credentials: { username: a, password_file: none } } }",
-            "registries.r.io.credentials.password_file: none can't be read: No such file or directory (os error 2); correct the path \
-             or its permissions",
+            "registries.r.io.credentials.password_file: none does not exist; create it, or correct the path",
         ),
         (
             "registries: { r.io: { credentials: { username: a, password_file: empty } } }",
@@ -125,8 +124,7 @@ fn docker_config_is_read_and_its_errors_name_the_key_and_a_fix() {
     check(&[
         (
             &with("none.json"),
-            "registries.r.io.credentials.docker_config: none.json can't be read: No such file or directory (os error 2); \
-             correct the path or its permissions",
+            "registries.r.io.credentials.docker_config: none.json does not exist; create it, or correct the path",
         ),
         (
             &with("empty"),

@@ -28,7 +28,7 @@ fn a_reference_has_either_a_version_or_a_rule() {
         (
             "reference: r.io/a",
             "reference",
-            "reference \"r.io/a\" names neither tag nor digest; add one, such as r.io/a:v1, or choose a tag by `semver`",
+            "reference \"r.io/a\" names neither tag nor digest; add one, such as r.io/a:v1, or choose a tag by `semver` or `filter_tags`",
         ),
         (
             "reference: 'r.io/a:v1', semver: ^1",
@@ -74,12 +74,12 @@ fn errors_of_semver_and_filter_tags_name_the_key_and_a_fix() {
         (
             "reference: r.io/a, filter_tags: { pattern: '(', order: numerical }",
             "filter_tags.pattern",
-            "not a regular expression: unclosed group",
+            "not a regular expression: unclosed group; correct it",
         ),
         (
             "reference: r.io/a, filter_tags: { pattern: '^(?P<ts>.*)$', extract: $st, order: numerical }",
             "filter_tags.extract",
-            "the pattern has no group \"st\"; it has $ts",
+            "the pattern has no group \"st\"; it has $ts; name one of them",
         ),
         (
             "reference: r.io/a, filter_tags: { pattern: x }",

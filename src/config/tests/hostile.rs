@@ -77,7 +77,7 @@ fn depth_and_aliases_are_bounded() {
     let deep = |depth: usize| format!("{LEAST}cache: {}{}\n", "[".repeat(depth), "]".repeat(depth));
     for depth in [24, 2000, 100_000] {
         assert!(folder.parse(&deep(depth)).is_err());
-        assert_eq!(all(&deep(depth), folder.0.path()).len(), 1);
+        assert_eq!(all(&deep(depth), folder.0.path()).0.len(), 1);
     }
     let mut laughs = "version: 1\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
@@ -160,7 +160,7 @@ fn every_file_that_is_named_is_a_regular_one_within_a_limit() {
 fn all_errors_are_reported_without_their_consequences() {
     let folder = trust::folder();
     let reported = |typed: &str| {
-        let found = all(&format!("{LEAST}{typed}"), folder.0.path());
+        let found = all(&format!("{LEAST}{typed}"), folder.0.path()).0;
         found
             .iter()
             .map(|error| error.key().to_owned())
@@ -231,7 +231,7 @@ fn items_of_a_list_keep_their_number_and_line() {
     let folder = Folder::new();
     let typed = "version: 1\nclients:\n- { name: a, anonymous: true, bundles: ['**'] }\n- { name: b, anonymous: true, bundles: 3 }\n\
                  - { name: c, anonymous: true, bundles: ['**'] }\n- { name: d, anonymous: true, bundles: [''] }\n";
-    let found = all(typed, folder.0.path());
+    let found = all(typed, folder.0.path()).0;
     let reported: Vec<_> = found
         .iter()
         .map(|error| (error.line().unwrap(), error.key()))

@@ -45,12 +45,6 @@ pub(super) fn folder() -> Folder {
         &rcgen::KeyPair::generate().unwrap().public_key_pem(),
     );
     folder.write("corp_ca.pem", &ca().pem());
-    folder.write(
-        "corp_trusted_root.json",
-        &trusted_root(&["ca", "log", "tsa"]),
-    );
-    folder.write("tuf_root.json", TUF_ROOT);
-    folder.write("provenance.rego", RULE);
     folder.write("ca.pem", &(ca().pem() + &ca().pem()));
     folder.write("corp.json", &trusted_root(&["ca", "log", "tsa"]));
     folder.write("no_log.json", &trusted_root(&["ca", "tsa"]));
@@ -65,6 +59,29 @@ pub(super) fn folder() -> Folder {
         "jwks.json",
         r#"{"keys":[{"kty":"RSA","kid":"1","n":"AQAB","e":"AQAB"}]}"#,
     );
+    // The files of the samples: the public ones, and secrets in place of those that are not published.
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/trust");
+    for sample in std::fs::read_dir(samples).unwrap() {
+        let path = sample.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        folder.write(
+            &format!("trust/{name}"),
+            &std::fs::read_to_string(&path).unwrap(),
+        );
+    }
+    for name in [
+        "tls.crt",
+        "tls.key",
+        "admin.tokens",
+        "edge.tokens",
+        "branch.users",
+        "ghcr.password",
+        "robot.basic",
+        "github.secret",
+    ] {
+        let secret = std::fs::read_to_string(folder.0.path().join(name)).unwrap();
+        folder.write(&format!("secrets/{name}"), &secret);
+    }
     folder
 }
 

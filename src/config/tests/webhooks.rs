@@ -47,7 +47,7 @@ const ERRORS: &[(&str, &str)] = &[
     ),
     (
         "kind: quay, secret_file: missing",
-        ".secret_file: missing can't be read: No such file or directory (os error 2); correct the path or its permissions",
+        ".secret_file: missing does not exist; create it, or correct the path",
     ),
     (
         "kind: quay, secret_file: empty",

@@ -107,12 +107,7 @@ fn authority(
 }
 
 fn tlog_policy(word: Option<&str>) -> Result<TlogPolicy, Problem> {
-    let words = [
-        ("none", TlogPolicy::None),
-        ("if_present", TlogPolicy::IfPresent),
-        ("require", TlogPolicy::Require),
-    ];
-    word.map_or(Ok(TlogPolicy::Require), |word| values::word(word, &words))
+    word.map_or(Ok(TlogPolicy::Require), |word| values::word(word, &TLOG))
 }
 
 /// The root with this name. Without a name, the public-good root if one is needed.
@@ -183,8 +178,14 @@ fn public_key(
             "the file has several keys; put each in its own file".to_owned(),
         ));
     }
+    let not_a_key = |error: BadKey| match error {
+        BadKey::NotPem(_) | BadKey::Broken(_) => {
+            refused(format!("{error}; name the file of a public key"))
+        }
+        error => refused(error.to_string()),
+    };
     let Some(schemes) = schemes else {
-        return PublicKey::from_pem(&text).map_err(|error| refused(error.to_string()));
+        return PublicKey::from_pem(&text).map_err(not_a_key);
     };
     let named = schemes.iter().enumerate().map(|(index, name)| {
         Scheme::named(name).ok_or_else(|| {
@@ -199,9 +200,7 @@ fn public_key(
         BadKey::OtherScheme { .. } | BadKey::NoScheme => {
             Problem::new(error.to_string()).at("schemes")
         }
-        BadKey::NotPem(_) | BadKey::Private | BadKey::Unsupported | BadKey::Broken(_) => {
-            refused(error.to_string())
-        }
+        error => not_a_key(error),
     })
 }
 
@@ -332,13 +331,21 @@ fn private_ca(
 }
 
 fn signing_time(word: Option<&str>) -> Result<SigningTime, Problem> {
-    let words = [
-        ("tsa", SigningTime::Tsa),
-        ("rekor", SigningTime::Rekor),
-        ("now", SigningTime::Now),
-    ];
-    word.map(|word| values::word(word, &words)).ok_or_else(|| {
+    word.map(|word| values::word(word, &TIMES)).ok_or_else(|| {
         let ways = "`tsa` (a timestamp), `rekor` (a log) or `now` (the certificate is valid while it is served)";
         Problem::new(format!("without it nothing proves when a certificate was used; write {ways}"))
     })?
 }
+
+/// The words of `tlog`; the last is the default.
+pub(in crate::config) const TLOG: [(&str, TlogPolicy); 3] = [
+    ("none", TlogPolicy::None),
+    ("if_present", TlogPolicy::IfPresent),
+    ("require", TlogPolicy::Require),
+];
+/// The words of `x509.time`.
+pub(in crate::config) const TIMES: [(&str, SigningTime); 3] = [
+    ("tsa", SigningTime::Tsa),
+    ("rekor", SigningTime::Rekor),
+    ("now", SigningTime::Now),
+];

@@ -53,7 +53,7 @@ pub(super) fn read(
 ) -> Result<Policy, Problem> {
     name(policy)?;
     let rules = match raw {
-        raw::Policy::Keyword(word) if word == "unsigned" => {
+        raw::Policy::Keyword(word) if word == raw::UNSIGNED => {
             return Ok(Policy {
                 trust: TrustPolicy::unsigned(policy.to_owned()),
                 matches: Vec::new(),
@@ -79,10 +79,13 @@ fn requirements(
     authorities: &BTreeMap<String, Authority>,
     base: Base<'_>,
 ) -> Result<Requirements, Problem> {
+    let attestations = each(&raw.attestations, |raw| attestation(raw, base))
+        .map_err(|problem| problem.at("attestations"))?;
     let (authorities, at_least) = authorities_and_threshold(&raw.require, authorities)
         .map_err(|problem| problem.at("require"))?;
     let mut requirements = Requirements {
         at_least,
+        attestations,
         ..Requirements::any_of(authorities)
     };
     if let Some(types) = &raw.predicate_types {
@@ -95,8 +98,6 @@ fn requirements(
             return Err(Problem::new(message).at("predicate_types"));
         }
     }
-    requirements.attestations = each(&raw.attestations, |raw| attestation(raw, base))
-        .map_err(|problem| problem.at("attestations"))?;
     if let Some(words) = &raw.formats {
         let formats: Vec<_> =
             each(words, |word| format(word)).map_err(|problem| problem.at("formats"))?;
@@ -223,20 +224,16 @@ fn attestation(raw: &raw::Attestation, base: Base<'_>) -> Result<Attestation, Pr
 }
 
 fn format(word: &str) -> Result<Format, Problem> {
-    values::word(
-        word,
-        &[Format::Bundle, Format::Legacy].map(|format| (format.label(), format)),
-    )
+    values::word(word, &FORMATS.map(|format| (format.label(), format)))
 }
 
 fn claimed_repository(text: &str) -> Result<ClaimedRepository, Problem> {
     match text {
-        "ignore" => Ok(ClaimedRepository::Ignore),
-        "match" => Ok(ClaimedRepository::Match),
+        IGNORE => Ok(ClaimedRepository::Ignore),
+        MATCH => Ok(ClaimedRepository::Match),
         // A repository always has a slash.
         word if !word.contains('/') => {
-            let suggestion =
-                keys::suggestion(word, ["ignore", "match", "HOST/REPOSITORY"].into_iter());
+            let suggestion = keys::suggestion(word, [IGNORE, MATCH, "HOST/REPOSITORY"].into_iter());
             Err(Problem::new(format!(
                 "{word:?} is neither `ignore`, `match` nor a repository; {suggestion}"
             )))
@@ -288,4 +285,10 @@ where
 
 /// The minimum of `max_signature_age`. A shorter one would reject signatures that have just been
 /// made.
-const MIN_SIGNATURE_AGE: std::time::Duration = std::time::Duration::from_secs(1);
+pub(in crate::config) const MIN_SIGNATURE_AGE: std::time::Duration =
+    std::time::Duration::from_secs(1);
+/// The values of `formats`, which are the default as well.
+pub(in crate::config) const FORMATS: [Format; 2] = [Format::Bundle, Format::Legacy];
+/// The words of `claimed_repository`; the first is the default.
+pub(in crate::config) const IGNORE: &str = "ignore";
+pub(in crate::config) const MATCH: &str = "match";

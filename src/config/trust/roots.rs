@@ -154,7 +154,7 @@ fn check_builtin(word: &str) -> Result<(), Problem> {
 fn builtin_tuf(raw: Option<raw::Tuf>) -> Result<Option<TufOptions>, Problem> {
     match raw {
         None => Ok(RootSource::sigstore().tuf().cloned()),
-        Some(raw::Tuf::Keyword(word)) if word == "none" => Ok(None),
+        Some(raw::Tuf::Keyword(word)) if word == raw::NONE => Ok(None),
         Some(raw::Tuf::Keyword(word)) => Err(Problem::new(format!(
             "{word:?} is neither `none` nor `{{ refresh: TIME }}`; write one of them"
         ))),
@@ -221,7 +221,7 @@ fn refresh(time: Option<Period>) -> Result<Option<Duration>, Problem> {
         .map_err(|problem| problem.at("refresh"))
 }
 
-const SIGSTORE: &str = "sigstore";
+pub(in crate::config) const SIGSTORE: &str = "sigstore";
 /// The minimum refresh interval, short enough for tests of a rotation. A public repository should
 /// be refreshed daily.
-const MIN_REFRESH: Duration = Duration::from_secs(1);
+pub(in crate::config) const MIN_REFRESH: Duration = Duration::from_secs(1);

@@ -137,6 +137,11 @@ impl TufOptions {
         })
     }
 
+    /// The time between two refreshes.
+    pub fn refresh(&self) -> Duration {
+        self.refresh
+    }
+
     /// The same repository with another timeout for one whole refresh.
     #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
