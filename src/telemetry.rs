@@ -28,7 +28,7 @@ use tracing_subscriber::{
 };
 
 /// The target of the lines of the access log.
-pub const ACCESS: &str = "bundlegate::access";
+pub const ACCESS: &str = concat!(env!("CARGO_CRATE_NAME"), "::access");
 
 /// Time for the last lines to be written at the end of the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);

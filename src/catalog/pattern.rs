@@ -380,14 +380,14 @@ mod tests {
             ("{x}", "r.example/{x:v1", "not closed"),
             ("{x}", "r.example/{x}}:v1", "not opened"),
             ("{x}", "{x}.example/a:v1", "must not choose the registry"),
-            ("{x}", "r.example:{x}/a:v1", "malformed"),
+            ("{x}", "r.example:{x}/a:v1", "must not choose the registry"),
             (
                 "{x}",
                 "oci-layout:{x}:v1",
                 "must not choose the registry or the folder",
             ),
             ("{x}", "r.example/{x}", "neither tag nor digest"),
-            ("{x}", "{x}/a:v1", "names no registry host"),
+            ("{x}", "{x}/a:v1", "must not choose the registry"),
             ("{x}", "r.example/a@sha256:{x}", "malformed"),
         ];
         for (resource, reference, part) in rows {

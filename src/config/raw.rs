@@ -290,8 +290,8 @@ pub(super) struct Log {
     pub(super) format: Option<String>,
     /// The requests to the data listener that have a line in the log: none, those that are answered
     /// with an error, or all.
-    #[schemars(extend("enum" = schema::words(&log::ACCESS_LEVELS), "default" = "off"))]
-    pub(super) access: Option<String>,
+    #[schemars(extend("enum" = schema::access_levels(), "default" = "off"))]
+    pub(super) access: Option<Scalar>,
 }
 
 /// Blobs and bundles that are kept.

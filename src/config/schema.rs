@@ -14,7 +14,7 @@ use std::{net::SocketAddr, time::Duration};
 use schemars::{Schema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{difference, raw, values, webhooks};
+use super::{difference, log, raw, values, webhooks};
 use crate::webhooks::{Kind, Pointer};
 
 /// Names this version of the schema. Nothing is fetched from it.
@@ -185,6 +185,12 @@ fn rendered(path: &[&str]) -> String {
 /// The names of keywords.
 pub(super) fn words<T>(words: &[(&'static str, T)]) -> Vec<&'static str> {
     words.iter().map(|(word, _)| *word).collect()
+}
+
+/// The values of `log.access`, of which [`log`](super::log) reads `off` as a boolean as well.
+pub(super) fn access_levels() -> Vec<Value> {
+    let words = log::ACCESS_LEVELS.iter().map(|(word, _)| (*word).into());
+    words.chain([false.into()]).collect()
 }
 
 /// A duration as it is written.
@@ -518,10 +524,6 @@ pub(super) fn admin_listener() -> Value {
     });
     json!([
         { "if": unix, "then": { "not": { "required": ["admin_tls"] } } },
-        {
-            "if": { "properties": { "admin_hosts": { "minItems": 1 } }, "required": ["admin_hosts"] },
-            "then": { "required": ["admin_token_file"] },
-        },
     ])
 }
 

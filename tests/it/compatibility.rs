@@ -239,11 +239,11 @@ fn config_check_reports_all_errors() {
     let told = lines(&ran.stderr);
     assert_eq!((ran.code, told.len()), (1, 6), "{ran:?}");
     for (line, expected) in told.iter().zip([
-        "line 2: server.listen: ",
-        "line 2: server.max_conections: unknown key; did you mean `max_connections`?",
-        "line 6: bundles.one.reference: ",
-        "line 6: bundles.one.poll: ",
-        "line 7: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
+        "bundlegate.yaml:2:11: server.listen: ",
+        "bundlegate.yaml:2:29: server.max_conections: unknown key; did you mean `max_connections`?",
+        "bundlegate.yaml:6:10: bundles.one.reference: ",
+        "bundlegate.yaml:6:46: bundles.one.poll: ",
+        "bundlegate.yaml:7:35: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
         "5 errors",
     ]) {
         assert!(line.contains(expected), "{line} lacks {expected}");

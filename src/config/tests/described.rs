@@ -130,7 +130,9 @@ fn every_key_is_described() {
             undescribed(property, &path, found);
         }
         for keyword in ["additionalProperties", "items"] {
-            undescribed(&schema[keyword], path, found);
+            if let Some(values) = schema.get(keyword) {
+                undescribed(values, path, found);
+            }
         }
         for choice in schema["anyOf"].as_array().into_iter().flatten() {
             undescribed(choice, path, found);

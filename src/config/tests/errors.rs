@@ -432,7 +432,7 @@ fn client_errors_name_the_key_and_a_fix() {
             .to_string();
         assert_eq!(
             error,
-            format!("line 2: clients[0].bearer_token_file: edge.tokens: {expected}")
+            format!("line 2, column 22: clients[0].bearer_token_file: edge.tokens: {expected}")
         );
     }
 }
@@ -592,7 +592,7 @@ fn the_version_comes_first() {
         ),
         (
             "version: 1\n---\nversion: 1",
-            "line 3: a second YAML document begins here; keep one",
+            "line 3, column 1: a second YAML document begins here; keep one",
         ),
         ("version: [1", "this is not YAML: "),
         ("version: 1\n\tserver: {}", "this is not YAML: "),

@@ -86,7 +86,7 @@ fn registry_errors_name_the_key_and_a_fix() {
         ),
         (
             "registries: { r.io: { scheme: ftp } }",
-            "registries.r.io.scheme: \"ftp\" is not a scheme; write `https` or `http`",
+            "registries.r.io.scheme: \"ftp\" is neither `https` nor `http`; available: https, http",
         ),
         (
             "registries: { r.io: { scheme: http, ca_file: registry-ca.pem } }",

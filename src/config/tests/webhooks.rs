@@ -155,11 +155,11 @@ fn webhook_errors_name_the_key_and_a_fix() {
 #[test]
 fn a_webhook_has_a_sender_a_place_and_a_secret() {
     let folder = trust::folder();
-    folder.write("secrets", "one\n\n two \n");
+    folder.write("hook.secrets", "one\n\n two \n");
     let config = folder.with(
         "webhooks:
-  - { name: hub, kind: docker_hub, secret_file: secrets, listener: data }
-  - { name: lan, kind: zot, bearer_token_file: secrets, host: 'registry.lan:5000', path: /zot }
+  - { name: hub, kind: docker_hub, secret_file: hook.secrets, listener: data }
+  - { name: lan, kind: zot, bearer_token_file: hook.secrets, host: 'registry.lan:5000', path: /zot }
   - { name: open, kind: quay, unauthenticated: true }",
     );
     let config = config.unwrap();
@@ -179,5 +179,10 @@ fn a_webhook_has_a_sender_a_place_and_a_secret() {
     );
     assert_eq!(open.authentication, Authentication::None);
     // Changes of the file are applied while serving.
-    assert!(config.files().iter().any(|path| path.ends_with("secrets")));
+    assert!(
+        config
+            .files()
+            .iter()
+            .any(|path| path.ends_with("hook.secrets"))
+    );
 }
