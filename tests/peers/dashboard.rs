@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::{
+    shared::names,
     support::{
         Artifact, Ca, GatewayConfig, KeyPair, Kind, PATIENCE, Prometheus, Registry, TestGateway,
         poll_until, run,
@@ -117,6 +118,7 @@ async fn prometheus_answers_every_query_of_the_dashboard_and_evaluates_every_ale
         others.is_empty().then_some(())
     })
     .await;
+    alerts_read_what_exists(&prometheus).await;
     for name in ACTIVE {
         poll_until(&format!("{name} to be active"), async || {
             active(&prometheus).await.contains(name).then_some(())
@@ -174,7 +176,7 @@ impl World {
         let token = folder.path().join("token");
         fs::write(&token, TOKEN).unwrap();
         let trust = json!({
-            "roots": { "corp": { "tuf": { "url": tuf.url(), "root": root } } },
+            "roots": { "corp": { "tuf": { "url": tuf.url().as_str(), "root": root } } },
             "authorities": {
                 "release-key": { "keys": [key.public()], "tlog": "none" },
                 "ci": { "keyless": {
@@ -406,20 +408,43 @@ async fn variables_have_values(prometheus: &Prometheus) {
     assert_eq!(found, 3);
 }
 
-/// The names of the alerts with this property. All rules of the file must be there.
-async fn alerts(prometheus: &Prometheus, has: impl Fn(&Value) -> bool) -> BTreeSet<String> {
+/// An alert that reads a metric or a label that does not exist would never fire.
+async fn alerts_read_what_exists(prometheus: &Prometheus) {
+    let known = prometheus.get("labels", &[]).await.unwrap();
+    for rule in rules(prometheus).await {
+        let read = names(rule["query"].as_str().unwrap());
+        for metric in &read.metrics {
+            let samples = prometheus.samples(metric).await.unwrap();
+            assert!(!samples.is_empty(), "{}: no {metric}", rule["name"]);
+        }
+        for label in &read.labels {
+            // Service discovery in Kubernetes adds it.
+            let is_known = label == "pod" || known.as_array().unwrap().contains(&json!(label));
+            assert!(is_known, "{}: no label {label}", rule["name"]);
+        }
+    }
+}
+
+/// The alerts, all of which have been loaded.
+async fn rules(prometheus: &Prometheus) -> Vec<Value> {
     let data = prometheus.get("rules", &[("type", "alert")]).await.unwrap();
     let groups = data["groups"].as_array().unwrap().iter();
     let rules: Vec<_> = groups
-        .flat_map(|group| group["rules"].as_array().unwrap())
+        .flat_map(|group| group["rules"].as_array().unwrap().clone())
         .collect();
     let written = fs::read_to_string(RULES).unwrap();
     assert_eq!(rules.len(), written.matches("- alert: ").count());
+    rules
+}
+
+/// The names of the alerts with this property.
+async fn alerts(prometheus: &Prometheus, has: impl Fn(&Value) -> bool) -> BTreeSet<String> {
+    let rules = rules(prometheus).await;
     for rule in &rules {
         let error = rule["lastError"].as_str().unwrap_or_default();
         assert!(error.is_empty(), "{}: {error}", rule["name"]);
     }
-    let found = rules.into_iter().filter(|rule| has(rule));
+    let found = rules.iter().filter(|rule| has(rule));
     found
         .map(|rule| rule["name"].as_str().unwrap().to_owned())
         .collect()

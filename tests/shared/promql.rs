@@ -44,7 +44,10 @@ pub(crate) fn names(expression: &str) -> Names {
             _ if !is_name(first) => {}
             _ if is_selector || is_list => drop(names.labels.insert(token.to_owned())),
             _ => {
-                let is_function = rest.trim_start().starts_with('(');
+                let next = rest.trim_start();
+                let is_function = ["(", "by (", "by(", "without (", "without("]
+                    .iter()
+                    .any(|start| next.starts_with(start));
                 let is_keyword = GROUPING.contains(&token) || OPERATORS.contains(&token);
                 if !is_function && !is_keyword {
                     names.metrics.insert(token.to_owned());
