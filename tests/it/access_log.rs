@@ -426,7 +426,10 @@ async fn lines_have_the_format_of_the_configuration() {
     let json = config(&registry, &json!({ "format": "json" })).to_string();
     fs::write(text.path().join("bundlegate.yaml"), json).unwrap();
     let line = process
-        .line(|line| serde_json::from_str::<Value>(line).ok())
+        .line(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"] == "configuration read again").then_some(line)
+        })
         .await;
     assert_eq!(line["level"], "INFO", "{line}");
 }
@@ -514,7 +517,7 @@ impl Unread {
                 self.stderr.read_line(&mut line).unwrap() > 0,
                 "it has ended"
             );
-            let line = serde_json::from_str(&line).unwrap();
+            let line = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
             if let Some(found) = find(&line) {
                 return found;
             }
