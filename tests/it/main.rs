@@ -41,6 +41,7 @@ mod mirrors;
 mod on_withdraw;
 mod opa_check;
 mod pacing;
+mod page;
 mod patterns;
 mod policy_change;
 mod protocols;

@@ -33,6 +33,7 @@ mod mirrors;
 mod notifications;
 mod opa_check;
 mod outages;
+mod page;
 mod policy_change;
 mod prometheus;
 mod pushes;
