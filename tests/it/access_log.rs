@@ -537,7 +537,8 @@ async fn a_stderr_that_is_not_read_delays_no_request_and_what_is_dropped_is_coun
     const REQUESTS: usize = 12_000;
     let registry = registry().await;
     let config = config(&registry, &json!({ "access": "all" }));
-    let mut gateway = Unread::start(&folder(&config));
+    let folder = folder(&config);
+    let mut gateway = Unread::start(&folder);
     let (data, admin) = (gateway.address("data"), gateway.address("admin"));
     // Nothing is read from here on. Each line has some 300 bytes.
     let asked = tokio::task::spawn_blocking(move || {
