@@ -174,7 +174,7 @@ impl World {
         let token = folder.path().join("token");
         fs::write(&token, TOKEN).unwrap();
         let trust = json!({
-            "roots": { "corp": { "tuf": { "url": tuf.url(), "root": root } } },
+            "roots": { "corp": { "tuf": { "url": tuf.url().as_str(), "root": root } } },
             "authorities": {
                 "release-key": { "keys": [key.public()], "tlog": "none" },
                 "ci": { "keyless": {
