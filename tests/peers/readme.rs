@@ -303,7 +303,7 @@ async fn opa_says_what_the_guide_quotes() {
         (
             OpaVersion::V0_70,
             &two,
-            "detected overlapping roots in bundle manifest",
+            "detected overlapping roots in …",
         ),
         (
             OpaVersion::Newest,
