@@ -1,11 +1,11 @@
 //! Both listeners: binding, serving and draining.
 
-use std::{io, net::SocketAddr, path::Path, pin::pin, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use tokio::{net::TcpListener, runtime::Handle, sync::watch, time::timeout};
 
 use super::{
-    AdminAddress, Catalog, Drain, LongPoll, Options, ServerTls, Settings,
+    AdminAddress, Catalog, LiveSettings, LongPoll, Options, ServerTls, Settings,
     access_log::AccessLog,
     admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
@@ -180,24 +180,17 @@ impl Server {
         let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
         let admin_tls = || admin_tls(&settings.current());
         let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
-        let stop = async {
-            shutdown.await;
-            drain(settings.current().drain, &phase, &connections, &catalog).await;
-        };
-        // Within the task of both accept loops, so that a check proves that it runs.
-        let mut answer_checks = pin!(liveness_checks.answer());
+        let stop = drain_after(shutdown, &settings, &phase, &connections, &catalog);
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
             () = follow_settings => {}
             () = follow_limit => {}
             () = stop => {}
-            () = &mut answer_checks => {}
+            // In the task of both accept loops, so that a check proves that it runs.
+            () = liveness_checks.answer() => {}
         }
-        tokio::select! {
-            () = connections.close() => {}
-            () = answer_checks => {}
-        }
+        connections.close().await;
     }
 }
 
@@ -249,13 +242,16 @@ fn admin_tls(settings: &Settings) -> Option<ServerTls> {
     Some(Arc::clone(&tls.config).into())
 }
 
-/// Both phases of the shutdown; each ends early when no connection is left.
-async fn drain(
-    times: Drain,
+/// Both phases of the shutdown, once it is requested; each ends early when no connection is left.
+async fn drain_after(
+    shutdown: impl Future<Output = ()>,
+    settings: &LiveSettings,
     phase: &watch::Sender<Phase>,
     connections: &Connections,
     catalog: &Catalog,
 ) {
+    shutdown.await;
+    let times = settings.current().drain;
     phase.send_replace(Phase::Notice);
     let _ = timeout(times.notice, connections.wait_until_empty()).await;
     phase.send_replace(Phase::Release(times.over));
