@@ -239,11 +239,11 @@ fn config_check_reports_all_errors() {
     let told = lines(&ran.stderr);
     assert_eq!((ran.code, told.len()), (1, 6), "{ran:?}");
     for (line, expected) in told.iter().zip([
-        "line 2: server.listen: ",
-        "line 2: server.max_conections: unknown key; did you mean `max_connections`?",
-        "line 6: bundles.one.reference: ",
-        "line 6: bundles.one.poll: ",
-        "line 7: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
+        ":2:11: server.listen: ",
+        ":2:29: server.max_conections: unknown key; did you mean `max_connections`?",
+        ":6:10: bundles.one.reference: ",
+        ":6:46: bundles.one.poll: ",
+        ":7:34: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
         "5 errors",
     ]) {
         assert!(line.contains(expected), "{line} lacks {expected}");
