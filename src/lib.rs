@@ -43,7 +43,8 @@
 //! 15 minutes, or half of the time until `max_stale`. No registry answer can lead to a link-local
 //! address or a cloud metadata service, under any name; through a proxy, which resolves names
 //! itself, under none that is known here. Foreign text is truncated ([`telemetry::cut`]) where it
-//! becomes a label, a header, a log field or a status value.
+//! becomes a label, a header, a log field or a status value. The page of the admin listener is written
+//! by a type that can write such a text only escaped (`server::page`).
 //!
 //! # Mirrors
 //!

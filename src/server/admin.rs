@@ -40,6 +40,7 @@ pub(super) struct AdminApi {
     access: AdminAccess,
     state: Arc<AdminState>,
     webhooks: WebhookApi,
+    // Rendering thousands of bundles takes long, and must not delay bundle requests.
     page: Renderer,
     status: Renderer,
     metrics: Renderer,
@@ -108,7 +109,7 @@ impl AdminApi {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return response::method_not_allowed();
         }
-        if let Err(refused) = self.access.admit_read(&request) {
+        if let Some(refused) = self.access.refuse_read(&request) {
             return refused;
         }
         match request.uri().path() {
@@ -123,8 +124,6 @@ impl AdminApi {
             }
         }
     }
-
-    // Rendering thousands of bundles takes long, and must not delay bundle requests.
 
     async fn metrics(&self) -> Response<ResponseBody> {
         let state = Arc::clone(&self.state);

@@ -89,15 +89,15 @@ pub(super) enum Denied {
 const PAGE: &str = "/";
 
 impl AdminAccess {
-    /// Lets a request pass that changes nothing, or returns the response to it.
-    pub(super) fn admit_read(
+    /// The response to a request that changes nothing and must not read; `None` if it may.
+    pub(super) fn refuse_read(
         &self,
         request: &Request<RequestBody>,
-    ) -> Result<(), Response<ResponseBody>> {
+    ) -> Option<Response<ResponseBody>> {
         let authority = request.uri().authority();
         let authority = authority.map(|authority| authority.as_str());
-        self.check_read(request.uri().path(), authority, request.headers())
-            .map_err(Denied::response)
+        let checked = self.check_read(request.uri().path(), authority, request.headers());
+        checked.err().map(Denied::response)
     }
 
     /// Checks that no page of another site reads by the browser of a user.

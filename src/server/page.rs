@@ -51,14 +51,16 @@ const RELOAD_SECONDS: &str = "10";
 const SLOW_RELOAD_SECONDS: &str = "60";
 const MANY_BUNDLES: usize = 1000;
 
-static POLICY: LazyLock<String> = LazyLock::new(|| {
+#[expect(clippy::expect_used, reason = "hashes in base64 are visible ASCII")]
+static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let hash = |asset: Asset| BASE64_STANDARD.encode(Sha256::digest(asset.as_str()));
-    format!(
+    let policy = format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
          img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         hash(STYLE),
         hash(SCRIPT)
-    )
+    );
+    HeaderValue::try_from(policy).expect("a header value")
 });
 /// Distinguishes the documents of versions with different style sheets or scripts.
 static BUILD: LazyLock<String> = LazyLock::new(|| {
@@ -72,9 +74,7 @@ static BUILD: LazyLock<String> = LazyLock::new(|| {
 /// Adds the headers of the page.
 pub(super) fn secure(response: &mut Response<ResponseBody>) {
     let headers: &mut HeaderMap = response.headers_mut();
-    if let Ok(policy) = HeaderValue::from_str(&POLICY) {
-        headers.insert(CONTENT_SECURITY_POLICY, policy);
-    }
+    headers.insert(CONTENT_SECURITY_POLICY, POLICY.clone());
     for (name, value) in [
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (REFERRER_POLICY, "no-referrer"),
@@ -121,7 +121,9 @@ pub(super) fn render(overview: &Overview) -> Bytes {
                 write_alerts(html, &alerts);
                 counts(html, &bundles);
                 list(html, &bundles, overview.at);
-                html.element("div").class("columns").content(|html| {
+                let further = html.element("div").class("columns");
+                let further = further.attribute("id", "further").flag("data-live");
+                further.content(|html| {
                     authenticity::certificates(html, overview);
                     authenticity::trust_roots(html, overview);
                     configuration(html, overview);
@@ -369,10 +371,11 @@ fn list(html: &mut Html, bundles: &[(Condition, &BundleOverview)], now: Timestam
                 });
         });
         html.element("div").class("frame").content(|html| {
-            if bundles.is_empty() {
-                html.element("p")
-                    .class("none")
-                    .text("No bundle is configured.");
+            let none = html.element("p").class("none").attribute("id", "none");
+            let none = none.flag("data-live");
+            match bundles.is_empty() {
+                true => none.text("No bundle is configured."),
+                false => none.flag("hidden").text(""),
             }
             bundle::table(html, bundles, now);
         });
@@ -384,19 +387,19 @@ fn configuration(html: &mut Html, overview: &Overview) {
         return;
     };
     text::section(html, "configuration", "Configuration", |html| {
-        html.element("tbody").content(|html| {
-            text::row(html, "Last read", |html| {
+        html.element("dl").class("pairs").content(|html| {
+            text::fact(html, "Last read", |html| {
                 text::ago(html, reload.at, overview.at)
             });
-            text::row(html, "Outcome", |html| match &reload.refusal {
+            text::fact(html, "Outcome", |html| match &reload.refusal {
                 None => text::badge(html, "good", "In force"),
                 Some(_) => text::badge(html, "bad", "Refused"),
             });
             if !reload.restart_keys.is_empty() {
                 let keys = reload.restart_keys.join(", ");
-                text::row(html, "Waits for a restart", |html| html.foreign(&keys));
+                text::fact(html, "Waits for a restart", |html| html.foreign(&keys));
             }
-            text::row(html, "Cache folder", |html| match &overview.cache_problem {
+            text::fact(html, "Cache folder", |html| match &overview.cache_problem {
                 None => html.text("no problem"),
                 Some(problem) => html.foreign(problem),
             });
@@ -408,36 +411,37 @@ fn webhooks(html: &mut Html, overview: &Overview) {
     if overview.webhooks.is_empty() {
         return;
     }
+    let columns = ["Webhook", "Last event", "Events", "Last refusal"];
     text::section(html, "webhooks", "Webhooks", |html| {
-        text::columns(html, &["Webhook", "Last event", "Events", "Last refusal"]);
-        html.element("tbody").content(|html| {
+        text::table(html, &columns, |html| {
             for (name, webhook) in &overview.webhooks {
-                html.element("tr").class("main").content(|html| {
-                    html.element("th")
-                        .attribute("scope", "row")
-                        .content(|html| {
-                            html.element("span").class("name").foreign(name);
-                            html.element("span")
-                                .class("reference")
-                                .foreign(webhook.kind);
-                        });
-                    text::cell(html, "Last event", |html| match webhook.last_event {
-                        Some(at) => text::ago(html, at, overview.at),
-                        None => html.element("span").class("muted").text("none"),
-                    });
-                    text::cell(html, "Events", |html| html.text(&events(webhook)));
-                    text::cell(html, "Last refusal", |html| match &webhook.last_refusal {
-                        Some((at, reason, message)) => {
-                            html.text(&format!("{reason}, "));
-                            text::ago(html, *at, overview.at);
-                            html.text(": ");
-                            html.foreign(message);
-                        }
-                        None => html.element("span").class("muted").text("none"),
-                    });
-                });
+                text::row(html, |html| webhook_cells(html, name, webhook, overview.at));
             }
         });
+    });
+}
+
+fn webhook_cells(html: &mut Html, name: &str, webhook: &WebhookStatus, now: Timestamp) {
+    let none = |html: &mut Html| html.element("span").class("muted").text("none");
+    text::row_head(html, |html| {
+        html.element("span").class("name").foreign(name);
+        html.element("span")
+            .class("reference")
+            .foreign(webhook.kind);
+    });
+    text::cell(html, "Last event", |html| match webhook.last_event {
+        Some(at) => text::ago(html, at, now),
+        None => none(html),
+    });
+    text::cell(html, "Events", |html| html.text(&events(webhook)));
+    text::cell(html, "Last refusal", |html| match &webhook.last_refusal {
+        Some((at, reason, message)) => {
+            html.text(&format!("{reason}, "));
+            text::ago(html, *at, now);
+            html.text(": ");
+            html.foreign(message);
+        }
+        None => none(html),
     });
 }
 

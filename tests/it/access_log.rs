@@ -426,7 +426,10 @@ async fn lines_have_the_format_of_the_configuration() {
     let json = config(&registry, &json!({ "format": "json" })).to_string();
     fs::write(text.path().join("bundlegate.yaml"), json).unwrap();
     let line = process
-        .line(|line| serde_json::from_str::<Value>(line).ok())
+        .line(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"] == "configuration read again").then_some(line)
+        })
         .await;
     assert_eq!(line["level"], "INFO", "{line}");
 }
@@ -514,7 +517,7 @@ impl Unread {
                 self.stderr.read_line(&mut line).unwrap() > 0,
                 "it has ended"
             );
-            let line = serde_json::from_str(&line).unwrap();
+            let line = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no JSON: {line}"));
             if let Some(found) = find(&line) {
                 return found;
             }
@@ -534,7 +537,8 @@ async fn a_stderr_that_is_not_read_delays_no_request_and_what_is_dropped_is_coun
     const REQUESTS: usize = 12_000;
     let registry = registry().await;
     let config = config(&registry, &json!({ "access": "all" }));
-    let mut gateway = Unread::start(&folder(&config));
+    let folder = folder(&config);
+    let mut gateway = Unread::start(&folder);
     let (data, admin) = (gateway.address("data"), gateway.address("admin"));
     // Nothing is read from here on. Each line has some 300 bytes.
     let asked = tokio::task::spawn_blocking(move || {

@@ -243,7 +243,7 @@ fn config_check_reports_all_errors() {
         "bundlegate.yaml:2:29: server.max_conections: unknown key; did you mean `max_connections`?",
         "bundlegate.yaml:6:10: bundles.one.reference: ",
         "bundlegate.yaml:6:46: bundles.one.poll: ",
-        "bundlegate.yaml:7:35: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
+        "bundlegate.yaml:7:34: bundles.two.trust: trust.policies has no \"dve\"; did you mean `dev`?",
         "5 errors",
     ]) {
         assert!(line.contains(expected), "{line} lacks {expected}");

@@ -115,6 +115,8 @@ fn every_header_is_in_the_table() {
         let custom = |name: &&str| {
             name.starts_with("bundlegate-")
                 || name.starts_with("x-")
+                || name.starts_with("sec-fetch-")
+                || name.starts_with("cross-origin-")
                 || ["prefer", "ce-type", "ce-source"].contains(name)
         };
         headers.extend(code.split('"').filter(custom).map(str::to_owned));

@@ -48,6 +48,7 @@ mod monitoring;
 mod on_withdraw;
 mod opa_check;
 mod pacing;
+mod page;
 mod patterns;
 mod policy_change;
 mod protocols;

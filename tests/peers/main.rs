@@ -35,6 +35,7 @@ mod mirrors;
 mod notifications;
 mod opa_check;
 mod outages;
+mod page;
 mod policy_change;
 mod prometheus;
 mod pushes;

@@ -3,7 +3,11 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{html::Html, text};
-use crate::server::overview::Overview;
+use crate::{
+    publish::TrustRootStatus,
+    server::overview::Overview,
+    telemetry::{NAME_BYTES, cut},
+};
 
 /// What expires within this time is a problem.
 const SOON: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -71,6 +75,7 @@ fn write_expiry(html: &mut Html, expires: Timestamp, colour: &'static str, now: 
     text::time(html, expires, &words);
 }
 
+/// Writes the certificates, those that expire first at the top.
 pub(super) fn certificates(html: &mut Html, overview: &Overview) {
     if overview.certificates.is_empty() {
         return;
@@ -78,77 +83,74 @@ pub(super) fn certificates(html: &mut Html, overview: &Overview) {
     let mut certificates: Vec<_> = overview.certificates.iter().collect();
     certificates.sort_by_key(|certificate| certificate.expiry.not_after);
     text::section(html, "certificates", "Certificates", |html| {
-        text::columns(html, &["Key", "Subject", "Expires"]);
-        html.element("tbody").content(|html| {
+        text::table(html, &["Key", "Subject", "Expires"], |html| {
             for certificate in certificates {
-                html.element("tr")
-                    .class("main")
-                    .attribute("role", "row")
-                    .content(|html| {
-                        let key = html.element("th").attribute("scope", "row").class("name");
-                        key.foreign(&certificate.key);
-                        text::cell(html, "Subject", |html| {
-                            html.foreign(&certificate.expiry.subject)
-                        });
-                        text::cell(html, "Expires", |html| {
-                            expiry(html, certificate.expiry.not_after, overview.at);
-                        });
+                text::row(html, |html| {
+                    text::row_head(html, |html| key(html, &certificate.key));
+                    text::cell(html, "Subject", |html| {
+                        html.foreign(&certificate.expiry.subject);
                     });
+                    text::cell(html, "Expires", |html| {
+                        expiry(html, certificate.expiry.not_after, overview.at);
+                    });
+                });
             }
         });
     });
 }
 
+/// A key of the configuration, which may be broken after each dot.
+fn key(html: &mut Html, key: &str) {
+    html.element("span").class("name").content(|html| {
+        html.element("bdi").content(|html| {
+            for part in cut(key, NAME_BYTES).split_inclusive('.') {
+                html.text(part);
+                html.element("wbr").void();
+            }
+        });
+    });
+}
+
+/// Writes the trust roots.
 pub(super) fn trust_roots(html: &mut Html, overview: &Overview) {
     if overview.trust_roots.is_empty() {
         return;
     }
-    let now = overview.at;
     text::section(html, "trust-roots", "Trust roots", |html| {
-        text::columns(html, &["Root", "Expires", "Last refresh"]);
-        html.element("tbody").content(|html| {
+        text::table(html, &["Root", "Expires", "Last refresh"], |html| {
             for (name, root) in &overview.trust_roots {
-                html.element("tr")
-                    .class("main")
-                    .attribute("role", "row")
-                    .content(|html| {
-                        html.element("th")
-                            .attribute("scope", "row")
-                            .content(|html| {
-                                html.element("span").class("name").foreign(name);
-                                let source = root.url().unwrap_or_else(|| root.source());
-                                html.element("span").class("reference").foreign(source);
-                            });
-                        text::cell(html, "Expires", |html| match root.expires() {
-                            _ if root.is_pending() => text::badge(html, "bad", "Not fetched yet"),
-                            Some(expires) => {
-                                root_expiry(html, expires, root.last_failure().is_some(), now);
-                            }
-                            None => html.element("span").class("muted").text("never"),
-                        });
-                        text::cell(html, "Last refresh", |html| {
-                            match root.last_refresh() {
-                                Some(at) => text::ago(html, at, now),
-                                None if root.url().is_none() => {
-                                    html.element("span").class("muted").text("is not refreshed");
-                                }
-                                None => html
-                                    .element("span")
-                                    .class("muted")
-                                    .text("none since the start"),
-                            }
-                            if let Some(failure) = root.last_failure() {
-                                html.element("span").class("line").content(|html| {
-                                    text::badge(html, "warn", "Failed");
-                                    html.text(" ");
-                                    text::ago(html, failure.at, now);
-                                    html.text(": ");
-                                    html.foreign(&failure.message);
-                                });
-                            }
-                        });
-                    });
+                text::row(html, |html| trust_root(html, name, root, overview.at));
             }
         });
+    });
+}
+
+fn trust_root(html: &mut Html, name: &str, root: &TrustRootStatus, now: Timestamp) {
+    let muted = |html: &mut Html, words| html.element("span").class("muted").text(words);
+    text::row_head(html, |html| {
+        html.element("span").class("name").foreign(name);
+        let source = root.url().unwrap_or_else(|| root.source());
+        html.element("span").class("reference").foreign(source);
+    });
+    text::cell(html, "Expires", |html| match root.expires() {
+        _ if root.is_pending() => text::badge(html, "bad", "Not fetched yet"),
+        Some(expires) => root_expiry(html, expires, root.last_failure().is_some(), now),
+        None => muted(html, "never"),
+    });
+    text::cell(html, "Last refresh", |html| {
+        match root.last_refresh() {
+            Some(at) => text::ago(html, at, now),
+            None if root.url().is_none() => muted(html, "is not refreshed"),
+            None => muted(html, "none since the start"),
+        }
+        if let Some(failure) = root.last_failure() {
+            html.element("span").class("line").content(|html| {
+                text::badge(html, "warn", "Failed");
+                html.text(" ");
+                text::ago(html, failure.at, now);
+                html.text(": ");
+                html.foreign(&failure.message);
+            });
+        }
     });
 }

@@ -73,7 +73,7 @@ impl Rows<'_> {
             .map_or("", |digest| digest.as_str());
         let group = html.element("tbody").attribute("role", "rowgroup");
         let group = group.class(self.condition.class());
-        let group = group.attribute("id", &format!("bundle {name}"));
+        let group = group.attribute("id", &format!("bundle:{name}"));
         group.attribute("data-version", version).content(|html| {
             html.element("tr")
                 .class("main")
@@ -99,11 +99,11 @@ impl Rows<'_> {
         head.attribute("role", "rowheader").content(|html| {
             let details = html
                 .element("details")
-                .attribute("id", &format!("details {name}"));
+                .attribute("id", &format!("details:{name}"));
             details.content(|html| html.element("summary").class("name").foreign(name));
-            html.element("span")
-                .class("reference")
-                .foreign(status.reference.written());
+            let reference = status.reference.written();
+            let short = html.element("span").class("reference");
+            short.attribute("title", reference).foreign(reference);
         });
     }
 
@@ -148,20 +148,30 @@ impl Rows<'_> {
     fn version(&self, html: &mut Html) {
         let status = &self.bundle.status;
         let chosen = status.chosen.as_ref().map(|chosen| &*chosen.tag);
-        if let Some(tag) = chosen.or_else(|| status.reference.tag()) {
-            html.element("span").class("line tag").foreign(tag);
-        }
-        match &status.manifest {
-            Some(digest) => text::digest(html, digest.as_str()),
-            None => html.element("span").class("muted").text("nothing served"),
-        }
-        if let Some(revision) = status.revision.as_deref().filter(|text| !text.is_empty()) {
-            html.element("span")
-                .class("line small muted")
-                .content(|html| {
-                    html.text("revision ");
+        let tag = chosen.or_else(|| status.reference.tag());
+        let revision = status.revision.as_deref();
+        let revision = revision.filter(|revision| !revision.is_empty());
+        html.element("span").class("version").content(|html| {
+            if let Some(tag) = tag {
+                html.element("span").class("tag").foreign(tag);
+            }
+            if let Some(revision) = revision {
+                html.element("span").class("muted small").content(|html| {
+                    html.text(if tag.is_some() {
+                        " · revision "
+                    } else {
+                        "revision "
+                    });
                     html.foreign(revision);
                 });
+            }
+        });
+        match &status.manifest {
+            Some(digest) => text::digest(html, digest.as_str()),
+            None => html
+                .element("span")
+                .class("muted small")
+                .text("nothing served"),
         }
     }
 
@@ -201,9 +211,11 @@ impl Rows<'_> {
             ..
         }) = &self.bundle.lost
         {
-            html.element("span").class("line").content(|html| {
-                text::badge(html, "bad", &format!("{clients} on a withdrawn version"));
-            });
+            let text = match clients {
+                1 => "1 runs a withdrawn version".to_owned(),
+                _ => format!("{clients} run a withdrawn version"),
+            };
+            html.element("span").class("line bad-text").text(&text);
         }
     }
 
@@ -269,35 +281,35 @@ impl Rows<'_> {
             lost,
             ..
         } = self.bundle;
-        fact(html, "Reference", |html| {
+        text::fact(html, "Reference", |html| {
             html.foreign(status.reference.written())
         });
         if let Some(chosen) = &status.chosen {
-            fact(html, "Chosen tag", |html| {
+            text::fact(html, "Chosen tag", |html| {
                 html.foreign(&chosen.tag);
                 html.text(&format!(" of {}: ", text::count(chosen.candidates, "tag")));
                 html.foreign(&chosen.reason);
             });
         }
         if let Some(pattern) = pattern {
-            fact(html, "Added on demand by", |html| html.foreign(pattern));
+            text::fact(html, "Added on demand by", |html| html.foreign(pattern));
         }
         for (label, digest) in [("Manifest", &status.manifest), ("Image", &status.image)] {
             if let Some(digest) = digest {
-                fact(html, label, |html| whole_digest(html, digest.as_str()));
+                text::fact(html, label, |html| whole_digest(html, digest.as_str()));
             }
         }
         if let Some(etag) = &status.etag {
-            fact(html, "Entity tag", |html| {
+            text::fact(html, "Entity tag", |html| {
                 html.element("code").foreign(etag)
             });
         }
         if let Some(size) = status.size {
-            fact(html, "Size", |html| html.text(&text::size(size)));
+            text::fact(html, "Size", |html| html.text(&text::size(size)));
         }
-        fact(html, "Policy", |html| html.foreign(&status.policy));
+        text::fact(html, "Policy", |html| html.foreign(&status.policy));
         for signer in &status.signers {
-            fact(html, "Signer", |html| {
+            text::fact(html, "Signer", |html| {
                 html.foreign(&signer.authority);
                 html.text(": ");
                 html.foreign(&signer.identity);
@@ -308,13 +320,13 @@ impl Rows<'_> {
             });
         }
         if let Some(verdict) = &status.verdict {
-            fact(html, "Verified", |html| self.verified(html, verdict));
+            text::fact(html, "Verified", |html| self.verified(html, verdict));
         }
         if let Some(verdict) = &status.rejected {
-            fact(html, "Refused version", |html| self.refused(html, verdict));
+            text::fact(html, "Refused version", |html| self.refused(html, verdict));
         }
         if let Some(failure) = &status.last_failure {
-            fact(html, "Last failure", |html| {
+            text::fact(html, "Last failure", |html| {
                 html.text(&format!(
                     "{} at step {}, ",
                     failure.class.label(),
@@ -330,7 +342,7 @@ impl Rows<'_> {
             });
         }
         if let Some(lost) = lost {
-            fact(html, "Withdrawn version", |html| {
+            text::fact(html, "Withdrawn version", |html| {
                 whole_digest(html, lost.version.manifest.as_str());
                 html.text(&match lost.clients {
                     Some(clients) => format!(", run by {}", text::count(clients, "client")),
@@ -405,11 +417,6 @@ fn reason_of(html: &mut Html, title: &str, content: impl FnOnce(&mut Html)) {
         html.element("strong").text(title);
         content(html);
     });
-}
-
-fn fact(html: &mut Html, label: &str, content: impl FnOnce(&mut Html)) {
-    html.element("dt").text(label);
-    html.element("dd").content(content);
 }
 
 fn whole_digest(html: &mut Html, digest: &str) {

@@ -65,7 +65,7 @@ impl Condition {
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Withdrawn => "Withdrawn",
-            Self::Refused => "Newer one refused",
+            Self::Refused => "Newer version refused",
             Self::Failing => "Check failed",
             Self::Pending => "Pending",
             Self::Older => "Older than before",

@@ -57,7 +57,7 @@
     return placed;
   }
 
-  function keepState(old, fresh) {
+  function keepState(fresh) {
     for (const details of fresh.querySelectorAll("details[id]")) {
       const known = byId(details.id);
       details.open = known !== null && known.open;
@@ -65,7 +65,6 @@
     for (const link of fresh.querySelectorAll(".counts a")) {
       link.setAttribute("aria-current", String(condition !== "" && link.dataset.condition === condition));
     }
-    fresh.hidden = old.hidden;
   }
 
   // Replaces the bundles that have changed, and moves those whose place is another.
@@ -78,7 +77,8 @@
       known.delete(bundle.id);
       let placed = old ?? document.adoptNode(bundle);
       if (old) {
-        keepState(old, bundle);
+        keepState(bundle);
+        bundle.hidden = old.hidden;
         if (!old.isEqualNode(bundle) && !isSelected(old)) {
           if (old.dataset.version !== bundle.dataset.version) bundle.classList.add("changed");
           placed = replace(old, bundle);
@@ -98,7 +98,7 @@
     for (const old of document.querySelectorAll("[data-live]")) {
       const part = fresh.getElementById(old.id);
       if (!part) continue;
-      keepState(old, part);
+      keepState(part);
       if (!old.isEqualNode(part) && !isSelected(old)) replace(old, part);
     }
     if (list && freshList) updateList(list, freshList);

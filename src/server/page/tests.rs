@@ -179,7 +179,7 @@ fn bundles_with_problems_come_first_and_are_counted() {
         bundle("refused", served(Some(FailureClass::Defect))),
         bundle("withdrawn", withdrawn),
     ]));
-    let ids = html.split("id=\"bundle ").skip(1);
+    let ids = html.split("id=\"bundle:").skip(1);
     let order: Vec<_> = ids.filter_map(|rest| rest.split('"').next()).collect();
     assert_eq!(
         order,
@@ -197,7 +197,7 @@ fn bundles_with_problems_come_first_and_are_counted() {
     );
     for count in [
         "<b>1</b>Withdrawn",
-        "<b>2</b>Newer one refused",
+        "<b>2</b>Newer version refused",
         "<b>2</b>Check failed",
         "<b>1</b>Pending",
         "<b>1</b>Older than before",

@@ -21,24 +21,41 @@ pub(super) fn digest(html: &mut Html, digest: &str) {
     code.attribute("title", digest).text(digest);
 }
 
-/// A section with a table that is replaced as a whole.
+/// A section with a frame around its content.
 pub(super) fn section(
     html: &mut Html,
     id: &'static str,
     title: &str,
     content: impl FnOnce(&mut Html),
 ) {
-    let section = html
-        .element("section")
-        .attribute("id", id)
-        .flag("data-live");
+    let section = html.element("section").attribute("id", id);
     section.attribute("aria-label", title).content(|html| {
         html.element("h2").text(title);
-        html.element("div").class("frame").content(|html| {
-            let table = html.element("table").class("plain");
-            table.attribute("role", "table").content(content);
-        });
+        html.element("div").class("frame").content(content);
     });
+}
+
+/// A table with these columns.
+pub(super) fn table(html: &mut Html, names: &[&str], rows: impl FnOnce(&mut Html)) {
+    let table = html.element("table").class("plain");
+    table.attribute("role", "table").content(|html| {
+        columns(html, names);
+        html.element("tbody")
+            .attribute("role", "rowgroup")
+            .content(rows);
+    });
+}
+
+/// A row of a table.
+pub(super) fn row(html: &mut Html, cells: impl FnOnce(&mut Html)) {
+    let row = html.element("tr").class("main");
+    row.attribute("role", "row").content(cells);
+}
+
+/// The cell that names a row.
+pub(super) fn row_head(html: &mut Html, content: impl FnOnce(&mut Html)) {
+    let head = html.element("th").attribute("scope", "row");
+    head.attribute("role", "rowheader").content(content);
 }
 
 /// The head of a table.
@@ -61,15 +78,10 @@ pub(super) fn cell(html: &mut Html, label: &str, content: impl FnOnce(&mut Html)
     });
 }
 
-/// A row of a table of two columns.
-pub(super) fn row(html: &mut Html, label: &str, content: impl FnOnce(&mut Html)) {
-    html.element("tr").attribute("role", "row").content(|html| {
-        let head = html.element("th").attribute("scope", "row");
-        head.class("muted").text(label);
-        html.element("td")
-            .attribute("role", "cell")
-            .content(content);
-    });
+/// An entry of a list of facts.
+pub(super) fn fact(html: &mut Html, label: &str, content: impl FnOnce(&mut Html)) {
+    html.element("dt").text(label);
+    html.element("dd").content(content);
 }
 
 /// A time as its age.

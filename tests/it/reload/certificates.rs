@@ -9,7 +9,7 @@ use reqwest::{Client, tls::TlsInfo};
 use super::*;
 
 /// A certificate for `localhost`, and its key.
-pub(super) struct Pair(rcgen::CertifiedKey<rcgen::KeyPair>);
+pub(super) struct Pair(rcgen::CertifiedKey<KeyPair>);
 
 impl Pair {
     pub(super) fn new() -> Self {
