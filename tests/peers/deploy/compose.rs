@@ -117,17 +117,14 @@ async fn opa_decides_through_the_balancer_and_prometheus_sees_both_replicas() {
     let commands = commands(&fs::read_to_string(folder.join("compose.yaml")).unwrap());
     let [keys, up, build, push, sign, decide] = commands.try_into().unwrap();
     assert!(up.starts_with("docker compose up"), "{up}");
-    shell(&folder, &keys).await;
+    shell(&folder, &keys);
     let plan = copy.path().join("plan");
     let project = project(&folder);
     write_plan(&plan, &project, &folder);
     let health_check = texts(&project["services"]["bundlegate-1"]["healthcheck"]["test"]);
     assert_eq!(health_check[0], "CMD");
-    let query = |text: &str| {
-        format!("curl -sS -G --data-urlencode 'query={text}' http://127.0.0.1:9090/api/v1/query")
-    };
     let at_home = |command: &str| format!("cd {} && {command}", folder.display());
-    let steps = [
+    let mut steps = vec![
         ("registry", ".", at_home(&build)),
         ("registry", "sha256:", at_home(&push)),
         ("registry", ".", at_home(&sign)),
@@ -141,28 +138,12 @@ async fn opa_decides_through_the_balancer_and_prometheus_sees_both_replicas() {
             "^authz .*serving",
             health_check[1..].join(" "),
         ),
-        ("haproxy", "bundlegate-1.* 1$", up_servers()),
-        ("haproxy", "bundlegate-2.* 1$", up_servers()),
-        (
-            "prometheus",
-            r#""value":\[[0-9.]+,"2"\]"#,
-            query(r#"sum(up{job="bundlegate"})"#),
-        ),
-        ("prometheus", r#""value":\[[0-9.]+,"4"\]"#, query("sum(up)")),
-        (
-            "prometheus",
-            r#""value":\[[0-9.]+,"2"\]"#,
-            query(r#"sum(bundlegate_bundle_state{bundle="authz",state="serving"})"#),
-        ),
-        (
-            "prometheus",
-            "BundlegateDown",
-            "curl -sS http://127.0.0.1:9090/api/v1/rules".to_owned(),
-        ),
     ];
-    let steps =
-        steps.map(|(service, pattern, command)| format!("{service}\t{pattern}\t{command}\n"));
-    fs::write(plan.join("steps"), steps.concat()).unwrap();
+    steps.extend(observations());
+    let steps = steps
+        .iter()
+        .map(|(service, pattern, command)| format!("{service}\t{pattern}\t{command}\n"));
+    fs::write(plan.join("steps"), steps.collect::<String>()).unwrap();
     let stack = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/deploy/stack");
     let mut unshare = AsyncCommand::new(program("unshare"));
     unshare
@@ -193,6 +174,24 @@ async fn opa_decides_through_the_balancer_and_prometheus_sees_both_replicas() {
     }
 }
 
+/// What haproxy and Prometheus tell of both replicas: the service to ask, the answer and the command.
+fn observations() -> Vec<(&'static str, &'static str, String)> {
+    let query = |text: &str| {
+        format!("curl -sS -G --data-urlencode 'query={text}' http://127.0.0.1:9090/api/v1/query")
+    };
+    let (two, four) = (r#""value":\[[0-9.]+,"2"\]"#, r#""value":\[[0-9.]+,"4"\]"#);
+    let served = r#"sum(bundlegate_bundle_state{bundle="authz",state="serving"})"#;
+    let rules = "curl -sS http://127.0.0.1:9090/api/v1/rules".to_owned();
+    vec![
+        ("haproxy", "bundlegate-1.* 1$", up_servers()),
+        ("haproxy", "bundlegate-2.* 1$", up_servers()),
+        ("prometheus", two, query(r#"sum(up{job="bundlegate"})"#)),
+        ("prometheus", four, query("sum(up)")),
+        ("prometheus", two, query(served)),
+        ("prometheus", "BundlegateDown", rules),
+    ]
+}
+
 /// The state of each server in haproxy's own metrics.
 fn up_servers() -> String {
     "curl -sS http://127.0.0.1:8404/metrics | grep 'haproxy_server_status.*state=\"UP\"'".to_owned()
@@ -205,7 +204,7 @@ fn commands(text: &str) -> Vec<String> {
     commands.map(str::to_owned).collect()
 }
 
-async fn shell(folder: &Path, line: &str) {
+fn shell(folder: &Path, line: &str) {
     let mut shell = Command::new("sh");
     shell
         .args(["-ec", line])
