@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gateway::{HOUR, InProcess, PATIENCE, TestGateway, error, header, packed},
+    gateway::{HOUR, InProcess, PATIENCE, TestGateway, bundle, error, header, packed},
 };
 
 /// Markup, an attribute, controls and an override of the direction.
@@ -37,8 +37,10 @@ async fn a_hostile_bundle_is_text_on_the_page_and_the_policy_permits_what_is_sen
     gate.get("", 0).await.error_for_status().unwrap();
     // The next check fails with a reason of the registry's.
     let answer =
-        r#"{"errors":[{"code":"DENIED","message":"<script>alert(3)</script>\u202e\u0007"}]}"#;
-    registry.fail("", usize::MAX, Fault::Refuse(403, answer));
+        r#"{"errors":[{"code":"MANIFEST_INVALID","message":"<script>alert(3)</script>\u202e\u0007"}]}"#;
+    registry.put_artifact("live", &bundle("two"));
+    // By its digest, because the answer to a HEAD has no body.
+    registry.fail("manifests/sha256", usize::MAX, Fault::Refuse(400, answer));
     gate.refresh().await;
 
     let response = gate.admin_response("/").await;
@@ -70,7 +72,7 @@ async fn a_hostile_bundle_is_text_on_the_page_and_the_policy_permits_what_is_sen
         digest.as_str(),
         "Serving",
         "live",
-        "Access denied",
+        "Check failed",
     ] {
         assert!(main.contains(text), "{text}: {main}");
     }
