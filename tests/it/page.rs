@@ -36,8 +36,7 @@ async fn a_hostile_bundle_is_text_on_the_page_and_the_policy_permits_what_is_sen
     let gate = Gate::before(&registry, HOUR).await;
     gate.get("", 0).await.error_for_status().unwrap();
     // The next check fails with a reason of the registry's.
-    let answer =
-        r#"{"errors":[{"code":"MANIFEST_INVALID","message":"<script>alert(3)</script>\u202e\u0007"}]}"#;
+    let answer = r#"{"errors":[{"code":"MANIFEST_INVALID","message":"<script>alert(3)</script>\u202e\u0007"}]}"#;
     registry.put_artifact("live", &bundle("two"));
     // By its digest, because the answer to a HEAD has no body.
     registry.fail("manifests/sha256", usize::MAX, Fault::Refuse(400, answer));

@@ -165,9 +165,10 @@ impl Browser {
 async fn hostile_registry() -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let error = json!({ "errors": [{ "code": "DENIED", "message": HOSTILE }] }).to_string();
+    let error =
+        json!({ "errors": [{ "code": "MANIFEST_INVALID", "message": HOSTILE }] }).to_string();
     let answer = format!(
-        "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n{error}",
         error.len()
     );
@@ -256,7 +257,12 @@ async fn no_text_becomes_a_script_with_scripts_on_and_off() {
         let place = |name: &str| html.find(&format!("id=\"bundle:{name}\"")).unwrap();
         assert!(place("refused") < place("hostile/registry"));
         assert!(place("hostile/registry") < place("hostile/revision"));
-        assert!(has("signature") && has("Access denied"), "{html}");
+        // Both texts are there.
+        for name in ["hostile/registry", "hostile/revision"] {
+            let rows = html[place(name)..].split("</tbody>").next().unwrap();
+            assert!(rows.contains("&lt;script&gt;document"), "{rows}");
+        }
+        assert!(has("signature") && has("Check failed"), "{html}");
         assert!(has(r"\u{202e}gnisrever"), "{html}");
         assert!(
             !has("data-ran") && !has("<img") && !has("\u{202e}"),

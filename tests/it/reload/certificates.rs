@@ -131,7 +131,7 @@ async fn a_certificate_with_the_key_of_another_is_refused_until_its_own_key_is_t
         .await;
     let sentence = refused["error"].as_str().unwrap();
     assert!(
-        sentence.contains("server.tls: certificate and key can't be used")
+        sentence.contains("server.tls: the key is not that of the certificate")
             && sentence.contains("use a matching pair"),
         "{sentence}"
     );
