@@ -9,7 +9,9 @@ use serde::Serialize;
 use super::{eprint, path::path_value, print, print_json, read};
 use crate::{
     config::{self, Config, ConfigError, ConfigText},
-    gateway, store,
+    gateway,
+    server::CertificateInUse,
+    store, telemetry,
 };
 
 /// The configuration where none is named.
@@ -122,6 +124,7 @@ async fn check(options: &CheckOptions) -> anyhow::Result<()> {
     let missing_files = match &checked {
         Checked::Here(config) => {
             check_cache(&config.cache).with_context(|| name.clone())?;
+            warn_of_expired(&name, &config.certificates);
             let started = gateway::start_opas(config).await;
             started.with_context(|| name.clone())?;
             Vec::new()
@@ -143,6 +146,19 @@ async fn check(options: &CheckOptions) -> anyhow::Result<()> {
         eprint(&format!("{name}: {file} does not exist here"));
     }
     print(&format!("{name}: {}", checked.summary()))
+}
+
+/// `serve` starts with a certificate that has expired: it is refused by the other side.
+fn warn_of_expired(name: &str, certificates: &[CertificateInUse]) {
+    let now = telemetry::now();
+    for CertificateInUse { key, expiry } in certificates {
+        if expiry.is_expired_at(now) {
+            let (subject, end) = (&expiry.subject, expiry.not_after);
+            eprint(&format!(
+                "{name}: {key}: the certificate {subject} has expired at {end}, and its peers refuse it; renew it"
+            ));
+        }
+    }
 }
 
 /// Reads the configuration. The text on standard input has the limit of a file.

@@ -99,9 +99,13 @@ impl Options {
             None => {
                 let bundles = shown.get("bundles").and_then(Value::as_object);
                 let table = bundles.map_or_else(String::new, |bundles| table(bundles, now));
-                match expiries(shown, now) {
-                    expiries if expiries.is_empty() => table,
-                    expiries => format!("{table}\n\n{}", expiries.join("\n")),
+                let notes: Vec<_> = reload(shown)
+                    .into_iter()
+                    .chain(expiries(shown, now))
+                    .collect();
+                match notes.as_slice() {
+                    [] => table,
+                    notes => format!("{table}\n\n{}", notes.join("\n")),
                 }
             }
         })
@@ -134,6 +138,28 @@ fn table(bundles: &Map<String, Value>, now: Timestamp) -> String {
         "LAST FAILURE",
     ];
     table::columns(header, &rows)
+}
+
+/// A line for a configuration on disk that is refused, and one for the keys that wait for a restart.
+fn reload(answer: &Value) -> Vec<String> {
+    let refused = answer.pointer("/config/refused").and_then(Value::as_str);
+    let refused = refused.map(|reason| {
+        let reason = table::printable(reason);
+        format!("the configuration on disk is refused, and the one before stays: {reason}")
+    });
+    let keys = answer
+        .pointer("/config/restart_keys")
+        .and_then(Value::as_array);
+    let keys: Vec<_> = keys
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    let waiting = (!keys.is_empty()).then(|| {
+        let keys = table::printable(&keys.join(", "));
+        format!("changes that take effect at the next start: {keys}")
+    });
+    refused.into_iter().chain(waiting).collect()
 }
 
 /// A line for each certificate and trust root that has expired or does so soon.
@@ -171,6 +197,7 @@ fn facts(name: &str, bundle: &Value, now: Timestamp) -> String {
         ("state", state(bundle)),
         ("reference", text(bundle, "/reference")),
         ("tag", tag(bundle)),
+        ("chosen tag", text(bundle, "/chosen/tag")),
         ("served", text(bundle, "/manifest")),
         ("revision", text(bundle, "/revision")),
         ("since", age(bundle, "since", now)),
@@ -192,9 +219,14 @@ fn state(bundle: &Value) -> String {
     }
 }
 
-/// The tag that a rule has chosen, or the one in the reference.
+/// The tag of the version being served; before there is one, the tag that a rule has chosen, or the
+/// one in the reference.
 fn tag(bundle: &Value) -> String {
-    let chosen = text(bundle, "/chosen/tag");
+    let (served, chosen) = (text(bundle, "/tag"), text(bundle, "/chosen/tag"));
+    let is_served = text(bundle, "/manifest") != ABSENT;
+    if served != ABSENT || is_served && bundle.get("tag").is_some() {
+        return served;
+    }
     if chosen != ABSENT {
         return chosen;
     }
@@ -307,6 +339,37 @@ mod tests {
         assert!(facts.contains("waiters       3\n"), "{facts}");
         // What comes from an artifact moves no cursor.
         assert!(!facts.contains('\u{1b}'), "{facts}");
+    }
+
+    #[test]
+    fn the_tag_is_that_of_the_served_version_and_not_of_a_refused_one() {
+        let bundle = |tag: Value, manifest: Value| {
+            json!({
+                "reference": "r.example/a", "tag": tag, "manifest": manifest,
+                "chosen": { "tag": "1.1.0" },
+            })
+        };
+        let digest = json!("sha256:00");
+        for (tag_of_served, manifest, shown) in [
+            (json!("1.0.0"), digest.clone(), "1.0.0"),
+            (Value::Null, digest, "-"),
+            (Value::Null, Value::Null, "1.1.0"),
+        ] {
+            assert_eq!(tag(&bundle(tag_of_served, manifest)), shown);
+        }
+    }
+
+    #[test]
+    fn a_refused_configuration_and_keys_that_wait_are_listed() {
+        let config = json!({ "refused": "a.yaml:1:1: x\u{1b}", "restart_keys": ["server.listen"] });
+        let lines = reload(&json!({ "config": config }));
+        assert_eq!(
+            lines.join("\n"),
+            "the configuration on disk is refused, and the one before stays: a.yaml:1:1: x\\u{1b}\n\
+             changes that take effect at the next start: server.listen"
+        );
+        let config = json!({ "refused": null, "restart_keys": [] });
+        assert!(reload(&json!({ "config": config })).is_empty());
     }
 
     #[test]

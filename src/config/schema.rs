@@ -203,7 +203,7 @@ pub(super) fn period(duration: Duration) -> String {
         .into_iter()
         .rev()
         .map(|(unit, factor)| (u128::from(factor), unit))
-        .find(|(factor, _)| millis % factor == 0)
+        .find(|(factor, _)| millis.is_multiple_of(*factor))
         .unwrap_or((1, "ms"));
     format!("{}{unit}", millis / factor)
 }
@@ -214,7 +214,7 @@ pub(super) fn size(bytes: u64) -> String {
         .into_iter()
         .rev()
         .map(|(unit, shift)| (shift, unit))
-        .find(|(shift, _)| bytes % (1 << shift) == 0)
+        .find(|(shift, _)| bytes.is_multiple_of(1 << shift))
         .unwrap_or((0, "B"));
     format!("{}{unit}", bytes >> shift)
 }

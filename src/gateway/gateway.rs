@@ -13,7 +13,7 @@ use tokio::{
 use super::{
     bundles::Bundles,
     metrics::GatewayMetrics,
-    options::apply_settings,
+    options::{apply_settings, warn_of_expired},
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
     supervision::{self, Supervision},
@@ -81,6 +81,7 @@ impl Gateway {
             "the system's clock is before 1970 or after 9999 ({}); set it, and start again",
             telemetry::now()
         );
+        warn_of_expired(&config.certificates);
         let metrics = GatewayMetrics::new().context("metrics")?;
         let registries = Registries::new(
             config.registries.clone(),

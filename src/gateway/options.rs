@@ -6,7 +6,8 @@ use super::open_files;
 use crate::{
     access::{KeySource, RemoteKeySets},
     config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
-    server::{self, Requirement, Tokens},
+    server::{self, CertificateInUse, Requirement, Tokens},
+    telemetry,
     traces::Traces,
 };
 
@@ -61,6 +62,21 @@ pub(super) fn apply_settings(live: &server::LiveSettings, settings: server::Sett
         max_connections: open_files::room_for(settings.max_connections),
         ..settings
     });
+}
+
+/// Logs the certificates that have expired. Their peers refuse them, and this program does not.
+pub(super) fn warn_of_expired(certificates: &[CertificateInUse]) {
+    let now = telemetry::now();
+    for CertificateInUse { key, expiry } in certificates {
+        if expiry.is_expired_at(now) {
+            tracing::warn!(
+                key,
+                subject = expiry.subject,
+                expired = %expiry.not_after,
+                "a certificate has expired, and its peers refuse it: renew it"
+            );
+        }
+    }
 }
 
 fn live_clients(config: &Config) -> anyhow::Result<server::LiveClients> {

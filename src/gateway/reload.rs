@@ -306,7 +306,10 @@ impl Reload {
             settings,
             ..
         } = &self.live;
-        certificates.replace(wanted.certificates.clone());
+        if *certificates.current() != wanted.certificates {
+            options::warn_of_expired(&wanted.certificates);
+            certificates.replace(wanted.certificates.clone());
+        }
         if let Some(clients) = clients {
             live_clients.replace(clients);
         }

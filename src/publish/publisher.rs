@@ -341,6 +341,14 @@ impl Publisher {
         );
     }
 
+    /// Records the tag by which a rule has found the version being served.
+    pub(crate) fn set_served_tag(&self, tag: Option<&str>) {
+        let mut status = self.lock();
+        if status.served_tag.as_deref() != tag {
+            status.served_tag = tag.map(|tag| cut(tag, NAME_BYTES).into_owned());
+        }
+    }
+
     /// Records whether the version that is served, or about to be, is older than one that was
     /// served before.
     pub(crate) fn set_downgrade(&self, older: Option<&str>) {

@@ -21,6 +21,8 @@ pub struct Status {
     /// The tag that the last check chose, where the reference has a rule. The version being served
     /// may still be that of another tag: then [`Self::last_failure`] says why.
     pub chosen: Option<ChosenTag>,
+    /// The tag by which a rule has found the version being served, if it is known.
+    pub served_tag: Option<String>,
     /// The time between checks of a healthy registry.
     pub poll: Duration,
     /// Whether the registry is not checked (`suspend`).
@@ -117,6 +119,7 @@ impl Status {
             state: StateKind::Pending,
             reference,
             chosen: None,
+            served_tag: None,
             poll,
             suspended: false,
             manifest: None,
@@ -141,6 +144,13 @@ impl Status {
     /// The tag that a rule has chosen; a reference without a rule has its tag itself.
     pub(super) fn tag(&self) -> Option<&str> {
         self.chosen.as_ref().map(|chosen| &*chosen.tag)
+    }
+
+    /// The tag of the version being served; `None` if nothing is served, or it has none.
+    pub fn tag_of_served(&self) -> Option<&str> {
+        self.manifest.as_ref()?;
+        let served = self.served_tag.as_deref();
+        served.or_else(|| self.reference.tag())
     }
 
     /// Whether the version that the reference names is refused, while another one or none is served.

@@ -64,6 +64,7 @@ fn published(status: &Status) -> Map<String, Value> {
     let status = json!({
         "state": status.state.label(),
         "reference": status.reference.written(),
+        "tag": status.tag_of_served(),
         "chosen": status.reference.rule().and_then(|rule| chosen(rule, status)),
         "suspended": status.suspended,
         "manifest": status.manifest,

@@ -246,6 +246,7 @@ impl Watcher {
         if let Some(snapshot) = effects.served {
             self.record_served(&snapshot);
         }
+        self.publisher.set_served_tag(self.history.tag());
         match effects.persist {
             Some(Persist::Confirm {
                 snapshot,
@@ -402,6 +403,7 @@ impl Watcher {
             return;
         };
         self.history = Arc::new(History::clone(&self.history).with_tag(&tag));
+        self.publisher.set_served_tag(self.history.tag());
         self.persist_published();
     }
 

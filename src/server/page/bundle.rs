@@ -147,8 +147,11 @@ impl Rows<'_> {
 
     fn version(&self, html: &mut Html) {
         let status = &self.bundle.status;
-        let chosen = status.chosen.as_ref().map(|chosen| &*chosen.tag);
-        let tag = chosen.or_else(|| status.reference.tag());
+        let chosen = || status.chosen.as_ref().map(|chosen| &*chosen.tag);
+        let tag = match status.manifest {
+            Some(_) => status.tag_of_served(),
+            None => chosen().or_else(|| status.reference.tag()),
+        };
         let revision = status.revision.as_deref();
         let revision = revision.filter(|revision| !revision.is_empty());
         html.element("span").class("version").content(|html| {

@@ -233,6 +233,12 @@ async fn the_expiry_of_each_certificate_in_use_is_shown_and_follows_its_file() {
     gateway.write("tls.crt", certificate);
     let expired = async || Some(status().await).filter(|shown| shown[SERVER]["expired"] == true);
     gateway.until("the certificate has expired", expired).await;
+    gateway
+        .said(
+            "a certificate has expired, and its peers refuse it: renew it",
+            |line| line["key"] == SERVER,
+        )
+        .await;
     assert_eq!(
         seconds(SERVER).await,
         midnight(-1).timestamp().as_second() as f64
