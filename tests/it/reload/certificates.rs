@@ -164,6 +164,23 @@ fn expiring(name: &str, days: i64) -> (String, String) {
     (certificate.pem(), key.serialize_pem())
 }
 
+/// The files of a gateway whose certificates expire on different days.
+fn write_expiring(folder: &TempDir, signer: &Signer) {
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("key.pub", &signer.public_pem());
+    for (name, (certificate, key)) in [
+        ("tls", expiring("gate", 90)),
+        ("client", expiring("robot", 40)),
+    ] {
+        write(&format!("{name}.crt"), &certificate);
+        write(&format!("{name}.key"), &key);
+    }
+    // Of several authorities the one that expires first.
+    let authorities = [expiring("later", 900), expiring("first", 300)];
+    let authorities = authorities.map(|(certificate, _)| certificate).concat();
+    write("ca.crt", &authorities);
+}
+
 #[tokio::test]
 async fn the_expiry_of_each_certificate_in_use_is_shown_and_follows_its_file() {
     let signer = Signer::new();
@@ -173,27 +190,7 @@ async fn the_expiry_of_each_certificate_in_use_is_shown_and_follows_its_file() {
         json!({ "certificate": "tls.crt", "key": "tls.key", "client_ca": "ca.crt" });
     config["registries"]["other.example"] =
         json!({ "client_certificate": "client.crt", "client_key": "client.key" });
-    let gateway = TestGateway::start(
-        |folder| {
-            let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
-            write("key.pub", &signer.public_pem());
-            for (name, (certificate, key)) in [
-                ("tls", expiring("gate", 90)),
-                ("client", expiring("robot", 40)),
-            ] {
-                write(&format!("{name}.crt"), &certificate);
-                write(&format!("{name}.key"), &key);
-            }
-            // Of several authorities the one that expires first.
-            let authorities = [expiring("later", 900), expiring("first", 300)];
-            write(
-                "ca.crt",
-                &authorities.map(|(certificate, _)| certificate).concat(),
-            );
-        },
-        &config,
-    )
-    .await;
+    let gateway = TestGateway::start(|folder| write_expiring(folder, &signer), &config).await;
     const SERVER: &str = "server.tls.certificate";
     const CLIENTS: &str = "server.tls.client_ca";
     const REGISTRY: &str = "registries.other.example.client_certificate";
