@@ -185,7 +185,7 @@ async fn hostile_registry() -> (String, JoinSet<()>) {
 
 /// A gateway with 500 bundles: one whose revision is hostile, one that is refused, and one whose
 /// registry is hostile; also the first registry.
-async fn gateway_of_500() -> (TestGateway, Registry, JoinSet<()>) {
+async fn gateway_of_500() -> (TestGateway, Registry, KeyPair, JoinSet<()>) {
     let registry = Registry::start(Kind::Distribution).await;
     let plain = Artifact::answering("first").await;
     registry.push("acme/plain:live", &plain.file()).await;
@@ -230,7 +230,7 @@ async fn gateway_of_500() -> (TestGateway, Registry, JoinSet<()>) {
             status["last_failure"].is_object()
         })
         .await;
-    (gateway, registry, serving)
+    (gateway, registry, key, serving)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +242,7 @@ async fn no_text_becomes_a_script_with_scripts_on_and_off() {
         .until("document.documentElement.dataset.ran === '1'")
         .await;
 
-    let (gateway, _registry, _serving) = gateway_of_500().await;
+    let (gateway, _registry, _key, _serving) = gateway_of_500().await;
     let url = format!("http://{}/", gateway.admin);
     for (has_scripts, size) in [
         (true, (1280, 900)),
@@ -287,7 +287,7 @@ async fn no_text_becomes_a_script_with_scripts_on_and_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_shows_up_without_a_reload() {
-    let (mut gateway, registry, _serving) = gateway_of_500().await;
+    let (mut gateway, registry, _key, _serving) = gateway_of_500().await;
     let url = format!("http://{}/", gateway.admin);
     let mut browser = Browser::open(&url, true, (1280, 900)).await;
     // What a user has done stays: a mark of this document, the filter with the focus, and details.

@@ -245,7 +245,8 @@ async fn opa_says_what_the_guide_quotes() {
         let config = long_polling(url, bundle);
         fails_as_quoted(OpaVersion::Newest, &config, quoted).await;
     }
-    let stranger = Ca::new().issue_for("opa", &["opa"]);
+    let other_ca = Ca::new();
+    let stranger = other_ca.issue_for("opa", &["opa"]);
     let credentials = json!({
         "client_tls": { "cert": stranger.certificate, "private_key": stranger.key },
     });

@@ -39,11 +39,14 @@
     }
   }
 
-  // Replacing a text that the user selects would end the selection.
-  const isSelected = (element) => {
+  // Replacing a text that the user selects would end the selection. It is asked for once: after each
+  // change the browser would have to lay out the page to answer.
+  function selectedRange() {
     const selection = document.getSelection();
-    return selection !== null && !selection.isCollapsed && selection.containsNode(element, true);
-  };
+    return selection !== null && !selection.isCollapsed ? selection.getRangeAt(0) : null;
+  }
+
+  const isSelected = (range, element) => range !== null && range.intersectsNode(element);
 
   function replace(old, fresh) {
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
@@ -68,7 +71,7 @@
   }
 
   // Replaces the bundles that have changed, and moves those whose place is another.
-  function updateList(list, fresh) {
+  function updateList(list, fresh, selected) {
     const known = new Map();
     for (const bundle of list.tBodies) known.set(bundle.id, bundle);
     let next = list.tBodies[0] ?? null;
@@ -79,7 +82,7 @@
       if (old) {
         keepState(bundle);
         bundle.hidden = old.hidden;
-        if (!old.isEqualNode(bundle) && !isSelected(old)) {
+        if (!old.isEqualNode(bundle) && !isSelected(selected, old)) {
           if (old.dataset.version !== bundle.dataset.version) bundle.classList.add("changed");
           placed = replace(old, bundle);
           if (next === old) next = placed;
@@ -95,13 +98,14 @@
     const list = byId("list");
     const freshList = fresh.getElementById("list");
     const [x, y] = [scrollX, scrollY];
+    const selected = selectedRange();
     for (const old of document.querySelectorAll("[data-live]")) {
       const part = fresh.getElementById(old.id);
       if (!part) continue;
       keepState(part);
-      if (!old.isEqualNode(part) && !isSelected(old)) replace(old, part);
+      if (!old.isEqualNode(part) && !isSelected(selected, old)) replace(old, part);
     }
-    if (list && freshList) updateList(list, freshList);
+    if (list && freshList) updateList(list, freshList, selected);
     document.title = fresh.title;
     applyFilter();
     if (scrollX !== x || scrollY !== y) scrollTo({ left: x, top: y, behavior: "instant" });
@@ -126,7 +130,11 @@
     unreachable.hidden = false;
   }
 
+  // The time in which the gateway has last made and sent the page.
+  let fetchTime = 0;
+
   async function refresh() {
+    const began = performance.now();
     let response;
     try {
       response = await fetch(location.pathname, { cache: "no-store", redirect: "error", signal: AbortSignal.timeout(TIMEOUT) });
@@ -139,6 +147,8 @@
       text = await response.text();
     } catch {
       return lost("The connection to the gateway breaks");
+    } finally {
+      fetchTime = performance.now() - began;
     }
     const fresh = new DOMParser().parseFromString(text, "text/html");
     const build = fresh.documentElement.dataset.build;
@@ -153,10 +163,9 @@
 
   async function run() {
     for (;;) {
-      const began = performance.now();
       if (!document.hidden) await refresh();
-      // A page of thousands of bundles takes long, and is fetched less often.
-      const pause = Math.max(SHORTEST_PAUSE, 10 * (performance.now() - began));
+      // A page of thousands of bundles costs the gateway time, and is fetched less often.
+      const pause = Math.max(SHORTEST_PAUSE, 10 * fetchTime);
       await new Promise((resolve) => {
         wake = resolve;
         setTimeout(resolve, Math.min(pause, LONGEST_PAUSE));
