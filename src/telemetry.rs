@@ -1,5 +1,5 @@
 //! Logs on stderr: text on a terminal, JSON lines otherwise, unless the configuration says which. A
-//! thread of its own writes them ([`line_queue`]). Also the helpers that log lines, metrics and
+//! thread of its own writes them (`line_queue`). Also the helpers that log lines, metrics and
 //! status values share: the current time, and cutting external text to a bounded length.
 
 use std::{
