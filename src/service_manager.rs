@@ -68,7 +68,7 @@ impl ServiceManager {
         Self::at(&address, watchdog)
     }
 
-    /// The service manager at an address as in `NOTIFY_SOCKET`, which expects a sign of life within
+    /// The service manager at an address as in `NOTIFY_SOCKET`, which expects a keep-alive ping within
     /// `watchdog`.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl ServiceManager {
         self.send(&format!("STATUS={}", line(text))).await;
     }
 
-    /// The sign of life for the watchdog.
+    /// The keep-alive ping for the watchdog.
     pub async fn send_watchdog(&self) {
         self.send("WATCHDOG=1").await;
     }

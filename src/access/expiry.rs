@@ -11,7 +11,7 @@ use x509_cert::{
 use super::certificate::validity;
 use crate::telemetry::{NAME_BYTES, cut};
 
-/// A certificate's name and validity, for those who have to renew it.
+/// A certificate's name and validity, for its renewal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateExpiry {
     /// The subject as in RFC 4514, or the first alternative name of a certificate without a subject.

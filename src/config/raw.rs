@@ -709,7 +709,7 @@ impl Expected for OpaCheckKeys {
     }
 }
 
-/// Protection against rollback: whoever can move tags can restore an old version, with its valid
+/// Protection against rollback: a user who can move tags can restore an old version, with its valid
 /// signatures.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

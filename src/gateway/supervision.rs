@@ -11,8 +11,8 @@ use crate::{
 
 /// How often the status is composed; it is sent when it has changed.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Signs of life within the time of the watchdog.
-const SIGNS_PER_LIMIT: u32 = 2;
+/// Keep-alive pings within the time of the watchdog.
+const PINGS_PER_LIMIT: u32 = 2;
 /// Time for everything after the drain: unsent responses, watchers, the cache.
 const CLOSE_TIME: Duration = Duration::from_secs(15);
 /// Bundles that a status names.
@@ -46,7 +46,7 @@ impl Supervision {
         // for the bundles would end a replica whose registry is down, which may have a
         // version on disk; which replica gets clients is up to `/readyz`.
         self.manager.send_ready().await;
-        let (never, ()) = tokio::join!(self.send_statuses(), self.send_signs_of_life());
+        let (never, ()) = tokio::join!(self.send_statuses(), self.send_keep_alives());
         never
     }
 
@@ -70,16 +70,16 @@ impl Supervision {
         }
     }
 
-    /// A sign of life says that the task of the server has run, on its runtime, and this one on the
+    /// A keep-alive ping says that the task of the server has run, on its runtime, and this one on the
     /// other.
-    async fn send_signs_of_life(&self) {
+    async fn send_keep_alives(&self) {
         let Some(limit) = self.manager.watchdog() else {
             return;
         };
         loop {
             self.liveness.check().await;
             self.manager.send_watchdog().await;
-            sleep(limit / SIGNS_PER_LIMIT).await;
+            sleep(limit / PINGS_PER_LIMIT).await;
         }
     }
 

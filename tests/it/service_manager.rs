@@ -24,7 +24,7 @@ use crate::{
     shared::{PATIENCE, Process, poll_until},
 };
 
-/// The time of the watchdog. A sign of life comes after half of it.
+/// The time of the watchdog. A keep-alive ping comes after half of it.
 const WATCHDOG: Duration = Duration::from_millis(200);
 
 /// The side of the service manager.
@@ -61,7 +61,7 @@ impl Manager {
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// The next message that is no sign of life.
+    /// The next message that is no keep-alive ping.
     async fn event(&self) -> String {
         loop {
             let message = self.next().await;
@@ -225,7 +225,7 @@ async fn no_sign_of_life_is_sent_while_the_threads_of_the_server_are_blocked() {
     };
     let running = tokio::spawn(gateway.run(std::future::pending(), exit));
     let sign_of_life = async || {
-        poll_until("a sign of life", async || {
+        poll_until("a keep-alive ping", async || {
             (manager.next().await == "WATCHDOG=1").then_some(())
         })
         .await;
@@ -240,7 +240,7 @@ async fn no_sign_of_life_is_sent_while_the_threads_of_the_server_are_blocked() {
     });
     beginning.await.unwrap();
     // One may have been under way. Other messages come from the other runtime, which runs.
-    let signs_of_life = async |time: Duration| {
+    let keep_alives = async |time: Duration| {
         let mut count = 0;
         let counting = async {
             loop {
@@ -250,8 +250,8 @@ async fn no_sign_of_life_is_sent_while_the_threads_of_the_server_are_blocked() {
         let _ = timeout(time, counting).await;
         count
     };
-    assert!(signs_of_life(2 * WATCHDOG).await <= 1);
-    assert_eq!(signs_of_life(4 * WATCHDOG).await, 0);
+    assert!(keep_alives(2 * WATCHDOG).await <= 1);
+    assert_eq!(keep_alives(4 * WATCHDOG).await, 0);
     unblock.send(()).unwrap();
     sign_of_life().await;
 

@@ -3,21 +3,18 @@
 use bundlegate::traces::Options;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use reqwest::Method;
-use tokio::time::{Duration, sleep};
 
 use crate::{
     collector::{Collector, attribute},
     faulty::FaultyRegistry,
     gateway::{HOUR, InProcess, Setup, TestGateway, bundle},
+    shared::poll_until,
 };
 
 type Gateway = TestGateway<InProcess>;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
-
-/// Spans are exported every two seconds.
-const EXPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 fn options(endpoint: &str, sample: f64) -> Options {
     Options {
@@ -207,15 +204,17 @@ async fn a_collector_that_fails_affects_no_request_and_is_used_again() {
             r#"bundlegate_trace_exports_total{{outcome="{outcome}"}}"#
         ))
     };
-    while exports("failed") == 0 {
-        assert_eq!(gateway.get("", 0).await.status(), 200);
-        sleep(Duration::from_millis(50)).await;
-    }
+    let until = async |outcome: &str| {
+        poll_until(outcome, async || {
+            let status = get(&gateway, "/bundles/authz/main", true).await;
+            assert_eq!(status, 200);
+            (exports(outcome) > 0).then_some(())
+        })
+        .await;
+    };
+    until("failed").await;
     collector.fail(false);
-    while exports("exported") == 0 {
-        assert_eq!(get(&gateway, "/bundles/authz/main", true).await, 200);
-        sleep(Duration::from_millis(50)).await;
-    }
+    until("exported").await;
     collector.span("request", is_in_trace).await;
 }
 
@@ -223,7 +222,6 @@ async fn a_collector_that_fails_affects_no_request_and_is_used_again() {
 async fn the_last_spans_are_exported_at_the_end() {
     let (registry, collector) = (FaultyRegistry::start().await, Collector::start().await);
     let mut gateway = gateway(&registry, options(&collector.endpoint, 0.0)).await;
-    sleep(EXPORT_INTERVAL / 4).await;
     assert_eq!(get(&gateway, "/bundles/authz/main", true).await, 200);
     gateway.begin_to_drain();
     gateway.until_drained().await;

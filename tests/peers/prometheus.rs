@@ -1,4 +1,4 @@
-//! `/metrics` before those who read it.
+//! `/metrics`, read by promtool and Prometheus.
 
 use std::{
     fs::{self, File},

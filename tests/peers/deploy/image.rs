@@ -211,7 +211,7 @@ async fn the_image_serves_as_its_user_on_a_root_without_a_shell() {
     images.buildah("rm", &[&container]);
 }
 
-/// What the image says to those who run it.
+/// The metadata of the image for container engines.
 fn assert_labels(images: &Images) {
     let inspected = images.buildah("inspect", &["--type=image", "localhost/bundlegate"]);
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
