@@ -27,7 +27,8 @@
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
-//! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
+//! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | – |
+//! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
 //! | [`metrics`], [`telemetry`], [`traces`] | the registry of Prometheus metrics, which each module declares itself; logs; spans and their export | – ; every module may use them |
 //!
@@ -380,6 +381,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod fleet;
 pub mod gateway;
 pub mod images;
 pub mod metrics;

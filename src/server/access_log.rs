@@ -2,7 +2,7 @@
 //! connection has ended.
 //!
 //! A request that is logged has an [`AccessRecord`] that goes with it, from its head to the last byte
-//! of the response. The line is written when the record is dropped, so there is one however the
+//! of the response, which a [`Delivery`](super::delivery::Delivery) counts. The line is written when the record is dropped, so there is one however the
 //! request ends. Without an access log there is no record, and nothing but one load of an integer for
 //! each request.
 
@@ -10,16 +10,15 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
 };
 
-use bytes::{Buf, Bytes};
-use hyper::{Response, StatusCode, Version};
+use hyper::{StatusCode, Version};
 use tokio::time::{Duration, Instant};
 use tracing::{Level, enabled};
 
-use super::{request_head::RequestHead, response_body::ResponseBody};
+use super::request_head::RequestHead;
 use crate::telemetry::{ACCESS, NAME_BYTES, cut};
 
 /// The requests that have a line in the access log (`log.access`).
@@ -59,17 +58,9 @@ pub(super) struct AccessRecord {
     /// How long the request was held; absent while it is.
     held: OnceLock<Duration>,
     status: OnceLock<StatusCode>,
-    /// The size of the body; absent until the response begins.
-    size: OnceLock<u64>,
-    /// Bytes of the body that the socket has taken.
-    sent: AtomicU64,
-}
-
-/// Bytes of a body, which are counted as they are sent.
-#[derive(Debug)]
-pub(super) struct BodyBytes {
-    bytes: Bytes,
-    record: Option<Arc<AccessRecord>>,
+    /// Bytes of the body that the socket has taken, and the size of the body; absent if the response has
+    /// not begun.
+    sent: OnceLock<(u64, u64)>,
 }
 
 impl AccessLevel {
@@ -147,8 +138,7 @@ impl AccessLog {
             held_since: OnceLock::new(),
             held: OnceLock::new(),
             status: OnceLock::new(),
-            size: OnceLock::new(),
-            sent: AtomicU64::new(0),
+            sent: OnceLock::new(),
         })
     }
 }
@@ -163,13 +153,6 @@ fn protocol(version: Version) -> &'static str {
 
 // Each of these is set once; what follows is ignored.
 impl AccessRecord {
-    /// Takes the record out of a response whose headers are complete, and which is sent next.
-    pub(super) fn take(response: &mut Response<ResponseBody>) -> Option<Arc<Self>> {
-        let record = response.extensions_mut().remove::<Arc<Self>>()?;
-        record.begin_response(response.body().size());
-        Some(record)
-    }
-
     /// Records the client that the credential belongs to.
     pub(super) fn set_client(&self, name: &str) {
         let _ = self.client.set(name.into());
@@ -193,24 +176,18 @@ impl AccessRecord {
         }
     }
 
-    /// Records that a response begins whose body has this size.
-    pub(super) fn begin_response(&self, size: u64) {
-        let _ = self.size.set(size);
-    }
-
-    /// Records that the socket has taken bytes of the body.
-    pub(super) fn add_sent(&self, bytes: usize) {
-        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Records how many bytes of a response's body were sent, and its size.
+    pub(super) fn set_sent(&self, sent: u64, size: u64) {
+        let _ = self.sent.set((sent, size));
     }
 }
 
 impl Drop for AccessRecord {
     fn drop(&mut self) {
         let status = self.status.get().copied();
-        let sent = *self.sent.get_mut();
-        let aborted = match self.size.get() {
-            Some(size) => sent < *size,
-            None => true,
+        let (sent, aborted) = match self.sent.get() {
+            Some((sent, size)) => (*sent, sent < size),
+            None => (0, true),
         };
         let since = self.held_since.get();
         let held = self.held.get().copied();
@@ -247,29 +224,6 @@ impl Drop for AccessRecord {
 /// Milliseconds, to the microsecond.
 fn millis(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1000.0
-}
-
-impl BodyBytes {
-    pub(super) fn new(bytes: Bytes, record: Option<Arc<AccessRecord>>) -> Self {
-        Self { bytes, record }
-    }
-}
-
-impl Buf for BodyBytes {
-    fn remaining(&self) -> usize {
-        self.bytes.len()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    fn advance(&mut self, count: usize) {
-        self.bytes.advance(count);
-        if let Some(record) = &self.record {
-            record.add_sent(count);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::{
     admin_access::AdminAccess,
     bundle_api::BundleApi,
     connection::Peer,
+    fleet_api::{self, FleetApi},
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
     overview::{BundleOverview, LostVersion, Overview, ReadinessState},
@@ -32,7 +33,7 @@ use super::{
     webhook_api::{self, WebhookApi},
     webhooks::WebhookStatus,
 };
-use crate::{publish::Handle, telemetry, traces::Traces, webhooks::Listener};
+use crate::{fleet::Fleet, publish::Handle, telemetry, traces::Traces, webhooks::Listener};
 
 /// The handler of the admin API.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ pub(super) struct AdminApi {
     webhooks: WebhookApi,
     // Rendering thousands of bundles takes long, and must not delay bundle requests.
     page: Renderer,
+    fleet: FleetApi,
     status: Renderer,
     metrics: Renderer,
 }
@@ -54,6 +56,7 @@ pub(super) struct AdminContext {
     pub(super) holdouts: HoldoutTracker,
     pub(super) readiness: Readiness,
     pub(super) traces: Traces,
+    pub(super) fleet: Option<Fleet>,
 }
 
 #[derive(Debug)]
@@ -77,11 +80,17 @@ impl AdminApi {
             settings: settings.clone(),
             refusals: RefusalLog::default(),
         };
+        let fleet = FleetApi::new(
+            context.fleet.clone(),
+            context.catalog.clone(),
+            background.clone(),
+        );
         let state = AdminState::new(context, settings, options);
         Self {
             access,
             state: Arc::new(state),
             webhooks,
+            fleet,
             page: Renderer::new(background.clone()),
             status: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
@@ -117,12 +126,18 @@ impl AdminApi {
             "/readyz" => self.state.readyz(),
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
+            fleet_api::PATH => self.fleet.get(request.uri().query()).await,
             "/" => self.page().await,
             _ => {
-                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /refresh/NAME or /reload";
+                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /fleet, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
+    }
+
+    /// Removes clients that were not seen for long, until the future is dropped.
+    pub(super) async fn sweep_clients(&self) {
+        self.fleet.sweep().await;
     }
 
     async fn metrics(&self) -> Response<ResponseBody> {
@@ -321,6 +336,17 @@ impl AdminState {
                 .is_some_and(|fallback| fallback.since.is_some());
             gauges.add_withdrawal(entry.label(), clients, is_fallback_served);
         }
+        if let Some(fleet) = &self.context.fleet {
+            let catalog = &self.context.catalog;
+            let counts = fleet
+                .table
+                .counts(&fleet_api::expected(catalog), telemetry::now_millis());
+            for (name, counts) in &counts {
+                if let Some(entry) = catalog.get(name) {
+                    gauges.add_clients(entry.label(), counts);
+                }
+            }
+        }
     }
 
     fn render_metrics(&self) -> Option<Bytes> {
@@ -388,6 +414,7 @@ mod tests {
             holdouts: HoldoutTracker::default(),
             readiness,
             traces: Traces::off(),
+            fleet: None,
         };
         let address = AdminAddress::Unix("unused".into());
         let admin = AdminState::new(context, Settings::fixture().into(), address.into());

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, header::HeaderName};
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
@@ -18,7 +18,9 @@ use super::{
     clients::{AccessDecision, Caller, Clients, LiveClients},
     connection::Peer,
     credential_checks::{Check, CredentialChecks, Identification},
+    delivery::Delivery,
     drain::DrainSignal,
+    fleet_recorder::{FleetRecorder, Sighting},
     holdout_tracker::{ClientId, HoldoutTracker},
     idle_connections::Slot,
     if_none_match::IfNoneMatch,
@@ -39,6 +41,7 @@ use super::{
 };
 use crate::{
     catalog::{self, Demanded, Refusal},
+    fleet::{Offer, WaitingPoll},
     telemetry::{NAME_BYTES, cut},
     traces::{Span, Traces},
     webhooks::Listener,
@@ -65,6 +68,8 @@ pub(super) struct BundleApi {
     pub(super) holdouts: HoldoutTracker,
     pub(super) webhooks: WebhookApi,
     pub(super) traces: Traces,
+    /// `None` without a fleet view.
+    pub(super) fleet: Option<FleetRecorder>,
 }
 
 /// How a request is answered.
@@ -72,6 +77,8 @@ pub(super) struct Decision {
     pub(super) reply: Reply,
     /// What the access log has of the request, if it has something.
     pub(super) access: Option<Arc<AccessRecord>>,
+    /// The version that the fleet view has of the reply, if it sends one.
+    pub(super) offer: Option<Offer>,
 }
 
 /// The client of a request, and the bundle that it may read.
@@ -100,7 +107,7 @@ impl Service for BundleApi {
             && !peer.is_over_limit
             && let Some(hook) = self.webhooks.find(Listener::Data, request.uri().path())
         {
-            let head = RequestHead::with_method(&request, ReadMethod::Get);
+            let head = RequestHead::with_method(&request, ReadMethod::Get, None);
             let record = self.record(&head, Method::POST.as_str(), peer, None);
             let api = Arc::clone(self);
             return Answer::later(async move {
@@ -108,12 +115,12 @@ impl Service for BundleApi {
                 if let Some(record) = &record {
                     record.set_reply(response.status(), None);
                 }
-                with_record(response, record)
+                with_delivery(response, Delivery::new(record, None))
             });
         }
         let began = Instant::now();
         // The request is dropped here, so that it is not kept while it is held.
-        let answer = match RequestHead::of(&request) {
+        let answer = match RequestHead::of(&request, self.identity_header()) {
             Some(head) => self.decide(&head, peer),
             None => {
                 let response = match peer.is_over_limit {
@@ -121,10 +128,10 @@ impl Service for BundleApi {
                     false => response::method_not_allowed(),
                 };
                 let reply = self.count_other(response);
-                let head = RequestHead::with_method(&request, ReadMethod::Get);
+                let head = RequestHead::with_method(&request, ReadMethod::Get, None);
                 let method = request.method().as_str();
                 let access = self.record(&head, method, peer, Some(reply.status()));
-                Answer::Now(Decision { reply, access })
+                Answer::Now(Decision::unrecorded(reply, access))
             }
         };
         // A request that is answered later records its own duration.
@@ -132,7 +139,10 @@ impl Service for BundleApi {
             self.metrics
                 .observe_request(decision.reply.status(), began.elapsed());
         }
-        answer.map(|Decision { reply, access }| with_record(reply.into_response(), access))
+        answer.map(|decision| {
+            let delivery = Delivery::new(decision.access, decision.offer);
+            with_delivery(decision.reply.into_response(), delivery)
+        })
     }
 
     fn bundle_api(self: &Arc<Self>) -> Option<&Arc<BundleApi>> {
@@ -193,7 +203,7 @@ impl BundleApi {
         if peer.is_over_limit {
             let reply = self.count_other(response::unavailable(None));
             let access = self.record(head, head.method.as_str(), peer, Some(reply.status()));
-            return Answer::Now(Decision { reply, access });
+            return Answer::Now(Decision::unrecorded(reply, access));
         }
         let clients = self.clients.current();
         let credential = match self.checks.identify(&clients, head.authorization) {
@@ -214,7 +224,12 @@ impl BundleApi {
             Route::Bundle(entry) => {
                 if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
                     let identity = Identity::new(&clients, &caller, Some(entry.name()));
-                    return Answer::Now(self.decided(reply, head, peer, &identity));
+                    let offer = self.fleet.as_ref().and_then(|fleet| {
+                        let sighting = self.sighting(head, peer, &identity, entry.name());
+                        fleet.record_answered(&sighting, head.method, &reply)
+                    });
+                    let decision = self.decided(reply, head, peer, &identity);
+                    return Answer::Now(Decision { offer, ..decision });
                 }
                 Ok(entry)
             }
@@ -225,7 +240,14 @@ impl BundleApi {
             let bundle = Some(name_of(&entry));
             Identity::new(&clients, &caller, bundle).record(record, head.path);
         }
-        let request = self.bundle_request(head, caller, peer, access);
+        let waiting = self.fleet.as_ref().and_then(|fleet| {
+            let identity = Identity::new(&clients, &caller, None);
+            let sighting = self.sighting(head, peer, &identity, name_of(&entry));
+            let if_none_match = IfNoneMatch::new(head.if_none_match);
+            record_waiting(fleet, &sighting, head.method, if_none_match, &entry)
+        });
+        let mut request = self.bundle_request(head, caller, peer, access);
+        request.waiting = waiting;
         serve_later(self.pending(request), entry)
     }
 
@@ -242,7 +264,34 @@ impl BundleApi {
         if let Some(record) = &access {
             identity.record(record, head.path);
         }
-        Decision { reply, access }
+        Decision::unrecorded(reply, access)
+    }
+
+    /// The header that names a client, if there is a fleet view.
+    pub(super) fn identity_header(&self) -> Option<&HeaderName> {
+        self.fleet.as_ref().map(FleetRecorder::identity_header)
+    }
+
+    /// What the fleet view needs of a request for a bundle.
+    fn sighting<'a>(
+        &self,
+        head: &RequestHead<'a>,
+        peer: &'a Peer,
+        identity: &Identity<'a>,
+        bundle: &'a str,
+    ) -> Sighting<'a> {
+        // Most requests have no such header, and then the settings need not be read.
+        let is_forwarded = head.x_forwarded_for.iter().next().is_some();
+        Sighting {
+            clients: identity.clients,
+            caller: identity.caller,
+            peer,
+            name: head.identity,
+            forwarded: is_forwarded.then(|| self.client_address(head, peer)),
+            authorization: head.authorization,
+            user_agent: head.user_agent,
+            bundle,
+        }
     }
 
     /// What the access log has of a request, if it has something. `status` is that of its reply, if
@@ -280,6 +329,9 @@ impl BundleApi {
         };
         let access = self.record(head, head.method.as_str(), peer, None);
         let mut pending = self.pending(self.bundle_request(head, unknown, peer, access));
+        let (name, user_agent): (Option<Box<[u8]>>, Option<Box<[u8]>>) =
+            (head.identity.map(Box::from), head.user_agent.map(Box::from));
+        let peer = peer.clone();
         Answer::later(async move {
             let api = Arc::clone(&pending.api);
             let address = pending.request.client.address;
@@ -305,7 +357,25 @@ impl BundleApi {
                 let bundle = entry.as_ref().ok().map(name_of);
                 Identity::new(&clients, caller, bundle).record(record, &path);
             }
+            let waiting = api.fleet.as_ref().zip(entry.as_ref().ok());
+            let waiting = waiting.and_then(|(fleet, entry)| {
+                let sighting = Sighting {
+                    clients: &clients,
+                    caller,
+                    peer: &peer,
+                    name: name.as_deref(),
+                    forwarded: Some(address),
+                    // Such a request does not share the hash of one that needed no check.
+                    authorization: None,
+                    user_agent: user_agent.as_deref(),
+                    bundle: name_of(entry),
+                };
+                let request = &pending.request;
+                let if_none_match = request.if_none_match.get();
+                record_waiting(fleet, &sighting, request.method, if_none_match, entry)
+            });
             drop(clients);
+            pending.request.waiting = waiting;
             match entry {
                 Ok(entry) => serve_later(pending, entry).get().await,
                 Err(response) => pending.finish(api.count_other(response)),
@@ -408,6 +478,7 @@ impl BundleApi {
             slot: Arc::clone(&peer.slot),
             hold_start: HoldStart::default(),
             access,
+            waiting: None,
         }
     }
 
@@ -562,15 +633,42 @@ fn name_of(entry: &Result<Arc<Entry>, String>) -> &str {
     }
 }
 
-/// Attaches what the access log has of a request to its response.
-fn with_record(
-    mut response: Response<ResponseBody>,
-    record: Option<Arc<AccessRecord>>,
-) -> Response<ResponseBody> {
-    if let Some(record) = record {
-        response.extensions_mut().insert(record);
+/// Records in the fleet view a request that is held. `entry`: its bundle, or the name of one that is
+/// added on demand.
+fn record_waiting(
+    fleet: &FleetRecorder,
+    sighting: &Sighting<'_>,
+    method: ReadMethod,
+    if_none_match: IfNoneMatch<'_>,
+    entry: &Result<Arc<Entry>, String>,
+) -> Option<WaitingPoll> {
+    // HEAD downloads nothing, and no OPA sends it.
+    if method == ReadMethod::Head {
+        return None;
     }
+    let entry = entry.as_ref().ok();
+    let served = entry.and_then(|entry| entry.handle().served_at(crate::telemetry::now));
+    fleet.record_waiting(sighting, if_none_match.first(), served.as_deref())
+}
+
+/// Attaches to a response what is recorded of it.
+fn with_delivery(
+    mut response: Response<ResponseBody>,
+    delivery: Delivery,
+) -> Response<ResponseBody> {
+    delivery.attach(&mut response);
     response
+}
+
+impl Decision {
+    /// A decision that the fleet view has nothing of.
+    pub(super) fn unrecorded(reply: Reply, access: Option<Arc<AccessRecord>>) -> Self {
+        Self {
+            reply,
+            access,
+            offer: None,
+        }
+    }
 }
 
 #[cfg(any(test, fuzzing))]
@@ -597,6 +695,7 @@ impl BundleApi {
             refusals: RefusalLog::default(),
             access_log: AccessLog::new(super::AccessLevel::Off),
             metrics,
+            fleet: None,
             settings: super::Settings::fixture().into(),
             drain: DrainSignal::new(phase),
             holdouts: HoldoutTracker::default(),
@@ -629,10 +728,10 @@ pub(super) fn resource(path: &str) -> Option<Cow<'_, str>> {
 }
 
 /// A hash of `User-Agent`. It needs no secret key: a collision only makes two clients count as one.
-fn user_agent_hash(user_agent: Option<&[u8]>) -> u64 {
+fn user_agent_hash(user_agent: Option<&[u8]>) -> u32 {
     let mut hasher = DefaultHasher::new();
     user_agent.hash(&mut hasher);
-    hasher.finish()
+    hasher.finish() as u32
 }
 
 /// OPA before 0.39 takes the bundle content type as support for long polling and, when it did not

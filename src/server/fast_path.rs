@@ -26,11 +26,11 @@ use tokio::{
 };
 
 use super::{
-    access_log::{AccessRecord, BodyBytes},
     bundle_api::{BundleApi, Decision},
     close_signal::CloseReason,
     connection::{CONNECTION_CLOSE, ConnectionContext, Transport, complete_headers},
     date,
+    delivery::{BodyBytes, Delivery},
     idle_connections::{ActiveRequest, Slot},
     plain_request::{self, PlainRequest},
     reply::Reply,
@@ -121,6 +121,7 @@ struct Unsent {
     file: Option<Http1Body>,
     /// A body that the kernel sends from a file.
     copy: Option<FileCopy>,
+    delivery: Option<Arc<Delivery>>,
 }
 
 /// The body of a response.
@@ -134,7 +135,6 @@ struct FileCopy {
     blob: Blob,
     offset: u64,
     left: usize,
-    access: Option<Arc<AccessRecord>>,
 }
 
 impl<S: Transport> FastPath<'_, S> {
@@ -174,7 +174,7 @@ impl<S: Transport> FastPath<'_, S> {
             head,
             length,
             closes,
-        }) = plain_request::parse(bytes)
+        }) = plain_request::parse(bytes, self.api.identity_header())
         else {
             slot.record_read();
             return (Step::NotPlain(Bytes::copy_from_slice(bytes)), bytes.len());
@@ -226,22 +226,24 @@ impl<S: Transport> FastPath<'_, S> {
 
     /// Sends a reply as far as the socket takes it.
     fn reply(&mut self, context: &mut Context<'_>, decision: Decision, closes: bool) -> Step {
-        let Decision { reply, access } = decision;
+        let Decision {
+            reply,
+            access,
+            offer,
+        } = decision;
         let closes = closes
             || self.context.drain.is_draining()
             || self.slot().poll_close(context).is_ready();
         WRITE_BUFFER.with_borrow_mut(|head| {
             head.clear();
             let (body, closes) = write_head(head, reply, closes);
-            if let Some(record) = &access {
-                record.begin_response(body.size());
-            }
+            let delivery = Delivery::new(access, offer);
+            delivery.begin(body.size());
             let sent = match body {
-                Body::Copy(mut copy) if self.stream.tcp().is_some() => {
-                    copy.access = access;
-                    self.begin_send_copy(head, copy)
+                Body::Copy(copy) if self.stream.tcp().is_some() => {
+                    self.begin_send_copy(head, copy, delivery)
                 }
-                body => self.begin_send(context, head, body.into(), access),
+                body => self.begin_send(context, head, body.into(), delivery),
             };
             match sent {
                 Ok(None) => Step::Sent { closes },
@@ -256,7 +258,7 @@ impl<S: Transport> FastPath<'_, S> {
         context: &mut Context<'_>,
         head: &[u8],
         body: ResponseBody,
-        access: Option<Arc<AccessRecord>>,
+        delivery: Delivery,
     ) -> io::Result<Option<Box<Unsent>>> {
         let (mut bytes, file) = match body {
             ResponseBody::Memory(bytes) => (bytes, None),
@@ -274,21 +276,20 @@ impl<S: Transport> FastPath<'_, S> {
         };
         let of_body = written.saturating_sub(head.len());
         bytes.advance(of_body);
-        if let Some(record) = &access {
-            record.add_sent(of_body);
-        }
+        delivery.add_sent(of_body);
         let head = &head[written.min(head.len())..];
         let is_written = head.is_empty() && bytes.is_empty() && file.is_none();
         if is_written && let Poll::Ready(flushed) = Pin::new(&mut *self.stream).poll_flush(context)
         {
             return flushed.map(|()| None);
         }
-        let unsent = self.slot().begin_response();
+        let (unsent, delivery) = (self.slot().begin_response(), delivery.shared());
         Ok(Some(Box::new(Unsent {
             head: Bytes::copy_from_slice(head),
-            chunk: BodyBytes::new(unsent.wrap_shared(bytes), access.clone()),
-            file: file.map(|file| Http1Body::new(file, Some(unsent), access)),
+            chunk: BodyBytes::new(unsent.wrap_shared(bytes), delivery.clone()),
+            file: file.map(|file| Http1Body::new(file, Some(unsent), delivery.clone())),
             copy: None,
+            delivery,
         })))
     }
 
@@ -297,6 +298,7 @@ impl<S: Transport> FastPath<'_, S> {
         &mut self,
         head: &[u8],
         mut copy: FileCopy,
+        delivery: Delivery,
     ) -> io::Result<Option<Box<Unsent>>> {
         let (Some(tcp), slot) = (self.stream.tcp(), self.slot()) else {
             return Err(io::ErrorKind::Unsupported.into());
@@ -308,7 +310,7 @@ impl<S: Transport> FastPath<'_, S> {
         });
         let head = &head[or_zero(sent)?..];
         if head.is_empty() {
-            copy.send(tcp, slot)?;
+            delivery.add_sent(copy.send(tcp, slot)?);
         }
         if head.is_empty() && copy.left == 0 {
             return Ok(None);
@@ -319,6 +321,7 @@ impl<S: Transport> FastPath<'_, S> {
             chunk: BodyBytes::new(slot.begin_response().wrap_shared(Bytes::new()), None),
             file: None,
             copy: Some(copy),
+            delivery: delivery.shared(),
         })))
     }
 
@@ -399,7 +402,6 @@ impl Body {
                 blob: blob.clone(),
                 offset: 0,
                 left: bytes.len(),
-                access: None,
             }),
             _ => Self::Other(ResponseBody::of(blob)),
         }
@@ -423,8 +425,8 @@ impl From<Body> for ResponseBody {
 }
 
 impl FileCopy {
-    /// Sends as much as the socket takes.
-    fn send(&mut self, tcp: &TcpStream, slot: &Slot) -> io::Result<()> {
+    /// Sends as much as the socket takes, and returns how many bytes that is.
+    fn send(&mut self, tcp: &TcpStream, slot: &Slot) -> io::Result<usize> {
         let Some(file) = self.blob.copy() else {
             return Err(io::ErrorKind::NotFound.into());
         };
@@ -438,10 +440,7 @@ impl FileCopy {
         let sent = or_zero(sent)?;
         slot.record_write(sent);
         self.left -= sent;
-        if let Some(record) = &self.access {
-            record.add_sent(sent);
-        }
-        Ok(())
+        Ok(sent)
     }
 }
 
@@ -459,6 +458,7 @@ async fn send<S: Transport>(stream: &mut S, slot: &Slot, response: Unsent) -> io
         mut chunk,
         file,
         copy,
+        delivery,
     } = response;
     while head.has_remaining() || chunk.has_remaining() {
         let pieces = [IoSlice::new(&head), IoSlice::new(chunk.chunk())];
@@ -473,7 +473,10 @@ async fn send<S: Transport>(stream: &mut S, slot: &Slot, response: Unsent) -> io
     if let Some((mut copy, tcp)) = copy.zip(stream.tcp()) {
         while copy.left > 0 {
             tcp.writable().await?;
-            copy.send(tcp, slot)?;
+            let sent = copy.send(tcp, slot)?;
+            if let Some(delivery) = &delivery {
+                delivery.add_sent(sent);
+            }
         }
     }
     drop(chunk);

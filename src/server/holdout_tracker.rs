@@ -48,7 +48,7 @@ struct Holdouts {
     etag: String,
     clients: HashMap<Key, Activity>,
     /// Hashes of `User-Agent` by address and credential, in the order of their first request.
-    user_agents: HashMap<u64, Vec<u64>>,
+    user_agents: HashMap<u64, Vec<u32>>,
     /// The number of clients. A client counts once, or as often as it has held requests.
     total: usize,
     /// The count that was logged last.
@@ -63,8 +63,8 @@ type Key = (u64, usize);
 pub(super) struct ClientId {
     pub(super) address: IpAddr,
     pub(super) caller: Caller,
-    /// A hash of `User-Agent`.
-    pub(super) user_agent: u64,
+    /// A hash of `User-Agent`. Each held request keeps it, so it is short.
+    pub(super) user_agent: u32,
 }
 
 #[derive(Debug)]
@@ -173,7 +173,7 @@ impl Holdouts {
         }
     }
 
-    fn key(&self, base: u64, user_agent: u64) -> Key {
+    fn key(&self, base: u64, user_agent: u32) -> Key {
         let user_agents = self.user_agents.get(&base).map_or(&[][..], Vec::as_slice);
         let known = user_agents.iter().position(|known| *known == user_agent);
         (
@@ -182,7 +182,7 @@ impl Holdouts {
         )
     }
 
-    fn begin_wait(&mut self, client: Key, user_agent: u64) {
+    fn begin_wait(&mut self, client: Key, user_agent: u32) {
         let user_agents = self.user_agents.entry(client.0).or_default();
         if client.1 == user_agents.len() {
             user_agents.push(user_agent);
@@ -272,7 +272,7 @@ mod tests {
         user_agent: &'static str,
         runs: &'static str,
     ) -> Option<WaitGuard> {
-        let user_agent = user_agent.bytes().map(u64::from).sum();
+        let user_agent = user_agent.bytes().map(u32::from).sum();
         let client_id = ClientId {
             address: address.into(),
             caller: Caller::anonymous(),

@@ -8,8 +8,8 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 
 use super::{
-    access_log::AccessRecord,
     connection::{CONNECTION_CLOSE, ConnectionContext, Transport, complete_headers},
+    delivery::Delivery,
     request_body::RequestBody,
     response_body::Http1Body,
     service::Service,
@@ -39,10 +39,10 @@ pub(super) async fn serve<S: Transport, V: Service>(
                 response.headers_mut().insert(CONNECTION, CONNECTION_CLOSE);
             }
             complete_headers(&method, &mut response);
-            let access = AccessRecord::take(&mut response);
+            let delivery = Delivery::take(&mut response);
             let response = response.map(|body| {
                 let unsent = (body.size() > 0).then(|| slot.begin_response());
-                Http1Body::new(body, unsent, access)
+                Http1Body::new(body, unsent, delivery)
             });
             drop(active);
             Ok::<_, Infallible>(response)

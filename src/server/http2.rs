@@ -33,9 +33,9 @@ use tokio::{
 
 use self::body_sender::BodySender;
 use super::{
-    access_log::{AccessRecord, BodyBytes},
     close_signal::CloseReason,
     connection::{ConnectionContext, Peer, Transport, complete_headers},
+    delivery::{BodyBytes, Delivery},
     drain::DrainSignal,
     idle_connections::{ActiveRequest, ActiveStream, Slot},
     request_body::RequestBody,
@@ -258,7 +258,7 @@ impl Exchange {
             context.slot.close(CloseReason::Shutdown);
         }
         complete_headers(&self.method, &mut response);
-        let access = AccessRecord::take(&mut response);
+        let delivery = Delivery::take(&mut response);
         let (head, content) = response.into_parts();
         let is_empty = content.size() == 0;
         let unsent = (!is_empty).then(|| context.slot.begin_response());
@@ -277,7 +277,7 @@ impl Exchange {
             content,
             offset: 0,
             unsent: unsent?,
-            access,
+            delivery,
             window_timeout,
             progress_timeout: context.progress_timeout,
             _active: self.stream,

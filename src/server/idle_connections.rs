@@ -30,6 +30,7 @@ use tokio::{
 use super::{
     Deadlines,
     close_signal::{CloseReason, CloseSignal},
+    fleet_recorder::LastClient,
     repeat_guard::Streak,
     unsent_response::UnsentResponse,
 };
@@ -104,6 +105,8 @@ pub(super) struct Slot {
     state: Mutex<SlotState>,
     /// The task of the connection.
     task: OnceLock<AbortHandle>,
+    /// The client of its last request in the fleet view.
+    last_client: Mutex<Option<LastClient>>,
 }
 
 #[derive(Debug)]
@@ -232,6 +235,7 @@ impl IdleConnections {
             unsent_bytes: AtomicUsize::new(0),
             state: Mutex::new(state),
             task: OnceLock::new(),
+            last_client: Mutex::default(),
         });
         self.open().insert(number, Arc::downgrade(&slot));
         self.enqueue(&slot, &mut slot.state(), now);
@@ -412,6 +416,13 @@ impl SlotState {
 }
 
 impl Slot {
+    /// The client of its last request in the fleet view.
+    pub(super) fn last_client(&self) -> MutexGuard<'_, Option<LastClient>> {
+        self.last_client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a request as active until the guard is dropped.
     pub(super) fn begin_request(self: &Arc<Self>) -> ActiveRequest {
         let mut state = self.state();

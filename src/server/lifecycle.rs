@@ -11,6 +11,7 @@ use super::{
     bundle_api::BundleApi,
     credential_checks::CredentialChecks,
     drain::{DrainSignal, Phase},
+    fleet_recorder::FleetRecorder,
     holdout_tracker::HoldoutTracker,
     listener::{Connections, bind, warn_if_backlog_is_small},
     liveness::{Liveness, LivenessChecks},
@@ -131,6 +132,7 @@ impl Server {
             deadlines,
             settings,
             traces,
+            fleet,
             admin: admin_options,
             ..
         } = options;
@@ -149,6 +151,7 @@ impl Server {
             holdouts: holdouts.clone(),
             readiness,
             traces: traces.clone(),
+            fleet: fleet.clone(),
         };
         let admin_api = AdminApi::new(
             context,
@@ -173,19 +176,23 @@ impl Server {
             holdouts,
             webhooks,
             traces,
+            fleet: fleet.clone().map(FleetRecorder::new),
         });
         let follow_settings = follow_settings(&bundle_api, settings.subscribe());
         let follow_limit = connections.follow_limit(settings.subscribe());
         let tls = || settings.current().tls.clone();
         let serve_bundles = connections.accept(data, tls, Arc::clone(&bundle_api));
         let admin_tls = || admin_tls(&settings.current());
-        let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::new(admin_api));
+        let admin_api = Arc::new(admin_api);
+        let sweep_clients = admin_api.sweep_clients();
+        let serve_admin = admin.serve(&admin_connections, admin_tls, Arc::clone(&admin_api));
         let stop = drain_after(shutdown, &settings, &phase, &connections, &catalog);
         tokio::select! {
             () = serve_bundles => {}
             () = serve_admin => {}
             () = follow_settings => {}
             () = follow_limit => {}
+            () = sweep_clients => {}
             () = stop => {}
             // In the task of both accept loops, so that a check proves that it runs.
             () = liveness_checks.answer() => {}

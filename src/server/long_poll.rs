@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     catalog::InUse,
+    fleet::WaitingPoll,
     metrics::InFlight,
     publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, View, Withdrawal},
 };
@@ -52,6 +53,8 @@ pub(super) struct BundleRequest {
     pub(super) hold_start: HoldStart,
     /// What the access log has of the request, if it has something.
     pub(super) access: Option<Arc<AccessRecord>>,
+    /// The client in the fleet view.
+    pub(super) waiting: Option<WaitingPoll>,
 }
 
 /// The reply to a request, which was woken for it at a time.
@@ -469,6 +472,7 @@ mod tests {
             slot: idle.register(),
             hold_start: HoldStart::default(),
             access: None,
+            waiting: None,
         };
         let held = tokio::spawn(async move { drop(api.respond(&mut entry, &request).await) });
         yield_now().await;
@@ -496,6 +500,7 @@ mod tests {
         prefer: HeaderLines::single(Some("wait=60")),
         x_forwarded_for: HeaderLines::single(None),
         traceparent: None,
+        identity: None,
     };
 
     /// An API with a bundle that has no version yet, for these clients.

@@ -14,6 +14,7 @@ use super::{
     webhooks::{EventOutcome, LiveWebhooks},
 };
 use crate::{
+    fleet::{BundleCounts, ClientState},
     metrics::{BundleScope, BundleSeries, Metrics, Series},
     publish::Status,
 };
@@ -96,6 +97,7 @@ pub(super) struct StatusGauges {
     poll_interval: GaugeVec,
     last_check: GaugeVec,
     certificate_expires: IntGaugeVec,
+    clients: IntGaugeVec,
 }
 
 impl ServerMetrics {
@@ -343,6 +345,11 @@ impl StatusGauges {
                 "When a certificate in use expires, by the key that names its file; of several in one file, the first one.",
                 &["key"],
             )?,
+            clients: metrics.gauges(
+                "bundlegate_fleet_clients",
+                "Clients of a bundle by what they run: `current` is the served version. All replicas that share their state show the same clients.",
+                &["bundle", "state"],
+            )?,
         })
     }
 
@@ -356,6 +363,7 @@ impl StatusGauges {
             &self.fallback,
             &self.lost_clients,
             &self.certificate_expires,
+            &self.clients,
         ] {
             gauge.reset();
         }
@@ -398,6 +406,16 @@ impl StatusGauges {
             let last_check = self.last_check.with_label_values(&[label]);
             let oldest = Some(last_check.get()).filter(|oldest| *oldest > 0.0);
             last_check.set(oldest.map_or(time, |oldest| oldest.min(time)));
+        }
+    }
+
+    /// Adds the clients of a bundle to the gauges, which have been reset.
+    pub(super) fn add_clients(&self, label: &str, counts: &BundleCounts) {
+        for state in ClientState::ALL {
+            let clients = i64::try_from(counts.of(state)).unwrap_or(i64::MAX);
+            self.clients
+                .with_label_values(&[label, state.label()])
+                .add(clients);
         }
     }
 

@@ -35,6 +35,9 @@
 //! | `request_body` | reading a body within limits |
 //! | `pending_request` | a request that is answered later: how long that takes, and for how long it is held |
 //! | `access_log` | the access log |
+//! | `delivery` | how far a response was sent, for the access log and the fleet view |
+//! | `fleet_recorder` | what requests say about their clients, for the fleet view |
+//! | `fleet_api` | the fleet view as JSON |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
@@ -55,8 +58,11 @@ mod connection;
 mod credential;
 mod credential_checks;
 mod date;
+mod delivery;
 mod drain;
 mod fast_path;
+mod fleet_api;
+mod fleet_recorder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod holdout_tracker;

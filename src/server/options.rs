@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     access::{Authorities, CertificateExpiry},
+    fleet::Fleet,
     publish::TrustRootStatus,
     traces::Traces,
 };
@@ -36,6 +37,8 @@ pub struct Options {
     pub settings: LiveSettings,
     /// Records requests.
     pub traces: Traces,
+    /// Records clients; `None` for no fleet view.
+    pub fleet: Option<Fleet>,
 }
 
 /// Options of the admin API.

@@ -16,6 +16,7 @@ use super::{
     metrics::HoldOutcome,
     reply::Reply,
 };
+use crate::telemetry;
 
 /// A request that is not answered yet. If it is dropped, its client has left.
 pub(super) struct PendingRequest {
@@ -66,12 +67,22 @@ impl PendingRequest {
         if let Some(record) = &access {
             record.set_reply(status, held);
         }
-        Decision { reply, access }
+        let waiting = request.waiting.take();
+        let offer = api.fleet.as_ref().zip(waiting.as_ref());
+        let offer = offer.and_then(|(fleet, waiting)| fleet.offer(waiting, request.method, &reply));
+        Decision {
+            reply,
+            access,
+            offer,
+        }
     }
 }
 
 impl Drop for PendingRequest {
     fn drop(&mut self) {
+        if let Some(waiting) = &self.request.waiting {
+            waiting.record_seen(telemetry::now_millis());
+        }
         if let Some(since) = self.request.hold_start.take(self.request.began) {
             let outcome = HoldOutcome::Disconnected;
             self.api.metrics.observe_hold(outcome, since.elapsed());

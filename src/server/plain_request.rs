@@ -4,7 +4,7 @@
 use std::mem::MaybeUninit;
 
 use httparse::{Header, Request, Status};
-use hyper::Version;
+use hyper::{Version, header::HeaderName};
 
 use super::request_head::{HeaderLines, ReadMethod, RequestHead};
 
@@ -32,13 +32,18 @@ struct Fields<'a> {
     prefer: Option<&'a [u8]>,
     x_forwarded_for: Option<&'a [u8]>,
     traceparent: Option<&'a [u8]>,
+    identity: Option<&'a [u8]>,
 }
 
 /// The request at the start of `bytes`; `None` if it is incomplete or not plain.
 ///
 /// A plain request is a GET over HTTP/1.1 for a path, with exactly one `Host` and at most one of
 /// each other header that is read, without anything that announces a body or another protocol.
-pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
+/// `identity`: the header that names a client.
+pub(super) fn parse<'a>(
+    bytes: &'a [u8],
+    identity: Option<&HeaderName>,
+) -> Option<PlainRequest<'a>> {
     if !bytes.starts_with(b"GET /") {
         return None;
     }
@@ -52,7 +57,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
         return None;
     }
     let path = path(request.path?)?;
-    let fields = Fields::read(request.headers)?;
+    let fields = Fields::read(request.headers, identity.map_or("", HeaderName::as_str))?;
     fields.host?;
     let closes = match fields.connection {
         None => false,
@@ -70,6 +75,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
         prefer: HeaderLines::single(visible(fields.prefer)?),
         x_forwarded_for: HeaderLines::single(visible(fields.x_forwarded_for)?),
         traceparent: fields.traceparent,
+        identity: fields.identity,
     };
     Some(PlainRequest {
         head,
@@ -80,10 +86,14 @@ pub(super) fn parse(bytes: &[u8]) -> Option<PlainRequest<'_>> {
 
 impl<'a> Fields<'a> {
     /// `None` if a header is not allowed in a plain request, or is repeated.
-    fn read(headers: &[Header<'a>]) -> Option<Self> {
+    fn read(headers: &[Header<'a>], identity: &str) -> Option<Self> {
         let mut fields = Self::default();
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+            // It may be one of the headers below, too.
+            if header.name.len() == identity.len() && is(identity) {
+                fields.identity = fields.identity.or(Some(header.value));
+            }
             // The length tells most names apart, so that few are compared.
             let field = match header.name.len() {
                 4 if is("host") => &mut fields.host,
@@ -166,7 +176,7 @@ mod tests {
             "Connection: close\r\n",
         ] {
             let bytes = format!("{polling}{more}\r\nGET /");
-            let request = parse(bytes.as_bytes()).unwrap();
+            let request = parse(bytes.as_bytes(), None).unwrap();
             assert_eq!(request.length, bytes.len() - "GET /".len());
             assert_eq!(request.closes, more.starts_with("Connection"));
             let RequestHead {
@@ -203,7 +213,7 @@ mod tests {
             "GET /# HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET /\u{e4} HTTP/1.1\r\nHost: x\r\n\r\n",
         ] {
-            assert!(parse(text.as_bytes()).is_none(), "{text}");
+            assert!(parse(text.as_bytes(), None).is_none(), "{text}");
         }
     }
 }

@@ -29,6 +29,8 @@ pub(super) struct RequestHead<'a> {
     pub(super) x_forwarded_for: HeaderLines<'a>,
     /// The position in the trace of the client (W3C Trace Context).
     pub(super) traceparent: Option<&'a [u8]>,
+    /// The name of the client (`fleet.identity`).
+    pub(super) identity: Option<&'a [u8]>,
 }
 
 /// The methods by which a bundle is read.
@@ -46,18 +48,22 @@ pub(super) struct HeaderLines<'a> {
 }
 
 impl<'a> RequestHead<'a> {
-    /// `None` for a method that reads no bundle.
-    pub(super) fn of<B>(request: &'a Request<B>) -> Option<Self> {
+    /// `None` for a method that reads no bundle. `identity`: the header that names a client.
+    pub(super) fn of<B>(request: &'a Request<B>, identity: Option<&HeaderName>) -> Option<Self> {
         let method = match *request.method() {
             Method::GET => ReadMethod::Get,
             Method::HEAD => ReadMethod::Head,
             _ => return None,
         };
-        Some(Self::with_method(request, method))
+        Some(Self::with_method(request, method, identity))
     }
 
     /// As if the request had this method.
-    pub(super) fn with_method<B>(request: &'a Request<B>, method: ReadMethod) -> Self {
+    pub(super) fn with_method<B>(
+        request: &'a Request<B>,
+        method: ReadMethod,
+        identity: Option<&HeaderName>,
+    ) -> Self {
         let headers = request.headers();
         let value = |name| headers.get(name).map(HeaderValue::as_bytes);
         Self {
@@ -70,6 +76,9 @@ impl<'a> RequestHead<'a> {
             prefer: HeaderLines::of(headers, &PREFER),
             x_forwarded_for: HeaderLines::of(headers, &X_FORWARDED_FOR),
             traceparent: headers.get(TRACEPARENT).map(HeaderValue::as_bytes),
+            identity: identity
+                .and_then(|name| headers.get(name))
+                .map(HeaderValue::as_bytes),
         }
     }
 }

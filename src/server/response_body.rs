@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{
-    access_log::{AccessRecord, BodyBytes},
+    delivery::{BodyBytes, Delivery},
     unsent_response::UnsentResponse,
 };
 use crate::oci::Blob;
@@ -56,21 +56,21 @@ pub(super) struct Http1Body {
     pending_read: Option<JoinHandle<io::Result<Bytes>>>,
     /// `None` for an empty body.
     unsent: Option<UnsentResponse>,
-    access: Option<Arc<AccessRecord>>,
+    delivery: Option<Arc<Delivery>>,
 }
 
 impl Http1Body {
     pub(super) fn new(
         content: ResponseBody,
         unsent: Option<UnsentResponse>,
-        access: Option<Arc<AccessRecord>>,
+        delivery: Option<Arc<Delivery>>,
     ) -> Self {
         Self {
             content,
             offset: 0,
             pending_read: None,
             unsent,
-            access,
+            delivery,
         }
     }
 
@@ -117,7 +117,7 @@ impl Body for Http1Body {
         self.offset = chunk
             .as_ref()
             .map_or(u64::MAX, |chunk| self.offset + chunk.len() as u64);
-        let chunk = chunk.map(|chunk| BodyBytes::new(chunk, self.access.clone()));
+        let chunk = chunk.map(|chunk| BodyBytes::new(chunk, self.delivery.clone()));
         Poll::Ready(Some(chunk.map(Frame::data)))
     }
 

@@ -38,6 +38,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "bundle",
             "catalog",
             "config",
+            "fleet",
             "images",
             "oci",
             "opa_check",
@@ -102,11 +103,13 @@ const MODULES: &[(&str, &[&str])] = &[
     // `Blob`. Never a module that fetches, verifies, stores or watches.
     (
         "server",
-        &["access", "catalog", "oci", "publish", "webhooks"],
+        &["access", "catalog", "fleet", "oci", "publish", "webhooks"],
     ),
     // What a credential proves; the server decides when it is checked.
     // `verify` for `Pattern`: names are matched as those of signers are.
     ("access", &["verify"]),
+    // A table and pure functions; the server and the gateway do the I/O.
+    ("fleet", &[]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),

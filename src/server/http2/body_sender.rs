@@ -14,7 +14,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::MAX_SEND_BUFFER_BYTES;
 use crate::server::{
-    access_log::{AccessRecord, BodyBytes},
+    delivery::{BodyBytes, Delivery},
     idle_connections::{ActiveStream, PROGRESS_BYTES},
     response_body::ResponseBody,
     unsent_response::{MIN_READ_BYTES, UnsentResponse},
@@ -27,7 +27,7 @@ pub(super) struct BodySender {
     /// Bytes of the body that `h2` has taken.
     pub(super) offset: u64,
     pub(super) unsent: UnsentResponse,
-    pub(super) access: Option<Arc<AccessRecord>>,
+    pub(super) delivery: Option<Arc<Delivery>>,
     /// Time for the client to open its window for [`PROGRESS_BYTES`].
     pub(super) window_timeout: Duration,
     /// Time for the socket to accept the last chunks.
@@ -51,7 +51,7 @@ impl BodySender {
             return false;
         }
         let chunk = self.unsent.wrap_shared(bytes.clone());
-        let chunk = BodyBytes::new(chunk, self.access.clone());
+        let chunk = BodyBytes::new(chunk, self.delivery.clone());
         if self.stream.send_data(chunk, true).is_err() {
             return false;
         }
@@ -84,7 +84,7 @@ impl BodySender {
                     }
                     let chunk = buffered.split_to(capacity.min(buffered.len()));
                     offset += chunk.len() as u64;
-                    let chunk = BodyBytes::new(chunk, self.access.clone());
+                    let chunk = BodyBytes::new(chunk, self.delivery.clone());
                     self.stream
                         .send_data(chunk, offset >= size)
                         .map_err(|_| Reason::CANCEL)?;

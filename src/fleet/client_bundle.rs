@@ -1,0 +1,315 @@
+//! What one client runs of one bundle.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{BundleVersions, ClientKey, ClientTable, Facts, Millis, TagHash};
+
+/// Requests of one address for one bundle that are held at a time. With more, several clients share it.
+const MAX_WAITING: u16 = 8;
+/// Requests of one address for one bundle within [`WINDOW`] that need no new version. With more, several
+/// clients share it: OPA waits for at least ten seconds by default. Downloads don't count, because an
+/// OPA that can't activate a version downloads it many times a second.
+const MAX_POLLS: u16 = 30;
+const WINDOW: Millis = 60 * 1000;
+/// How long an address counts as shared after that was noticed.
+const SHARED_FOR: Millis = 60 * 60 * 1000;
+/// The weight of earlier intervals in the average.
+const INTERVAL_WEIGHT: Millis = 7;
+
+/// What one client runs of one bundle.
+#[derive(Debug)]
+pub struct ClientBundle {
+    client: ClientKey,
+    bundle: Arc<BundleVersions>,
+    /// Whether the client is known by its address alone, which several clients may share.
+    is_by_address: bool,
+    record: Mutex<Record>,
+}
+
+/// A request for a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Poll {
+    /// The version that the client names first.
+    pub tag: Option<TagHash>,
+    /// Whether that is the one that the server would send.
+    pub is_current: bool,
+}
+
+/// Why a client does not activate a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientError {
+    /// A code of OPA's.
+    pub code: Box<str>,
+    /// OPA's message, cut.
+    pub message: Box<str>,
+    /// When it was reported.
+    pub at: Millis,
+}
+
+/// How an error of a client became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorSource {
+    /// Its OPA has reported it.
+    Status,
+    /// It downloads the version again and again.
+    Downloads,
+}
+
+/// A version that is being sent to a client.
+#[derive(Debug)]
+pub struct Offer {
+    table: ClientTable,
+    client_bundle: Arc<ClientBundle>,
+    tag: TagHash,
+}
+
+/// A request that is held, until this is dropped.
+#[derive(Debug)]
+pub struct WaitingPoll(Arc<ClientBundle>);
+
+/// It is kept small, because a fleet has one for each client and bundle.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    pub(super) seen: Millis,
+    pub(super) since: Millis,
+    pub(super) runs: Option<TagHash>,
+    pub(super) offered: Option<Box<Offered>>,
+    pub(super) error: Option<Box<ClientError>>,
+    shared_until: Millis,
+    /// When the current [`WINDOW`] began.
+    window: Millis,
+    /// In milliseconds.
+    pub(super) interval: u32,
+    polls: u16,
+    waiting: u16,
+    pub(super) without_tag: u8,
+    /// Whether the table does not have it any more.
+    is_detached: bool,
+    /// Whether it is to be sent to other replicas.
+    pub(super) is_changed: bool,
+}
+
+/// A version that a client has downloaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offered {
+    pub(super) tag: TagHash,
+    /// When it was last downloaded completely.
+    pub(super) at: Millis,
+    pub(super) times: u32,
+}
+
+/// What became of a request that was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recorded {
+    /// Nothing is new but the time.
+    Unchanged,
+    Changed,
+    /// The table does not have it any more.
+    Detached,
+}
+
+impl ClientBundle {
+    pub(super) fn new(client: ClientKey, bundle: Arc<BundleVersions>, is_by_address: bool) -> Self {
+        Self {
+            client,
+            bundle,
+            is_by_address,
+            record: Mutex::default(),
+        }
+    }
+
+    /// The key of the client.
+    pub fn client(&self) -> ClientKey {
+        self.client
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> &Arc<BundleVersions> {
+        &self.bundle
+    }
+
+    /// Whether the client is known by its address alone.
+    pub fn is_by_address(&self) -> bool {
+        self.is_by_address
+    }
+
+    pub(super) fn record_poll(&self, poll: Poll, now: Millis) -> Recorded {
+        let mut record = self.lock();
+        if record.is_detached {
+            return Recorded::Detached;
+        }
+        record.count_poll(poll, now, self.is_by_address);
+        if record.runs == poll.tag && record.since != 0 && !record.is_affected_by(poll) {
+            return Recorded::Unchanged;
+        }
+        record.apply(poll, now);
+        Recorded::Changed
+    }
+
+    pub(super) fn begin_waiting(self: &Arc<Self>, now: Millis) -> WaitingPoll {
+        let mut record = self.lock();
+        record.waiting = record.waiting.saturating_add(1);
+        if self.is_by_address && record.waiting > MAX_WAITING {
+            record.shared_until = now + SHARED_FOR;
+        }
+        WaitingPoll(Arc::clone(self))
+    }
+
+    pub(super) fn record_offer(&self, tag: TagHash, now: Millis) {
+        let mut record = self.lock();
+        let times = match record.offered.as_deref() {
+            Some(offered) if offered.tag == tag => offered.times,
+            _ => 0,
+        };
+        let times = times.saturating_add(1);
+        let at = now;
+        record.offered = Some(Box::new(Offered { tag, at, times }));
+    }
+
+    /// Records an error that its OPA reports. Returns whether it is a new one.
+    pub(super) fn record_error(&self, error: ClientError) -> bool {
+        let mut record = self.lock();
+        let is_new = record
+            .error
+            .as_deref()
+            .is_none_or(|known| (&known.code, &known.message) != (&error.code, &error.message));
+        record.error = Some(Box::new(error));
+        is_new
+    }
+
+    /// What its state follows from.
+    pub fn facts(&self, now: Millis) -> Facts {
+        self.lock().facts(now)
+    }
+
+    /// The version that it has downloaded, how often and when last.
+    pub fn offered(&self) -> Option<(TagHash, u32, Millis)> {
+        let offered = self.lock().offered.as_deref().copied()?;
+        Some((offered.tag, offered.times, offered.at))
+    }
+
+    /// What its OPA has reported, unless it has run the served version since.
+    pub fn error(&self) -> Option<ClientError> {
+        self.lock().error.as_deref().cloned()
+    }
+
+    /// Its requests that are held.
+    pub fn waiting(&self) -> u16 {
+        self.lock().waiting
+    }
+
+    pub(super) fn last_seen(&self) -> (Millis, bool) {
+        let record = self.lock();
+        (record.seen, record.waiting > 0)
+    }
+
+    pub(super) fn detach(&self) {
+        self.lock().is_detached = true;
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Record {
+    /// Counts a request, which says nothing about versions yet.
+    fn count_poll(&mut self, poll: Poll, now: Millis, is_by_address: bool) {
+        if self.seen != 0 {
+            let gap = now.saturating_sub(self.seen);
+            let interval = Millis::from(self.interval);
+            // It follows a longer gap at once, so that no client is silent because it was quick before.
+            let average = (interval * INTERVAL_WEIGHT + gap) / (INTERVAL_WEIGHT + 1);
+            self.interval = u32::try_from(average.max(gap.min(WINDOW * 60))).unwrap_or(u32::MAX);
+        }
+        self.seen = self.seen.max(now);
+        if !is_by_address || !poll.is_current {
+            return;
+        }
+        if now.saturating_sub(self.window) >= WINDOW {
+            (self.window, self.polls) = (now, 0);
+        }
+        self.polls = self.polls.saturating_add(1);
+        if self.polls > MAX_POLLS {
+            self.shared_until = now + SHARED_FOR;
+        }
+    }
+
+    /// Whether a request changes more than the times, though it names the same version as the one before.
+    fn is_affected_by(&self, poll: Poll) -> bool {
+        let has_activated = |offered: &Offered| Some(offered.tag) == poll.tag;
+        poll.tag.is_none()
+            || (poll.is_current && self.error.is_some())
+            || self.offered.as_deref().is_some_and(has_activated)
+    }
+
+    fn apply(&mut self, poll: Poll, now: Millis) {
+        if self.runs != poll.tag || self.since == 0 {
+            (self.runs, self.since) = (poll.tag, now);
+        }
+        self.without_tag = match poll.tag {
+            Some(_) => 0,
+            None => self.without_tag.saturating_add(1),
+        };
+        if self.offered.as_deref().map(|offered| offered.tag) == poll.tag {
+            self.offered = None;
+        }
+        // Only this proves that the error is over: OPA drops it from its reports after any 304.
+        if poll.is_current {
+            self.error = None;
+        }
+    }
+
+    fn facts(&self, now: Millis) -> Facts {
+        Facts {
+            runs: self.runs,
+            since: self.since,
+            seen: self.seen,
+            is_waiting: self.waiting > 0,
+            interval: self.interval.into(),
+            without_tag: self.without_tag.into(),
+            offered: self
+                .offered
+                .as_deref()
+                .map(|offered| (offered.tag, offered.times)),
+            has_error: self.error.is_some(),
+            is_shared: now < self.shared_until,
+        }
+    }
+}
+
+impl Offer {
+    pub(super) fn new(table: ClientTable, client_bundle: Arc<ClientBundle>, tag: TagHash) -> Self {
+        Self {
+            table,
+            client_bundle,
+            tag,
+        }
+    }
+
+    /// Records that the client has all of it.
+    pub fn complete(&self, now: Millis) {
+        self.client_bundle.record_offer(self.tag, now);
+        self.table.change_bundle(&self.client_bundle);
+    }
+}
+
+impl WaitingPoll {
+    /// The client whose request it is.
+    pub fn client_bundle(&self) -> &Arc<ClientBundle> {
+        &self.0
+    }
+
+    /// Records that the client was connected at this time.
+    pub fn record_seen(&self, now: Millis) {
+        let mut record = self.0.lock();
+        record.seen = record.seen.max(now);
+    }
+}
+
+impl Drop for WaitingPoll {
+    fn drop(&mut self) {
+        let mut record = self.0.lock();
+        record.waiting = record.waiting.saturating_sub(1);
+    }
+}

@@ -1,0 +1,45 @@
+//! The fleet view: which client runs which version of which bundle.
+//!
+//! A client names the version that it runs in the first tag of `If-None-Match`, with every request.
+//! The server records that here ([`ClientBundle::record_poll`]), together with the versions that it
+//! has sent ([`Offer`]) and with what OPA reports by its Status API ([`Report`]). Whether a client
+//! enforces the served version follows from these by one pure function ([`state_of`]).
+//!
+//! | file | holds |
+//! |---|---|
+//! | `identity` | what makes two requests those of one client |
+//! | `table` | all clients, within limits |
+//! | `client` | a client: its names, its address, its OPA |
+//! | `client_bundle` | what one client runs of one bundle |
+//! | `version` | the versions of a bundle by their entity tags |
+//! | `state` | the state of a client, and what it follows from |
+//! | `view` | counts and lists for operators |
+//! | `fleet`, `options` | the whole, and its options |
+//!
+//! A client is recorded only for bundles that it may read. Times are milliseconds since 1970, by the
+//! system's clock; they are passed in, so that everything here is a function of its arguments.
+
+mod client;
+mod client_bundle;
+mod fleet;
+mod identity;
+mod options;
+mod state;
+mod table;
+mod version;
+mod view;
+
+pub use self::{
+    client::{Client, ClientDetails, OpaInstance},
+    client_bundle::{ClientBundle, ClientError, ErrorSource, Offer, Poll, WaitingPoll},
+    fleet::Fleet,
+    identity::{ClientKey, Identity, IdentitySource, usable_name},
+    options::Options,
+    state::{ClientState, Expected, Facts, state_of},
+    table::ClientTable,
+    version::{BundleVersions, TagHash, Version},
+    view::{BundleCounts, BundleView, ClientView, Filter, Page},
+};
+
+/// Milliseconds since 1970.
+pub type Millis = u64;

@@ -1,0 +1,243 @@
+//! The versions of a bundle, by their entity tags.
+
+use std::{
+    collections::VecDeque,
+    num::NonZeroU64,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// The versions that are remembered of a bundle. The one that was used least recently is forgotten; a
+/// client that runs it is shown with its tag's hash alone.
+const MAX_VERSIONS: usize = 64;
+/// A longer tag is cut. Those of this server have 43 bytes.
+const MAX_TAG_BYTES: usize = 128;
+
+/// A hash of an entity tag. It is not a cryptographic one: a client that sends a tag with the hash of
+/// another one misrepresents only itself, which it can do by sending that tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TagHash(NonZeroU64);
+
+/// A version of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// The entity tag, without quotes.
+    pub etag: Box<str>,
+    /// The digest of the manifest; `None` for a tag that no replica has served.
+    pub manifest: Option<Box<str>>,
+    /// The revision in the bundle's manifest, if it has one.
+    pub revision: Option<Box<str>>,
+    /// The bytes of the tarball.
+    pub size: Option<u64>,
+}
+
+/// A bundle's name and the versions that its clients run.
+#[derive(Debug)]
+pub struct BundleVersions {
+    name: Arc<str>,
+    /// The hash of the version that was last recorded by [`Self::record`], or zero.
+    latest: AtomicU64,
+    versions: Mutex<VecDeque<(TagHash, Arc<Version>)>>,
+}
+
+impl TagHash {
+    /// The hash of a tag with or without quotes and `W/`. It is the same on every replica and in every
+    /// version of bundlegate.
+    pub fn of(tag: &str) -> Self {
+        let mut hash: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut chunks = opaque(tag).as_bytes().chunks_exact(8);
+        for chunk in &mut chunks {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(chunk);
+            hash = mix(hash, u64::from_le_bytes(bytes));
+        }
+        let mut bytes = [0; 8];
+        let rest = chunks.remainder();
+        bytes[..rest.len()].copy_from_slice(rest);
+        hash = mix(hash, u64::from_le_bytes(bytes));
+        hash = mix(hash, opaque(tag).len() as u64);
+        Self(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// The hash with this number; `None` for zero.
+    pub fn from_number(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
+
+    /// Its number, which is not zero.
+    pub fn number(self) -> u64 {
+        self.0.get()
+    }
+}
+
+fn mix(hash: u64, chunk: u64) -> u64 {
+    (hash.rotate_left(23) ^ chunk).wrapping_mul(0xff51_afd7_ed55_8ccd)
+}
+
+/// A tag without quotes and `W/`.
+fn opaque(tag: &str) -> &str {
+    let tag = tag.strip_prefix("W/").unwrap_or(tag);
+    tag.strip_prefix('"')
+        .and_then(|tag| tag.strip_suffix('"'))
+        .unwrap_or(tag)
+}
+
+impl Version {
+    /// The version that a client names by a tag that no replica has served.
+    pub fn unknown(tag: &str) -> Self {
+        let mut tag = opaque(tag);
+        if tag.len() > MAX_TAG_BYTES {
+            tag = &tag[..tag.floor_char_boundary(MAX_TAG_BYTES)];
+        }
+        Self {
+            etag: tag.into(),
+            manifest: None,
+            revision: None,
+            size: None,
+        }
+    }
+}
+
+impl BundleVersions {
+    /// A bundle without versions.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            latest: AtomicU64::new(0),
+            versions: Mutex::default(),
+        }
+    }
+
+    /// The bundle's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Records the version that is served. Most calls name the same one as the call before.
+    pub fn record(&self, tag: TagHash, version: impl FnOnce() -> Version) {
+        if self.latest.swap(tag.number(), Ordering::Relaxed) != tag.number() {
+            self.insert(tag, version());
+        }
+    }
+
+    /// Records the version that a client names, unless it is known.
+    pub fn record_unknown(&self, tag: TagHash, text: &str) {
+        let mut versions = self.lock();
+        if !versions.iter().any(|(known, _)| *known == tag) {
+            push(&mut versions, tag, Version::unknown(text));
+        }
+    }
+
+    /// Adds a version, or replaces what was known of it. What is known of a version is not lost to one
+    /// that only has its tag.
+    pub fn insert(&self, tag: TagHash, version: Version) {
+        let mut versions = self.lock();
+        if let Some(index) = versions.iter().position(|(known, _)| *known == tag) {
+            let Some(known) = versions.remove(index) else {
+                return;
+            };
+            if version.manifest.is_none() {
+                versions.push_back(known);
+                return;
+            }
+        }
+        push(&mut versions, tag, version);
+    }
+
+    /// The version with this tag, while it is remembered.
+    pub fn get(&self, tag: TagHash) -> Option<Arc<Version>> {
+        let versions = self.lock();
+        let found = versions.iter().find(|(known, _)| *known == tag);
+        found.map(|(_, version)| Arc::clone(version))
+    }
+
+    /// The version with this tag, or a placeholder for one that is not remembered.
+    pub fn describe(&self, tag: TagHash) -> Arc<Version> {
+        self.get(tag)
+            .unwrap_or_else(|| Arc::new(Version::unknown(&format!("#{:016x}", tag.number()))))
+    }
+
+    /// All versions that are remembered.
+    pub fn all(&self) -> Vec<(TagHash, Arc<Version>)> {
+        self.lock().iter().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(TagHash, Arc<Version>)>> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn push(versions: &mut VecDeque<(TagHash, Arc<Version>)>, tag: TagHash, version: Version) {
+    if versions.len() >= MAX_VERSIONS {
+        // Tags that clients made up go first.
+        let unknown = versions
+            .iter()
+            .position(|(_, version)| version.manifest.is_none());
+        versions.remove(unknown.unwrap_or_default());
+    }
+    versions.push_back((tag, Arc::new(version)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(tag: &str) -> Version {
+        Version {
+            manifest: Some("sha256:m".into()),
+            ..Version::unknown(tag)
+        }
+    }
+
+    #[test]
+    fn a_tag_has_one_hash_however_it_is_written() {
+        let hash = TagHash::of("3fPz0Ss5bXq1wB3Fq3qJ0x8k6oM1nE2Yc9rTqf0Vd7A");
+        for tag in [
+            "\"3fPz0Ss5bXq1wB3Fq3qJ0x8k6oM1nE2Yc9rTqf0Vd7A\"",
+            "W/\"3fPz0Ss5bXq1wB3Fq3qJ0x8k6oM1nE2Yc9rTqf0Vd7A\"",
+        ] {
+            assert_eq!(TagHash::of(tag), hash);
+        }
+        let mut hashes: Vec<_> = [
+            "",
+            "a",
+            "b",
+            "ab",
+            "a\0",
+            "aaaaaaaa",
+            "aaaaaaaaa",
+            "aaaaaaaa\0",
+        ]
+        .map(TagHash::of)
+        .to_vec();
+        hashes.push(hash);
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), 9);
+        // Replicas of different releases compare these.
+        assert_eq!(TagHash::from_number(hash.number()), Some(hash));
+    }
+
+    #[test]
+    fn a_served_version_is_not_replaced_by_its_tag_alone_and_made_up_tags_go_first() {
+        let bundle = BundleVersions::new("authz");
+        let tag = TagHash::of("one");
+        bundle.record_unknown(tag, "one");
+        assert_eq!(*bundle.get(tag).unwrap(), Version::unknown("one"));
+        bundle.record(tag, || served("one"));
+        bundle.record(tag, || panic!("it is the latest one"));
+        bundle.record_unknown(tag, "one");
+        bundle.insert(tag, Version::unknown("one"));
+        assert_eq!(*bundle.get(tag).unwrap(), served("one"));
+        for number in 0..3 * MAX_VERSIONS {
+            let made_up = format!("made up {number}");
+            bundle.record_unknown(TagHash::of(&made_up), &made_up);
+        }
+        assert_eq!(bundle.all().len(), MAX_VERSIONS);
+        assert_eq!(*bundle.get(tag).unwrap(), served("one"));
+        let long = "é".repeat(MAX_TAG_BYTES);
+        assert!(Version::unknown(&long).etag.len() <= MAX_TAG_BYTES);
+    }
+}

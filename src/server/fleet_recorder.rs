@@ -1,0 +1,192 @@
+//! Records in the fleet view what requests say about their clients.
+//!
+//! A client has a connection of its own or shares one with others, behind a proxy. Each connection
+//! remembers the client of its last request, so that the next one of the same client needs neither its
+//! key, which is a cryptographic hash, nor the table.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use hyper::header::HeaderName;
+
+use super::{
+    clients::{Caller, Clients},
+    connection::Peer,
+    reply::Reply,
+    request_head::ReadMethod,
+};
+use crate::{
+    fleet::{
+        ClientBundle, ClientDetails, Fleet, Identity, IdentitySource, Offer, Poll, TagHash,
+        Version, WaitingPoll, usable_name,
+    },
+    publish::Snapshot,
+    telemetry::{NAME_BYTES, cut, now_millis},
+};
+
+/// Records requests in the fleet view.
+#[derive(Debug)]
+pub(super) struct FleetRecorder {
+    pub(super) fleet: Fleet,
+    keys: RandomState,
+}
+
+/// The client of the last request of a connection, for one bundle.
+#[derive(Debug)]
+pub(super) struct LastClient {
+    /// A hash of everything in a request that identifies its client.
+    inputs: u64,
+    client_bundle: Arc<ClientBundle>,
+}
+
+/// A request whose client is recorded.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sighting<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) caller: &'a Caller,
+    pub(super) peer: &'a Peer,
+    /// The name that the client sends.
+    pub(super) name: Option<&'a [u8]>,
+    /// `None` for the address of the connection.
+    pub(super) forwarded: Option<IpAddr>,
+    pub(super) authorization: Option<&'a [u8]>,
+    pub(super) user_agent: Option<&'a [u8]>,
+    pub(super) bundle: &'a str,
+}
+
+impl FleetRecorder {
+    pub(super) fn new(fleet: Fleet) -> Self {
+        Self {
+            fleet,
+            keys: RandomState::new(),
+        }
+    }
+
+    /// The header that names a client.
+    pub(super) fn identity_header(&self) -> &HeaderName {
+        &self.fleet.options.identity
+    }
+
+    /// Records a request that is answered at once. Returns the version that the reply sends.
+    pub(super) fn record_answered(
+        &self,
+        sighting: &Sighting<'_>,
+        method: ReadMethod,
+        reply: &Reply,
+    ) -> Option<Offer> {
+        let (snapshot, is_current) = match reply {
+            Reply::NotModified(snapshot) => (snapshot, true),
+            Reply::Bundle { snapshot, .. } => (snapshot, false),
+            Reply::Other(_) => return None,
+        };
+        // HEAD downloads nothing, and no OPA sends it.
+        if method == ReadMethod::Head {
+            return None;
+        }
+        let served = TagHash::of(snapshot.etag());
+        let poll = Poll {
+            tag: is_current.then_some(served),
+            is_current,
+        };
+        let client_bundle = self.record(sighting, poll)?;
+        client_bundle.bundle().record(served, || version(snapshot));
+        (!is_current).then(|| self.fleet.table.offer(client_bundle, served))
+    }
+
+    /// Records a request that is held. `first_tag`: the version that the client names; `served`: the
+    /// version that it would get now.
+    pub(super) fn record_waiting(
+        &self,
+        sighting: &Sighting<'_>,
+        first_tag: Option<&str>,
+        served: Option<&Snapshot>,
+    ) -> Option<WaitingPoll> {
+        let served = served.map(|snapshot| (TagHash::of(snapshot.etag()), snapshot));
+        let tag = first_tag.map(TagHash::of);
+        let is_current = tag.is_some() && tag == served.map(|(tag, _)| tag);
+        let client_bundle = self.record(sighting, Poll { tag, is_current })?;
+        if let Some((tag, snapshot)) = served {
+            client_bundle.bundle().record(tag, || version(snapshot));
+        }
+        if let (Some(tag), Some(text), false) = (tag, first_tag, is_current) {
+            client_bundle.bundle().record_unknown(tag, text);
+        }
+        Some(self.fleet.table.begin_waiting(&client_bundle, now_millis()))
+    }
+
+    /// The version that a reply to a held request sends.
+    pub(super) fn offer(
+        &self,
+        waiting: &WaitingPoll,
+        method: ReadMethod,
+        reply: &Reply,
+    ) -> Option<Offer> {
+        waiting.record_seen(now_millis());
+        let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (reply, method) else {
+            return None;
+        };
+        let (served, client_bundle) = (TagHash::of(snapshot.etag()), waiting.client_bundle());
+        client_bundle.bundle().record(served, || version(snapshot));
+        Some(self.fleet.table.offer(Arc::clone(client_bundle), served))
+    }
+
+    fn record(&self, sighting: &Sighting<'_>, poll: Poll) -> Option<Arc<ClientBundle>> {
+        let (inputs, now) = (sighting.inputs(&self.keys), now_millis());
+        let table = &self.fleet.table;
+        let mut last = sighting.peer.slot.last_client();
+        if let Some(last) = &*last
+            && last.inputs == inputs
+            && &**last.client_bundle.bundle().name() == sighting.bundle
+            && table.record_poll(&last.client_bundle, poll, now)
+        {
+            return Some(Arc::clone(&last.client_bundle));
+        }
+        let client_bundle = sighting.look_up(&self.fleet)?;
+        // It may be removed in between, if the table is full; then its next request adds it again.
+        table.record_poll(&client_bundle, poll, now);
+        *last = Some(LastClient {
+            inputs,
+            client_bundle: Arc::clone(&client_bundle),
+        });
+        Some(client_bundle)
+    }
+}
+
+impl Sighting<'_> {
+    /// A hash of what identifies the client, on this connection.
+    fn inputs(&self, keys: &RandomState) -> u64 {
+        keys.hash_one((
+            self.clients.number(),
+            self.authorization,
+            self.name,
+            self.forwarded,
+        ))
+    }
+
+    fn look_up(&self, fleet: &Fleet) -> Option<Arc<ClientBundle>> {
+        let address = self.forwarded.unwrap_or(self.peer.address);
+        let name = self.name.and_then(usable_name);
+        let identity = Identity {
+            credential: self.clients.credential_name(self.caller),
+            source: name.map_or(IdentitySource::Address(address), IdentitySource::Name),
+        };
+        let agent = self.user_agent.map(String::from_utf8_lossy);
+        let agent = agent.as_deref().map(|agent| cut(agent, NAME_BYTES));
+        let details = ClientDetails::new(&identity, address, agent.as_deref());
+        fleet.table.client_bundle(&identity, &details, self.bundle)
+    }
+}
+
+/// What operators see of a version.
+fn version(snapshot: &Snapshot) -> Version {
+    let revision = snapshot.bundle().revision().as_str();
+    Version {
+        manifest: Some(snapshot.manifest_digest().as_str().into()),
+        revision: (!revision.is_empty()).then(|| cut(revision, NAME_BYTES).into()),
+        size: Some(snapshot.content().bytes().size()),
+        ..Version::unknown(snapshot.etag())
+    }
+}
