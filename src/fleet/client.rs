@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -97,8 +97,11 @@ impl Client {
     }
 
     /// What it runs of one bundle, which is added if it is not there. Returns whether it was added.
-    pub(super) fn add_bundle(&self, versions: &Arc<BundleVersions>) -> (Arc<ClientBundle>, bool) {
-        let is_by_address = self.lock_details().name.is_none();
+    pub(super) fn add_bundle(
+        &self,
+        versions: &Arc<BundleVersions>,
+        is_by_address: bool,
+    ) -> (Arc<ClientBundle>, bool) {
         let mut bundles = self.lock_bundles();
         if let Some(known) = bundles
             .iter()
@@ -147,6 +150,17 @@ impl Client {
 }
 
 impl ClientDetails {
+    /// Those of a client that only other replicas have seen, until they report them.
+    pub(super) fn unknown() -> Self {
+        Self {
+            name: None,
+            credential: None,
+            address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            agent: None,
+            opa: None,
+        }
+    }
+
     /// Those of a client with this identity, which has connected from this address.
     pub fn new(identity: &Identity<'_>, address: IpAddr, agent: Option<&str>) -> Self {
         Self {

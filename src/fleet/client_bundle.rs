@@ -75,6 +75,10 @@ pub(super) struct Record {
     pub(super) runs: Option<TagHash>,
     pub(super) offered: Option<Box<Offered>>,
     pub(super) error: Option<Box<ClientError>>,
+    /// When an error was reported or was over.
+    pub(super) error_changed: Millis,
+    /// When it was last reported to other replicas, or by one of them.
+    reported: Millis,
     shared_until: Millis,
     /// When the current [`WINDOW`] began.
     window: Millis,
@@ -96,6 +100,21 @@ pub(super) struct Offered {
     /// When it was last downloaded completely.
     pub(super) at: Millis,
     pub(super) times: u32,
+}
+
+/// What another replica reports.
+#[derive(Debug)]
+pub(super) struct Entered {
+    pub(super) seen: Millis,
+    pub(super) since: Millis,
+    pub(super) runs: Option<TagHash>,
+    pub(super) without_tag: u8,
+    pub(super) interval: u32,
+    pub(super) shared_until: Millis,
+    pub(super) offered: Option<(TagHash, Millis, u32)>,
+    pub(super) error_changed: Millis,
+    /// Code and message.
+    pub(super) error: Option<(Box<str>, Box<str>)>,
 }
 
 /// What became of a request that was recorded.
@@ -173,6 +192,7 @@ impl ClientBundle {
             .error
             .as_deref()
             .is_none_or(|known| (&known.code, &known.message) != (&error.code, &error.message));
+        record.error_changed = error.at;
         record.error = Some(Box::new(error));
         is_new
     }
@@ -201,6 +221,22 @@ impl ClientBundle {
     pub(super) fn last_seen(&self) -> (Millis, bool) {
         let record = self.lock();
         (record.seen, record.waiting > 0)
+    }
+
+    /// Whether this replica has seen the client and not reported that for an interval.
+    pub(super) fn is_heartbeat_due(&self, now: Millis, interval: Millis) -> bool {
+        let mut record = self.lock();
+        if record.waiting > 0 {
+            record.seen = record.seen.max(now);
+        }
+        record.seen >= record.reported.saturating_add(interval)
+    }
+
+    /// Records that it is being reported to other replicas.
+    pub(super) fn set_reported(&self) {
+        let mut record = self.lock();
+        record.is_changed = false;
+        record.reported = record.seen;
     }
 
     pub(super) fn detach(&self) {
@@ -255,9 +291,35 @@ impl Record {
             self.offered = None;
         }
         // Only this proves that the error is over: OPA drops it from its reports after any 304.
-        if poll.is_current {
-            self.error = None;
+        if poll.is_current && self.error.take().is_some() {
+            self.error_changed = now;
         }
+    }
+
+    /// Takes what another replica reports, as far as it is later than what is known.
+    pub(super) fn merge(&mut self, entered: Entered) {
+        let stamp = |seen: Millis, offered: Option<Millis>| seen.max(offered.unwrap_or_default());
+        let known = stamp(self.seen, self.offered.as_deref().map(|one| one.at));
+        if stamp(entered.seen, entered.offered.map(|(_, at, _)| at)) > known {
+            self.seen = entered.seen;
+            self.reported = entered.seen;
+            (self.since, self.runs) = (entered.since, entered.runs);
+            (self.without_tag, self.interval) = (entered.without_tag, entered.interval);
+            self.shared_until = self.shared_until.max(entered.shared_until);
+            let offered = entered.offered;
+            self.offered = offered.map(|(tag, at, times)| Box::new(Offered { tag, at, times }));
+        }
+        if entered.error_changed > self.error_changed {
+            let at = entered.error_changed;
+            self.error_changed = at;
+            self.error = entered
+                .error
+                .map(|(code, message)| Box::new(ClientError { code, message, at }));
+        }
+    }
+
+    pub(super) fn shared_until(&self) -> Millis {
+        self.shared_until
     }
 
     fn facts(&self, now: Millis) -> Facts {

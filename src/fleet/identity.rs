@@ -82,6 +82,10 @@ impl ClientKey {
         &self.0
     }
 
+    pub(super) fn to_array(self) -> [u8; KEY_BYTES] {
+        self.0
+    }
+
     /// A number that spreads evenly over all keys.
     pub(super) fn number(self) -> u64 {
         let mut bytes = [0; 8];

@@ -14,6 +14,7 @@
 //! | `version` | the versions of a bundle by their entity tags |
 //! | `state` | the state of a client, and what it follows from |
 //! | `view` | counts and lists for operators |
+//! | `wire`, `replication` | how replicas tell each other of clients |
 //! | `fleet`, `options` | the whole, and its options |
 //!
 //! A client is recorded only for bundles that it may read. Times are milliseconds since 1970, by the
@@ -24,10 +25,12 @@ mod client_bundle;
 mod fleet;
 mod identity;
 mod options;
+mod replication;
 mod state;
 mod table;
 mod version;
 mod view;
+mod wire;
 
 pub use self::{
     client::{Client, ClientDetails, OpaInstance},
@@ -35,10 +38,12 @@ pub use self::{
     fleet::Fleet,
     identity::{ClientKey, Identity, IdentitySource, usable_name},
     options::Options,
+    replication::{Outgoing, Replication},
     state::{ClientState, Expected, Facts, state_of},
     table::ClientTable,
     version::{BundleVersions, TagHash, Version},
     view::{BundleCounts, BundleView, ClientView, Filter, Page},
+    wire::{ClockOffset, Encoded},
 };
 
 /// Milliseconds since 1970.

@@ -40,7 +40,7 @@ type Shard = HashMap<ClientKey, Arc<Client>, BuildHasherDefault<KeyHasher>>;
 
 /// What has changed since it was last taken.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub(super) struct Changes {
     /// Clients whose details have changed, once each.
     pub clients: HashMap<ClientKey, Arc<Client>>,
     /// What clients run, once each.
@@ -115,7 +115,8 @@ impl ClientTable {
             Arc::new(Client::new(key, details.clone()))
         });
         is_changed |= client.update(details);
-        let (client_bundle, is_added) = client.add_bundle(&versions);
+        let is_by_address = details.name.is_none();
+        let (client_bundle, is_added) = client.add_bundle(&versions, is_by_address);
         if is_added {
             self.0.entries.fetch_add(1, Ordering::Relaxed);
         }
@@ -238,16 +239,67 @@ impl ClientTable {
         self.len() == 0
     }
 
-    /// Takes what has changed since the last call.
-    pub fn take_changes(&self) -> Changes {
+    /// Takes what has changed since the last call: of what clients run, at most `limit` changes.
+    pub(super) fn take_changes(&self, limit: usize) -> Changes {
         let Some(changes) = &self.0.changes else {
             return Changes::default();
         };
-        let taken = std::mem::take(&mut *lock(changes));
+        let mut changes = lock(changes);
+        let count = limit.min(changes.bundles.len());
+        let rest = changes.bundles.split_off(count);
+        let taken = Changes {
+            clients: std::mem::take(&mut changes.clients),
+            bundles: std::mem::replace(&mut changes.bundles, rest),
+        };
+        drop(changes);
         for one in &taken.bundles {
-            one.lock().is_changed = false;
+            one.set_reported();
         }
         taken
+    }
+
+    /// The bundles of which a version was added since the last call.
+    pub(super) fn take_changed_versions(&self) -> Vec<Arc<BundleVersions>> {
+        let bundles = self.0.bundles.read();
+        let bundles = bundles.unwrap_or_else(PoisonError::into_inner);
+        let changed = bundles.values().filter(|bundle| bundle.take_changed());
+        changed.cloned().collect()
+    }
+
+    /// Takes what another replica reports about a client, unless it is unknown here and the table is full.
+    pub(super) fn merge_details(&self, key: ClientKey, details: &ClientDetails) {
+        match self.get(key) {
+            Some(client) => _ = client.update(details),
+            None if self.len() < self.0.max_entries => {
+                let client = || Arc::new(Client::new(key, details.clone()));
+                self.shard(key).entry(key).or_insert_with(client);
+            }
+            None => {}
+        }
+    }
+
+    /// What a client runs of a bundle that another replica reports. Its details may follow. `None` if
+    /// it is unknown here and the table is full.
+    pub(super) fn merged_bundle(
+        &self,
+        key: ClientKey,
+        bundle: &str,
+        is_by_address: bool,
+    ) -> Option<Arc<ClientBundle>> {
+        let versions = self.versions(bundle);
+        let mut shard = self.shard(key);
+        let known = shard.get(&key).is_some_and(|client| client.has(&versions));
+        if !known && self.len() >= self.0.max_entries {
+            self.0.dropped.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let unknown = || Arc::new(Client::new(key, ClientDetails::unknown()));
+        let client = shard.entry(key).or_insert_with(unknown);
+        let (client_bundle, is_added) = client.add_bundle(&versions, is_by_address);
+        if is_added {
+            self.0.entries.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(client_bundle)
     }
 
     /// Removes a client from a full table: of a sample that depends on the key of the new one, the one
@@ -281,7 +333,7 @@ impl ClientTable {
         has_more
     }
 
-    fn change_client(&self, client: Arc<Client>) {
+    pub(super) fn change_client(&self, client: Arc<Client>) {
         if let Some(changes) = &self.0.changes {
             lock(changes).clients.insert(client.key(), client);
         }
@@ -506,10 +558,10 @@ mod tests {
         let fleet = Fleet::new(100);
         let client = fleet.poll("opa-1", "old", NOW);
         fleet.poll("opa-1", "new", NOW + 1);
-        let changes = fleet.0.take_changes();
+        let changes = fleet.0.take_changes(10);
         assert_eq!((changes.clients.len(), changes.bundles.len()), (1, 1));
         fleet.poll("opa-1", "new", NOW + 2);
-        assert!(fleet.0.take_changes().bundles.is_empty());
+        assert!(fleet.0.take_changes(10).bundles.is_empty());
         fleet.0.record_error(&client, error("line 3"));
         let opa = OpaInstance {
             version: Some("1.22.2".into()),
@@ -517,7 +569,7 @@ mod tests {
         };
         fleet.0.record_opa(client.client(), opa.clone()).unwrap();
         fleet.0.record_opa(client.client(), opa.clone()).unwrap();
-        let changes = fleet.0.take_changes();
+        let changes = fleet.0.take_changes(10);
         assert_eq!((changes.clients.len(), changes.bundles.len()), (1, 1));
         // A further request does not say what OPA reports.
         fleet.poll("opa-1", "new", NOW + 3);

@@ -5,7 +5,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -39,6 +39,8 @@ pub struct BundleVersions {
     name: Arc<str>,
     /// The hash of the version that was last recorded by [`Self::record`], or zero.
     latest: AtomicU64,
+    /// Whether other replicas don't know all of them.
+    is_changed: AtomicBool,
     versions: Mutex<VecDeque<(TagHash, Arc<Version>)>>,
 }
 
@@ -106,6 +108,7 @@ impl BundleVersions {
         Self {
             name: name.into(),
             latest: AtomicU64::new(0),
+            is_changed: AtomicBool::new(false),
             versions: Mutex::default(),
         }
     }
@@ -117,8 +120,10 @@ impl BundleVersions {
 
     /// Records the version that is served. Most calls name the same one as the call before.
     pub fn record(&self, tag: TagHash, version: impl FnOnce() -> Version) {
-        if self.latest.swap(tag.number(), Ordering::Relaxed) != tag.number() {
-            self.insert(tag, version());
+        if self.latest.load(Ordering::Relaxed) != tag.number() {
+            self.latest.store(tag.number(), Ordering::Relaxed);
+            self.merge(tag, version());
+            self.set_changed();
         }
     }
 
@@ -127,12 +132,13 @@ impl BundleVersions {
         let mut versions = self.lock();
         if !versions.iter().any(|(known, _)| *known == tag) {
             push(&mut versions, tag, Version::unknown(text));
+            self.set_changed();
         }
     }
 
     /// Adds a version, or replaces what was known of it. What is known of a version is not lost to one
     /// that only has its tag.
-    pub fn insert(&self, tag: TagHash, version: Version) {
+    pub(super) fn merge(&self, tag: TagHash, version: Version) {
         let mut versions = self.lock();
         if let Some(index) = versions.iter().position(|(known, _)| *known == tag) {
             let Some(known) = versions.remove(index) else {
@@ -162,6 +168,16 @@ impl BundleVersions {
     /// All versions that are remembered.
     pub fn all(&self) -> Vec<(TagHash, Arc<Version>)> {
         self.lock().iter().cloned().collect()
+    }
+
+    /// Records that other replicas don't know all versions.
+    pub(super) fn set_changed(&self) {
+        self.is_changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::set_changed`] was called since the last call.
+    pub(super) fn take_changed(&self) -> bool {
+        self.is_changed.swap(false, Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<(TagHash, Arc<Version>)>> {
@@ -229,7 +245,7 @@ mod tests {
         bundle.record(tag, || served("one"));
         bundle.record(tag, || panic!("it is the latest one"));
         bundle.record_unknown(tag, "one");
-        bundle.insert(tag, Version::unknown("one"));
+        bundle.merge(tag, Version::unknown("one"));
         assert_eq!(*bundle.get(tag).unwrap(), served("one"));
         for number in 0..3 * MAX_VERSIONS {
             let made_up = format!("made up {number}");
