@@ -26,6 +26,7 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
+//! | [`fleet`] | which clients run which version: reading the reports of OPA; no I/O, no task | – |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
@@ -380,6 +381,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod fleet;
 pub mod gateway;
 pub mod images;
 pub mod metrics;

@@ -109,6 +109,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("access", &["verify"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
+    // What clients run, by what they send: it knows nothing of the requests.
+    ("fleet", &[]),
     ("transfer", &["oci", "registry"]),
     ("service_manager", &[]),
     ("metrics", &[]),
