@@ -33,6 +33,7 @@
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
+//! | `report_limit` | how many status reports are read |
 //! | `pending_request` | a request that is answered later: how long that takes, and for how long it is held |
 //! | `access_log` | the access log |
 //! | `metrics` | what the server counts |
@@ -87,6 +88,7 @@ mod reload_api;
 mod renderer;
 mod repeat_guard;
 mod reply;
+mod report_limit;
 mod request_body;
 mod request_head;
 mod response;
