@@ -26,6 +26,7 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
+//! | [`fleet`] | which clients run which version: reading the reports of OPA; no I/O, no task | – |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | – |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |

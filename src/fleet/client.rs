@@ -1,12 +1,11 @@
 //! A client: its names, its address and its OPA, and the bundles that it asks for.
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{BundleVersions, ClientBundle, ClientKey, Identity, IdentitySource};
+use super::{BundleVersions, ClientBundle, ClientKey, Identity, IdentitySource, OpaInstance};
 
 /// A client, with the bundles that it asks for.
 #[derive(Debug)]
@@ -29,17 +28,6 @@ pub struct ClientDetails {
     pub agent: Option<Box<str>>,
     /// What its OPA reports about itself.
     pub opa: Option<Arc<OpaInstance>>,
-}
-
-/// What an OPA reports about itself. It differs after a restart.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OpaInstance {
-    /// The id of the process.
-    pub id: Option<Box<str>>,
-    /// The version of OPA.
-    pub version: Option<Box<str>>,
-    /// The other labels.
-    pub labels: BTreeMap<Box<str>, Box<str>>,
 }
 
 impl Client {

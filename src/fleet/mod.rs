@@ -12,6 +12,8 @@
 //! | `client` | a client: its names, its address, its OPA |
 //! | `client_bundle` | what one client runs of one bundle |
 //! | `version` | the versions of a bundle by their entity tags |
+//! | `report` | what an OPA reports about itself and its bundles, read within limits |
+//! | `matching` | which bundle of this server a reported bundle is |
 //! | `state` | the state of a client, and what it follows from |
 //! | `view` | counts and lists for operators |
 //! | `wire`, `replication` | how replicas tell each other of clients |
@@ -24,8 +26,10 @@ mod client;
 mod client_bundle;
 mod fleet;
 mod identity;
+mod matching;
 mod options;
 mod replication;
+mod report;
 mod state;
 mod table;
 mod version;
@@ -33,12 +37,14 @@ mod view;
 mod wire;
 
 pub use self::{
-    client::{Client, ClientDetails, OpaInstance},
+    client::{Client, ClientDetails},
     client_bundle::{ClientBundle, ClientError, ErrorSource, Offer, Poll, WaitingPoll},
     fleet::Fleet,
     identity::{ClientKey, Identity, IdentitySource, usable_name},
+    matching::{Polled, match_bundles},
     options::Options,
     replication::{Outgoing, Replication},
+    report::{BundleReport, OpaInstance, Report, ReportError, ReportedError},
     state::{ClientState, Expected, Facts, state_of},
     table::ClientTable,
     version::{BundleVersions, TagHash, Version},

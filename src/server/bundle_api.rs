@@ -37,6 +37,7 @@ use super::{
     response,
     response_body::ResponseBody,
     service::{Answer, Service},
+    status_reports::StatusReports,
     webhook_api::WebhookApi,
 };
 use crate::{
@@ -70,6 +71,8 @@ pub(super) struct BundleApi {
     pub(super) traces: Traces,
     /// `None` without a fleet view.
     pub(super) fleet: Option<FleetRecorder>,
+    /// `None` if status reports are not accepted.
+    pub(super) reports: Option<StatusReports>,
 }
 
 /// How a request is answered.
@@ -112,6 +115,22 @@ impl Service for BundleApi {
             let api = Arc::clone(self);
             return Answer::later(async move {
                 let response = api.webhooks.handle(&hook, request).await;
+                if let Some(record) = &record {
+                    record.set_reply(response.status(), None);
+                }
+                with_delivery(response, Delivery::new(record, None))
+            });
+        }
+        if request.method() == Method::POST
+            && !peer.is_over_limit
+            && self.reports.is_some()
+            && StatusReports::is_at(request.uri().path())
+        {
+            let head = RequestHead::with_method(&request, ReadMethod::Get, None);
+            let record = self.record(&head, Method::POST.as_str(), peer, None);
+            let receiving = Arc::clone(self).receive_report(request, peer.clone());
+            return Answer::later(async move {
+                let response = receiving.await;
                 if let Some(record) = &record {
                     record.set_reply(response.status(), None);
                 }
@@ -572,7 +591,7 @@ impl BundleApi {
         }
     }
 
-    fn client_address(&self, head: &RequestHead<'_>, peer: &Peer) -> IpAddr {
+    pub(super) fn client_address(&self, head: &RequestHead<'_>, peer: &Peer) -> IpAddr {
         self.settings
             .current()
             .trusted_proxies
@@ -696,6 +715,7 @@ impl BundleApi {
             access_log: AccessLog::new(super::AccessLevel::Off),
             metrics,
             fleet: None,
+            reports: None,
             settings: super::Settings::fixture().into(),
             drain: DrainSignal::new(phase),
             holdouts: HoldoutTracker::default(),

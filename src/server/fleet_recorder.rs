@@ -168,15 +168,25 @@ impl Sighting<'_> {
 
     fn look_up(&self, fleet: &Fleet) -> Option<Arc<ClientBundle>> {
         let address = self.forwarded.unwrap_or(self.peer.address);
-        let name = self.name.and_then(usable_name);
-        let identity = Identity {
-            credential: self.clients.credential_name(self.caller),
-            source: name.map_or(IdentitySource::Address(address), IdentitySource::Name),
-        };
+        let identity = identity_of(self.clients, self.caller, self.name, address);
         let agent = self.user_agent.map(String::from_utf8_lossy);
         let agent = agent.as_deref().map(|agent| cut(agent, NAME_BYTES));
         let details = ClientDetails::new(&identity, address, agent.as_deref());
         fleet.table.client_bundle(&identity, &details, self.bundle)
+    }
+}
+
+/// The identity of a client. `header`: the value of the identity header.
+pub(super) fn identity_of<'a>(
+    clients: &'a Clients,
+    caller: &Caller,
+    header: Option<&'a [u8]>,
+    address: IpAddr,
+) -> Identity<'a> {
+    let name = header.and_then(usable_name);
+    Identity {
+        credential: clients.credential_name(caller),
+        source: name.map_or(IdentitySource::Address(address), IdentitySource::Name),
     }
 }
 

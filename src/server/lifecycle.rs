@@ -20,6 +20,7 @@ use super::{
     readiness::Readiness,
     refusal::RefusalLog,
     repeat_guard::RepeatGuard,
+    status_reports::StatusReports,
     unix_socket::UnixSocket,
     webhook_api::WebhookApi,
 };
@@ -176,7 +177,8 @@ impl Server {
             holdouts,
             webhooks,
             traces,
-            fleet: fleet.clone().map(FleetRecorder::new),
+            reports: fleet.as_ref().and_then(StatusReports::new),
+            fleet: fleet.map(FleetRecorder::new),
         });
         let follow_settings = follow_settings(&bundle_api, settings.subscribe());
         let follow_limit = connections.follow_limit(settings.subscribe());

@@ -11,6 +11,7 @@ use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, In
 
 use super::{
     CertificateInUse,
+    status_reports::ReportOutcome,
     webhooks::{EventOutcome, LiveWebhooks},
 };
 use crate::{
@@ -55,6 +56,7 @@ pub struct ServerMetrics {
     sent_bytes: IntCounterVec,
     waiters: IntGaugeVec,
     webhook_events: IntCounterVec,
+    reports: IntCounterVec,
     /// The webhooks that have series.
     webhooks: Arc<Mutex<Vec<String>>>,
 }
@@ -146,6 +148,7 @@ impl ServerMetrics {
                 "Events that registries have sent, by what became of them.",
                 &["webhook", "outcome"],
             )?,
+            reports: report_counters(metrics)?,
             webhooks: Arc::default(),
         })
     }
@@ -168,6 +171,11 @@ impl ServerMetrics {
         self.webhook_events
             .with_label_values(&[webhook, outcome.label()])
             .inc_by(count);
+    }
+
+    /// Counts a status report.
+    pub(super) fn count_report(&self, outcome: ReportOutcome) {
+        self.reports.with_label_values(&[outcome.label()]).inc();
     }
 
     /// Removes the series of webhooks that are no longer configured.
@@ -234,6 +242,19 @@ fn request_durations(metrics: &Metrics) -> Result<Series<HistogramVec>, promethe
         durations.with(&[status.as_str()]);
     }
     Ok(durations)
+}
+
+/// Status reports, for all outcomes from the start.
+fn report_counters(metrics: &Metrics) -> Result<IntCounterVec, prometheus::Error> {
+    let reports = metrics.counters(
+        "bundlegate_fleet_reports_total",
+        "Status reports of OPAs, by what became of them.",
+        &["outcome"],
+    )?;
+    for outcome in ReportOutcome::ALL {
+        reports.with_label_values(&[outcome.label()]);
+    }
+    Ok(reports)
 }
 
 /// The durations of holds, for all outcomes from the start.

@@ -33,10 +33,12 @@
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
+//! | `report_limit` | how many status reports are read |
 //! | `pending_request` | a request that is answered later: how long that takes, and for how long it is held |
 //! | `access_log` | the access log |
 //! | `delivery` | how far a response was sent, for the access log and the fleet view |
 //! | `fleet_recorder` | what requests say about their clients, for the fleet view |
+//! | `status_reports`, `report_limit` | OPA's status reports |
 //! | `fleet_api` | the fleet view as JSON |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
@@ -93,6 +95,7 @@ mod reload_api;
 mod renderer;
 mod repeat_guard;
 mod reply;
+mod report_limit;
 mod request_body;
 mod request_head;
 mod response;
@@ -100,6 +103,7 @@ mod response_body;
 mod service;
 mod socket;
 mod status;
+mod status_reports;
 mod trusted_proxies;
 mod unix_socket;
 mod unsent_response;

@@ -126,6 +126,7 @@ fn main() -> io::Result<()> {
     bundles(&seeds)?;
     manifests(&seeds)?;
     notifications(&seeds)?;
+    status_reports(&seeds)?;
     if let Some(fixtures) = std::env::var_os("BUNDLEGATE_FIXTURES") {
         samples(&seeds, Path::new(&fixtures))?;
     }
@@ -142,6 +143,18 @@ fn notifications(seeds: &Seeds) -> io::Result<()> {
             for choice in (0..14_u8).filter(|_| body.len() < 4096) {
                 seeds.add("webhooks", &[&[choice], body.as_bytes()].concat())?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Each captured report, whole and cut: the first byte chooses where.
+fn status_reports(seeds: &Seeds) -> io::Result<()> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/status_reports");
+    for entry in fs::read_dir(folder)? {
+        let body = fs::read(entry?.path())?;
+        for choice in [255, 128] {
+            seeds.add("status_report", &[&[choice], body.as_slice()].concat())?;
         }
     }
     Ok(())
