@@ -26,6 +26,7 @@ mod deploy;
 mod dev;
 mod evaluation;
 mod expect;
+mod fleet;
 mod interop;
 mod keyless;
 mod keys;

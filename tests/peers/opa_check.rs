@@ -621,7 +621,7 @@ fn numbers(count: usize) -> String {
 }
 
 /// A bundle that no tool of OPA's has looked at.
-fn tarball(files: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn tarball(files: &[(&str, &str)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(
         Vec::new(),
         flate2::Compression::fast(),
