@@ -24,6 +24,7 @@
 //! | [`transfer`] | copies an artifact with its signatures between any two repositories | `oci`, `registry` |
 //! | [`publish`] | the published state of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
+//! | [`fleet`] | the fleet view: which client runs which version of a bundle | – |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
@@ -351,6 +352,8 @@
 //! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |
 //! | checks of a bundle that notifications cause: of pushes; of evidence | 1 a second; 1 a second | – |
 //! | body of a refresh or reload; wait for its result | 4 KiB; 5 minutes | – |
+//! | clients of the fleet view, counted once for each of their bundles | 1 000 000 | `fleet.max_entries` |
+//! | status report of OPA; reports that are read in a second | 1 MiB; 2 000 | `fleet.status.limit`, `.rate` |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots
@@ -380,6 +383,7 @@ pub mod bundle;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod fleet;
 pub mod gateway;
 pub mod images;
 pub mod metrics;

@@ -68,7 +68,7 @@ pub(super) fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]
-            | ["tracing"]
+            | ["tracing" | "fleet"]
             | ["log" | "long_poll" | "limits"]
             | ["cache", "disk" | "memory"]
             | [
@@ -141,6 +141,13 @@ long_poll: { max_wait: 1m }
 version: 1
 ";
         assert_eq!(keys(OLD, same), [""; 0]);
+    }
+
+    #[test]
+    fn the_fleet_view_is_live() {
+        let newer = format!("{OLD}fleet: {{ enabled: false, max_entries: 1000 }}\n");
+        assert_eq!(keys(OLD, &newer), [""; 0]);
+        assert_eq!(keys(&newer, OLD), [""; 0]);
     }
 
     #[test]

@@ -60,6 +60,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "access",
             "bundle",
             "catalog",
+            "fleet",
             "oci",
             "opa_check",
             "publish",
@@ -96,6 +97,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "verify",
         ],
     ),
+    ("fleet", &[]),
     // `oci` for the reference by which a push finds its bundles.
     ("catalog", &["oci", "publish"]),
     // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
