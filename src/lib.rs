@@ -26,7 +26,6 @@
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
-//! | [`fleet`] | which clients run which version: reading the reports of OPA; no I/O, no task | – |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | – |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
@@ -353,6 +352,8 @@
 //! | notifications of one webhook; those that are read at a time | 100 a second, 1 000 at once; 32 | – |
 //! | checks of a bundle that notifications cause: of pushes; of evidence | 1 a second; 1 a second | – |
 //! | body of a refresh or reload; wait for its result | 4 KiB; 5 minutes | – |
+//! | clients of the fleet view, counted once for each of their bundles | 1 000 000 | `fleet.max_entries` |
+//! | status report of OPA; reports that are read in a second | 1 MiB; 2 000 | `fleet.status.limit`, `.rate` |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots

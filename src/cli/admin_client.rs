@@ -30,6 +30,7 @@ pub(super) struct AdminFlags {
     #[arg(
         long,
         value_name = "URL",
+        env = "BUNDLEGATE_ADMIN",
         default_value = "http://127.0.0.1:8090",
         help_heading = "Admin listener"
     )]

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 
 use super::{
     block_on, block_on_with_server, build, completion, config, copy, dev, diagnostics, eprint,
-    eprint_lines, eval, generate_key_pair, images, init, inspect, login, one_line,
+    eprint_lines, eval, fleet, generate_key_pair, images, init, inspect, login, one_line,
     path::path_value, pull, push, refresh, reload, repl, rm, save, serve, sign, status, tag, tags,
     usage, verify, verify_bundle, version,
 };
@@ -28,6 +28,7 @@ const EXAMPLES: &str = "Examples:
 
 Environment:
   BUNDLEGATE_REGISTRY   prefix for references without a host, such as ghcr.io/acme
+  BUNDLEGATE_ADMIN      admin listener for status, fleet, refresh and reload
   BUNDLEGATE_STORE      folder of the image store
   BUNDLEGATE_LOG        log filter of serve and dev, such as debug
   COSIGN_PASSWORD       password of private key files
@@ -61,6 +62,13 @@ enum Command {
     /// Show what a running gateway serves: versions, signers and failures.
     #[command(after_help = status::EXAMPLES)]
     Status(status::Options),
+    /// Show which OPA runs which version: by bundle, or client by client.
+    ///
+    /// Without arguments: a line for each bundle with its clients by state, and the clients that fail,
+    /// lag behind or are silent if there are few. With a bundle, a state or a part of a name: the
+    /// clients.
+    #[command(after_help = fleet::EXAMPLES)]
+    Fleet(fleet::Options),
     /// Build, sign and serve a policy folder, and rebuild on every change.
     ///
     /// Builds the folder into a bundle, signs it with a temporary key, and serves it verified,
@@ -204,6 +212,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Refresh(options) => block_on(refresh::run(options)),
         Command::Reload(options) => block_on(reload::run(options)),
         Command::Status(options) => block_on(status::run(options)),
+        Command::Fleet(options) => block_on(fleet::run(options)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);

@@ -11,6 +11,7 @@ mod dev;
 mod diagnostics;
 mod eval;
 mod flags;
+mod fleet;
 mod for_each;
 mod generate_key_pair;
 mod images;
@@ -50,7 +51,7 @@ mod verify_bundle;
 mod version;
 
 use command::Arguments;
-use output::{eprint, eprint_lines, one_line, print, print_json};
+use output::{eprint, eprint_lines, one_line, print, print_json, try_print};
 use runtime::{block_on, block_on_with_server, interruptible};
 
 pub use command::main;

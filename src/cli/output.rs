@@ -8,10 +8,15 @@ use super::{progress, table};
 
 /// Prints a result on stdout. A closed pipe is no error: its reader has seen enough (`| head`).
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    try_print(text).map(drop)
+}
+
+/// As [`print`]; returns false if the pipe is closed, which ends a command that prints until then.
+pub(super) fn try_print(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("standard output"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("standard output"),
     }
 }
 

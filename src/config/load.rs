@@ -11,6 +11,7 @@ use super::{
     clients::{self, ClientConfig},
     difference,
     files::{self, Files},
+    fleet,
     limits::{self, Cache, Limits},
     log::{self, Log},
     opa_check,
@@ -50,6 +51,8 @@ pub struct Config {
     pub clients: Vec<ClientConfig>,
     /// The notifications of registries that are received.
     pub webhooks: Vec<Webhook>,
+    /// Options of the fleet view.
+    pub fleet: crate::fleet::Options,
     /// Where traces go; `None` if there are none.
     pub tracing: Option<traces::Options>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
@@ -149,6 +152,11 @@ impl Config {
         let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
         let patterns = patterns::read(raw.patterns, &policies, &defaults, base);
         let patterns = patterns.map_err(|problem| problem.at("patterns"))?;
+        let fleet = fleet::read(raw.fleet).map_err(|problem| problem.at("fleet"))?;
+        let webhooks = webhooks::read(raw.webhooks, base).and_then(|webhooks| {
+            fleet::check_webhooks(&fleet, &webhooks)?;
+            Ok(webhooks)
+        });
         let of_bundles = bundles.iter().map(|bundle| &bundle.trust);
         let of_patterns = patterns.iter().map(PatternConfig::trust);
         Ok(Self {
@@ -164,8 +172,8 @@ impl Config {
             long_poll: server::long_poll(&raw.long_poll)
                 .map_err(|problem| problem.at("long_poll"))?,
             server: server::read(&raw.server, base).map_err(|problem| problem.at("server"))?,
-            webhooks: webhooks::read(raw.webhooks, base)
-                .map_err(|problem| problem.at("webhooks"))?,
+            webhooks: webhooks.map_err(|problem| problem.at("webhooks"))?,
+            fleet,
             tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
             // Last: without one of them nothing else would be checked.
             clients: clients::read(raw.clients, has_client_ca, base)

@@ -18,6 +18,7 @@ mod difference;
 mod errors;
 mod expect;
 mod files;
+mod fleet;
 mod key_path;
 mod keys;
 mod limits;

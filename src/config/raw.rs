@@ -13,12 +13,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    admin, bundles, expect, limits, log, opa_check, patterns, registries, schema, server, tag_rule,
-    tracing,
+    admin, bundles, expect, fleet, limits, log, opa_check, patterns, registries, schema, server,
+    tag_rule, tracing,
     values::{AUTO, Address, AdminListen, Period, Size, Spread},
     webhooks,
 };
-use crate::registry;
+use crate::{fleet::Options as FleetOptions, registry};
 
 pub(super) use trust::{
     Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, NONE, Policy,
@@ -77,6 +77,9 @@ pub(super) struct Root {
     /// Notifications of registries, which cause a check before the next poll.
     #[serde(default)]
     pub(super) webhooks: Vec<Webhook>,
+    /// The fleet view: which client runs which version.
+    #[serde(default)]
+    pub(super) fleet: Fleet,
     /// Traces of requests and checks over OTLP. Absent: none.
     pub(super) tracing: Option<Tracing>,
 }
@@ -622,6 +625,55 @@ pub(super) struct Webhook {
     pub(super) oidc: Option<WebhookOidc>,
     /// Everyone may send notifications; only on the admin listener.
     pub(super) unauthenticated: Option<bool>,
+}
+
+/// The fleet view: which client runs which version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Fleet {
+    /// Whether clients are remembered.
+    #[schemars(extend("default" = FleetOptions::default().is_enabled))]
+    pub(super) enabled: Option<bool>,
+    /// The request header that names a client, which OPA sends by `services.NAME.headers`. It has no
+    /// secret, and no other meaning.
+    #[schemars(transform = schema::identity, extend("default" = fleet::EXAMPLE))]
+    pub(super) identity: Option<String>,
+    /// The status reports of OPA.
+    #[serde(default)]
+    pub(super) status: FleetStatus,
+    /// A client that was not seen for this time is removed; from 10m to 720h.
+    #[schemars(
+        transform = schema::between(fleet::MIN_RETENTION, Some(fleet::MAX_RETENTION)),
+        extend("default" = schema::period(FleetOptions::default().retention)),
+    )]
+    pub(super) retention: Option<Period>,
+    /// The most clients that are remembered, counted once for each of their bundles.
+    #[schemars(
+        range(min = *fleet::ENTRIES.start(), max = *fleet::ENTRIES.end()),
+        extend("default" = FleetOptions::default().max_entries),
+    )]
+    pub(super) max_entries: Option<u64>,
+}
+
+/// The status reports of OPA: `POST /status` on the data listener.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FleetStatus {
+    /// Whether reports are received; otherwise the answer is 404.
+    #[schemars(extend("default" = FleetOptions::default().accept_status))]
+    pub(super) accept: Option<bool>,
+    /// The most bytes of a report; from 64KiB to 16MiB.
+    #[schemars(
+        transform = schema::within(&fleet::STATUS_LIMITS),
+        extend("default" = schema::size(FleetOptions::default().status_limit)),
+    )]
+    pub(super) limit: Option<Size>,
+    /// The most reports that are read in a second. Beyond it a report is answered unread.
+    #[schemars(
+        range(min = *fleet::RATES.start(), max = *fleet::RATES.end()),
+        extend("default" = FleetOptions::default().status_rate),
+    )]
+    pub(super) rate: Option<u64>,
 }
 
 /// Where traces go, and which are recorded.

@@ -9,12 +9,12 @@
 //! nothing of a newer one is needed. It has no references, because siblings of `$ref` are ignored
 //! in that draft, and each place has its own description, default and limits.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use schemars::{Schema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{difference, log, raw, values, webhooks};
+use super::{difference, fleet, log, raw, values, webhooks};
 use crate::webhooks::{Kind, Pointer};
 
 /// Names this version of the schema. Nothing is fetched from it.
@@ -254,6 +254,42 @@ pub(super) fn at_least(least: u64) -> impl FnMut(&mut Schema) {
         &units,
         format!("a size such as {example}, at least {}", size(least)),
     )
+}
+
+/// Limits a size to these bytes.
+pub(super) fn within(sizes: &RangeInclusive<u64>) -> impl FnMut(&mut Schema) + use<> {
+    let (least, most) = (*sizes.start(), *sizes.end());
+    let units = values::SIZE_UNITS.map(|(unit, shift)| {
+        let least = least.div_ceil(1 << shift);
+        (unit, least.max(1), most >> shift)
+    });
+    let (example, least, most) = (values::SIZE_EXAMPLE, size(least), size(most));
+    with_units(
+        &units,
+        format!("a size such as {example}, between {least} and {most}"),
+    )
+}
+
+/// The header that names a client: a name that [`fleet`] does not refuse.
+pub(super) fn identity(schema: &mut Schema) {
+    let longest = fleet::MAX_NAME_BYTES;
+    let refused = fleet::SECRETS.iter().chain(&fleet::TAKEN);
+    let refused = refused.map(|name| any_case(name)).collect::<Vec<_>>();
+    let pattern = format!("^[!#$%&'*+.^_`|~0-9A-Za-z-]{{1,{longest}}}$");
+    schema.insert("pattern".to_owned(), pattern.into());
+    let message = format!("the name of a header, such as {}", fleet::EXAMPLE);
+    schema.insert("patternErrorMessage".to_owned(), message.into());
+    let names = json!({ "pattern": format!("^({})$", refused.join("|")) });
+    schema.insert("not".to_owned(), names);
+}
+
+/// A pattern for a name in upper and lower case.
+fn any_case(name: &str) -> String {
+    let letter = |letter: char| match letter.is_ascii_alphabetic() {
+        true => format!("[{}{letter}]", letter.to_ascii_uppercase()),
+        false => letter.to_string(),
+    };
+    name.chars().map(letter).collect()
 }
 
 /// Sets the pattern for a number with its unit.

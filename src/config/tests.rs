@@ -17,6 +17,7 @@ mod errors;
 mod errors_in_signers;
 mod errors_in_trust;
 mod errors_in_versions;
+mod fleet;
 mod hostile;
 mod shapes;
 mod trust;

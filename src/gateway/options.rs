@@ -6,7 +6,7 @@ use super::open_files;
 use crate::{
     access::{KeySource, RemoteKeySets},
     config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
-    fleet::{self, Fleet},
+    fleet::Fleet,
     server::{self, CertificateInUse, Requirement, Tokens},
     telemetry,
     traces::Traces,
@@ -26,7 +26,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         deadlines: server::Deadlines::default(),
         settings: settings(config).into(),
         traces: Traces::off(),
-        fleet: Fleet::new(fleet::Options::default(), false),
+        fleet: Fleet::new(config.fleet.clone(), false),
     })
 }
 

@@ -61,6 +61,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "access",
             "bundle",
             "catalog",
+            "fleet",
             "oci",
             "opa_check",
             "publish",
@@ -112,8 +113,6 @@ const MODULES: &[(&str, &[&str])] = &[
     ("fleet", &[]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
-    // What clients run, by what they send: it knows nothing of the requests.
-    ("fleet", &[]),
     ("transfer", &["oci", "registry"]),
     ("service_manager", &[]),
     ("metrics", &[]),
