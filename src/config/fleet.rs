@@ -7,6 +7,7 @@ use hyper::header::HeaderName;
 use super::{
     problem::Problem,
     raw,
+    schema::period,
     values::{Period, Size},
 };
 use crate::{
@@ -95,8 +96,14 @@ fn status_limit(size: Size) -> Result<u64, Problem> {
 }
 
 fn retention(time: Period) -> Result<Duration, Problem> {
-    time.at_least(MIN_RETENTION, "24h")?;
-    time.at_most(MAX_RETENTION, "a client that is gone stays in every count")
+    let time = time.at_least(MIN_RETENTION, "24h")?;
+    if time <= MAX_RETENTION {
+        return Ok(time);
+    }
+    let (this, most) = (period(time), period(MAX_RETENTION));
+    Err(Problem::new(format!(
+        "{this} is above the maximum of {most} (a client that is gone stays in every count); write {most} or less"
+    )))
 }
 
 /// A number within its range, or the default.

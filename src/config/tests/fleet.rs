@@ -65,7 +65,7 @@ fn fleet_errors_name_the_key_and_a_fix() {
         ),
         (
             "fleet: { retention: 721h }",
-            "fleet.retention: 30days 1h is above the maximum of 30days (a client that is gone stays in every count); write 30days or less",
+            "fleet.retention: 721h is above the maximum of 720h (a client that is gone stays in every count); write 720h or less",
         ),
         (
             "fleet: { status: { accept: 'no' } }",
