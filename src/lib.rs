@@ -29,6 +29,7 @@
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | – |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
+//! | [`shared`] | the state that replicas share, in Valkey or Redis; the only code that names `redis` | `oci` (to read files) |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
 //! | [`metrics`], [`telemetry`], [`traces`] | the registry of Prometheus metrics, which each module declares itself; logs; spans and their export | – ; every module may use them |
 //!
@@ -339,6 +340,8 @@
 //! | token of a registry; its error message | 1 MiB; 16 KiB | – |
 //! | docker's configuration; answer of a credential helper | 1 MiB; 1 MiB in 10 seconds | – |
 //! | TUF metadata of a root | 16 MiB | – |
+//! | batch written to the shared state; message of its log; reply | 4 MiB; 64 KiB; 64 MiB in `shared.timeout` | –; –; – |
+//! | entries of the log of the shared state; time for which an unused log stays | about 1 024; 24 hours | – |
 //! | spans that wait for their export; answer of the collector | 4 096; 64 KiB in 10 seconds | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
@@ -393,6 +396,7 @@ pub mod publish;
 pub mod registry;
 pub mod server;
 pub mod service_manager;
+pub mod shared;
 pub mod sign;
 pub mod store;
 pub mod telemetry;

@@ -524,7 +524,7 @@ mod tests {
         publisher
             .apply(&Event::ReverificationFailed(failure), None)
             .unwrap();
-        assert_eq!(handle.withdrawal().unwrap().reason, "refused".into());
+        assert_eq!(&*handle.withdrawal().unwrap().reason, "refused");
     }
 
     /// After a restart the first check publishes the version from the disk, whatever it finds.

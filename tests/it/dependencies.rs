@@ -67,6 +67,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "publish",
             "registry",
             "server",
+            "shared",
             "store",
             "verify",
             "watch",
@@ -114,6 +115,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
+    // `oci` to read the file of the password.
+    ("shared", &["oci"]),
     ("service_manager", &[]),
     ("metrics", &[]),
     ("telemetry", &[]),

@@ -305,8 +305,8 @@ async fn max_stale_withdraws_a_version_that_no_check_confirms_until_one_does() {
     );
     sleep(seconds(11) + TICK).await;
     assert_eq!(
-        world.handle.withdrawal().unwrap().reason,
-        "no successful check for 1m (max_stale)".into()
+        &*world.handle.withdrawal().unwrap().reason,
+        "no successful check for 1m (max_stale)"
     );
     assert!(world.failures() >= 4);
     world.repair_registry();
