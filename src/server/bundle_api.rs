@@ -123,7 +123,6 @@ impl Service for BundleApi {
         }
         if request.method() == Method::POST
             && !peer.is_over_limit
-            && self.reports.is_some()
             && StatusReports::is_at(request.uri().path())
         {
             let head = RequestHead::with_method(&request, ReadMethod::Get, None);

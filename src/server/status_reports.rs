@@ -218,7 +218,8 @@ impl BundleApi {
         peer: Peer,
     ) -> Response<ResponseBody> {
         let Some(reports) = &self.reports else {
-            return response::not_found();
+            let message = "status reports are not accepted here";
+            return response::error(StatusCode::NOT_FOUND, "not_found", message, None);
         };
         let identity = self.identity_header();
         let head = RequestHead::with_method(&request, ReadMethod::Get, identity);

@@ -33,6 +33,7 @@ mod evidence;
 mod expect;
 mod faulty;
 mod files;
+mod fleet;
 mod fleet_command;
 mod forge;
 mod forward_proxy;
