@@ -357,6 +357,7 @@
 //! | body of a refresh or reload; wait for its result | 4 KiB; 5 minutes | – |
 //! | clients of the fleet view, counted once for each of their bundles | 1 000 000 | `fleet.max_entries` |
 //! | status report of OPA; reports that are read in a second | 1 MiB; 2 000 | `fleet.status.limit`, `.rate` |
+//! | part of a status report that is read; its bundles; labels of an OPA; reports that are read at a time | 128 KiB; 1 000; 32, and 1 KiB; 64 | – |
 //! | text in a label or status value; in a header; in a message | 256 bytes; 1 024; 4 096 | – |
 //!
 //! # Trust roots
