@@ -341,8 +341,8 @@ async fn a_download_counts_once_it_is_complete() {
         .gate
         .status_when("public/large", "large", is_large)
         .await;
-    let offered = async |name| {
-        let client = fixture.client("-", name).await;
+    let offered = async |name: String| {
+        let client = fixture.client("-", &name).await;
         client["bundles"]["public/large"]["offered"]["times"].clone()
     };
     for version in ["HTTP/1.1", "HTTP/1.0"] {
@@ -363,8 +363,10 @@ async fn a_download_counts_once_it_is_complete() {
                 .poll("public/large", (None, Some(&name)), "\"old\"")
                 .await;
             assert_eq!(response.bytes().await.unwrap().len(), large.len());
-            let counted = async || (offered(&name).await == times).then_some(());
-            poll_until(&format!("{times} downloads"), counted).await;
+            poll_until(&format!("{times} downloads"), async || {
+                (offered(name.clone()).await == times).then_some(())
+            })
+            .await;
         }
         let client = fixture.client("-", &name).await;
         assert_eq!(

@@ -6,6 +6,7 @@ use std::{fs, num::NonZeroU64, path::Path, sync::Arc, time::Duration};
 use bundlegate::{
     bundle,
     config::{BundleConfig, Cache, Config},
+    fleet::{self, Fleet},
     gateway::Gateway,
     metrics::Metrics,
     oci::TagRule,
@@ -306,6 +307,7 @@ impl TestGateway<InProcess> {
             deadlines: setup.deadlines,
             settings: settings.into(),
             traces: Traces::off(),
+            fleet: Fleet::new(fleet::Options::default(), false),
         };
         let gateway = Gateway::start(config, options, None).await.unwrap();
         let data = gateway.data_address().unwrap();
