@@ -18,13 +18,13 @@ use super::{
     problem::{ConfigError, Problem},
     raw, reader, registries,
     server::{self, LongPoll, Server},
-    tracing, tree,
+    shared as shared_key, tracing, tree,
     trust::{CurrentRoot, Policies},
     webhooks,
 };
 use crate::{
-    oci::read_regular_or_pipe, registry, server::CertificateInUse, traces, verify::RootSource,
-    webhooks::Webhook,
+    oci::read_regular_or_pipe, registry, server::CertificateInUse, shared, traces,
+    verify::RootSource, webhooks::Webhook,
 };
 
 /// A configuration with checked values, all of whose files could be read.
@@ -52,6 +52,8 @@ pub struct Config {
     pub webhooks: Vec<Webhook>,
     /// Where traces go; `None` if there are none.
     pub tracing: Option<traces::Options>,
+    /// The state that replicas share; `None` if each replica stands alone. Not live.
+    pub shared: Option<shared::Options>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
@@ -107,6 +109,7 @@ impl Config {
         let Self {
             cache,
             server,
+            shared,
             text,
             ..
         } = self;
@@ -116,6 +119,7 @@ impl Config {
                 ..newer.cache
             },
             server: newer.server.with_addresses_of(server),
+            shared: shared.take(),
             text: std::mem::take(text),
             ..newer
         };
@@ -167,6 +171,7 @@ impl Config {
             webhooks: webhooks::read(raw.webhooks, base)
                 .map_err(|problem| problem.at("webhooks"))?,
             tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
+            shared: shared_key::read(raw.shared, base).map_err(|problem| problem.at("shared"))?,
             // Last: without one of them nothing else would be checked.
             clients: clients::read(raw.clients, has_client_ca, base)
                 .map_err(|problem| problem.at("clients"))?,
