@@ -104,11 +104,12 @@ fn address(text: &str) -> Result<Address, Problem> {
             "the URL has more than a host, a port and a database; {EXAMPLE}"
         )));
     }
-    let database = match url.path() {
-        "" | "/" => Ok(0),
-        path => path.trim_start_matches('/').parse(),
+    let database = match url.path().strip_prefix('/').unwrap_or_default() {
+        "" => Some(0),
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok(),
+        _ => None,
     };
-    let database = database.map_err(|_| {
+    let database = database.ok_or_else(|| {
         Problem::new(format!(
             "the path is not the number of a database; {EXAMPLE}"
         ))
@@ -219,6 +220,9 @@ mod tests {
             let address = address(text).unwrap();
             assert_eq!((address.tls, address.database), (tls, database), "{text}");
             assert_eq!(address.endpoint, None, "{text}");
+        }
+        for text in ["redis://v//1", "redis://v/+1", "redis://v/4294967296"] {
+            assert!(address(text).is_err(), "{text}");
         }
     }
 
