@@ -492,7 +492,7 @@ async fn a_private_authority_is_accepted_and_another_one_is_refused() {
         extra_roots,
         ..engine.options()
     };
-    let state = self::state(with(roots(&ca)));
+    let state = state(with(roots(&ca)));
     written(&state, &batch(vec![record("a", &[("x", "1")])], &["m"])).await;
     assert_eq!(records(&state).await.unwrap().len(), 1);
     for extra_roots in [roots(&other), Vec::new()] {

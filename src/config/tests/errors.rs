@@ -809,7 +809,7 @@ fn the_shared_state_is_read_with_its_defaults_and_needs_a_restart() {
         password_file: None,
         extra_roots: Vec::new(),
         prefix: "bundlegate".to_owned(),
-        timeout: std::time::Duration::from_millis(500),
+        timeout: Duration::from_millis(500),
     };
     assert_eq!(options, expected);
     let other = with(
