@@ -19,13 +19,13 @@ use super::{
     problem::{ConfigError, Problem},
     raw, reader, registries,
     server::{self, LongPoll, Server},
-    tracing, tree,
+    shared as shared_key, tracing, tree,
     trust::{CurrentRoot, Policies},
     webhooks,
 };
 use crate::{
-    oci::read_regular_or_pipe, registry, server::CertificateInUse, traces, verify::RootSource,
-    webhooks::Webhook,
+    oci::read_regular_or_pipe, registry, server::CertificateInUse, shared, traces,
+    verify::RootSource, webhooks::Webhook,
 };
 
 /// A configuration with checked values, all of whose files could be read.
@@ -55,6 +55,8 @@ pub struct Config {
     pub fleet: crate::fleet::Options,
     /// Where traces go; `None` if there are none.
     pub tracing: Option<traces::Options>,
+    /// The state that replicas share; `None` if each replica stands alone. Not live.
+    pub shared: Option<shared::Options>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
@@ -110,6 +112,7 @@ impl Config {
         let Self {
             cache,
             server,
+            shared,
             text,
             ..
         } = self;
@@ -119,6 +122,7 @@ impl Config {
                 ..newer.cache
             },
             server: newer.server.with_addresses_of(server),
+            shared: shared.take(),
             text: std::mem::take(text),
             ..newer
         };
@@ -175,6 +179,7 @@ impl Config {
             webhooks: webhooks.map_err(|problem| problem.at("webhooks"))?,
             fleet,
             tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
+            shared: shared_key::read(raw.shared, base).map_err(|problem| problem.at("shared"))?,
             // Last: without one of them nothing else would be checked.
             clients: clients::read(raw.clients, has_client_ca, base)
                 .map_err(|problem| problem.at("clients"))?,

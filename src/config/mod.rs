@@ -34,6 +34,7 @@ mod reader;
 mod registries;
 mod schema;
 mod server;
+mod shared;
 mod tag_rule;
 mod tls;
 mod token_file;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{
     admin, bundles, expect, fleet, limits, log, opa_check, patterns, registries, schema, server,
-    tag_rule, tracing,
+    shared, tag_rule, tracing,
     values::{AUTO, Address, AdminListen, Period, Size, Spread},
     webhooks,
 };
@@ -82,6 +82,8 @@ pub(super) struct Root {
     pub(super) fleet: Fleet,
     /// Traces of requests and checks over OTLP. Absent: none.
     pub(super) tracing: Option<Tracing>,
+    /// The state that replicas share, in Valkey or Redis. Absent: each replica stands alone.
+    pub(super) shared: Option<Shared>,
 }
 
 /// The listeners.
@@ -700,6 +702,56 @@ pub(super) struct Tracing {
     /// PEM certificates for an `endpoint` with https, in addition to the system's roots.
     #[schemars(regex(pattern = schema::PATH))]
     pub(super) ca_file: Option<PathBuf>,
+}
+
+/// The state that replicas share, in Valkey or Redis 6 or newer; not in a cluster of them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend(
+    "dependencies" = { "username": ["password_file"] },
+    "allOf" = schema::shared_url(),
+))]
+pub(super) struct Shared {
+    /// `redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; without a host if there are sentinels. The
+    /// default port is 6379, the default database 0.
+    #[schemars(regex(pattern = schema::SHARED_URL))]
+    pub(super) url: String,
+    /// The sentinels that name the primary. TLS is used for them as for the primary, and the password if
+    /// they require one.
+    pub(super) sentinel: Option<SharedSentinel>,
+    /// The user. Absent: the default user.
+    #[schemars(regex(pattern = r"^[^\x00-\x20\x7f]+$"))]
+    pub(super) username: Option<String>,
+    /// A file with the password. It is read for each connection, without a restart.
+    #[schemars(regex(pattern = schema::PATH))]
+    pub(super) password_file: Option<PathBuf>,
+    /// PEM certificates for a `url` with rediss, in addition to the system's roots.
+    #[schemars(regex(pattern = schema::PATH))]
+    pub(super) ca_file: Option<PathBuf>,
+    /// The beginning of all keys, the same on all replicas; gateways with different prefixes share nothing.
+    #[schemars(
+        regex(pattern = "^[A-Za-z0-9._-]{1,64}$"),
+        extend("default" = shared::PREFIX),
+    )]
+    pub(super) prefix: Option<String>,
+    /// The longest time of a command, with a new connection if there is none.
+    #[schemars(
+        transform = schema::between(shared::MIN_TIMEOUT, Some(shared::MAX_TIMEOUT)),
+        extend("default" = schema::period(shared::TIMEOUT)),
+    )]
+    pub(super) timeout: Option<Period>,
+}
+
+/// The sentinels that name the primary.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SharedSentinel {
+    /// The name of the primary, as in `sentinel monitor`.
+    #[schemars(length(min = 1))]
+    pub(super) master: String,
+    /// The sentinels, each `HOST` or `HOST:PORT`; the default port is 26379.
+    #[schemars(length(min = 1, max = shared::MAX_SENTINELS))]
+    pub(super) nodes: Vec<String>,
 }
 
 /// Chooses a tag among those that match, as the ImagePolicy of Flux does.

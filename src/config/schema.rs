@@ -45,6 +45,9 @@ pub(super) const PROXY: &str =
     r"^([Hh][Tt][Tt][Pp][Ss]?|[Ss][Oo][Cc][Kk][Ss]5[Hh]?)://([^/?#@:\s]*@)?[^/?#@\s]+/?$";
 /// An http or https URL without a user.
 pub(super) const HTTP_URL: &str = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+([/?#].*)?$";
+/// The URL of a Valkey or Redis without a user; the host may be absent.
+pub(super) const SHARED_URL: &str =
+    r"^[Rr][Ee][Dd][Ii][Ss][Ss]?://(\[[0-9A-Fa-f:.]+\](:[0-9]+)?|[^/?#@\[\]\s]*)(/[0-9]*)?$";
 /// The URL of a set of keys: https, or http on this machine.
 pub(super) const KEYS_URL: &str =
     r"^([Hh][Tt][Tt][Pp][Ss]://[^/@\s]|[Hh][Tt][Tt][Pp]://(localhost|127\.|\[)).*$";
@@ -225,6 +228,19 @@ pub(super) fn address(address: SocketAddr) -> String {
         true => format!(":{}", address.port()),
         false => address.to_string(),
     }
+}
+
+/// A URL of the shared state has a host unless there are sentinels, and TLS if there is a `ca_file`.
+pub(super) fn shared_url() -> Value {
+    let url = |pattern: &str| json!({ "properties": { "url": { "pattern": pattern } } });
+    json!([
+        {
+            "if": { "required": ["sentinel"] },
+            "then": url(":///?[0-9]*$"),
+            "else": url("://[^/]"),
+        },
+        { "if": { "required": ["ca_file"] }, "then": url("^[Rr][Ee][Dd][Ii][Ss][Ss]:") },
+    ])
 }
 
 /// Limits a duration to at least `least`, and to `most` if there is one.

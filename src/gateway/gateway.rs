@@ -1,7 +1,7 @@
 //! The gateway as a whole: from a checked configuration to watchers and a server, until it has
 //! drained.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -12,6 +12,7 @@ use tokio::{
 
 use super::{
     bundles::Bundles,
+    fleet_sync::FleetSync,
     metrics::GatewayMetrics,
     options::{apply_settings, warn_of_expired},
     plan::Change,
@@ -46,6 +47,8 @@ pub struct Gateway {
     reload: Option<Reload>,
     reloads: ConfigReloads,
     manager: ServiceManager,
+    /// The part of this replica in the shared fleet view, if there is one.
+    fleet_sync: Option<FleetSync>,
 }
 
 impl Gateway {
@@ -99,6 +102,7 @@ impl Gateway {
             metrics.bundles,
             traces.clone(),
         );
+        let fleet_sync = FleetSync::of(&config, options.fleet.as_ref(), &metrics.registry).await?;
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all, &config).await?;
@@ -145,6 +149,7 @@ impl Gateway {
             reload,
             reloads,
             manager: ServiceManager::default(),
+            fleet_sync,
         })
     }
 
@@ -228,6 +233,7 @@ impl Gateway {
             reload,
             reloads,
             manager,
+            fleet_sync,
             ..
         } = self;
         let supervision = Supervision {
@@ -255,6 +261,7 @@ impl Gateway {
             },
             () = exit => Ok(()),
             never = supervision.report() => match never {},
+            never = synchronize(fleet_sync) => match never {},
             broken = follow(reload, &mut bundles) => Err(broken),
         };
         tasks.shutdown().await;
@@ -262,6 +269,14 @@ impl Gateway {
         store.close().await;
         traces.shut_down().await;
         ended
+    }
+}
+
+/// Shares the fleet view until the future is dropped.
+async fn synchronize(fleet_sync: Option<FleetSync>) -> Infallible {
+    match fleet_sync {
+        Some(fleet_sync) => fleet_sync.run().await,
+        None => std::future::pending().await,
     }
 }
 

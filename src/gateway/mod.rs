@@ -1,6 +1,7 @@
 //! Composition: watchers, trust roots and server, made from one configuration and changed with it.
 
 mod bundles;
+mod fleet_sync;
 #[expect(
     clippy::module_inception,
     reason = "the file is named after the type that it holds"

@@ -26,7 +26,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         deadlines: server::Deadlines::default(),
         settings: settings(config).into(),
         traces: Traces::off(),
-        fleet: Fleet::new(config.fleet.clone(), false),
+        fleet: Fleet::new(config.fleet.clone(), config.shared.is_some()),
     })
 }
 

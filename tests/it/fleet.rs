@@ -329,12 +329,16 @@ async fn a_download_counts_once_it_is_complete() {
     let fixture = Fixture::start(json!({})).await;
     let mut state = 1_u32;
     // It can't be compressed, and does not fit the buffers of a socket.
-    let noise = (0..2_000_000).map(|_| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        char::from(b'a' + (state >> 24) as u8 % 26)
-    });
-    let noise: String = noise.collect();
-    let large = packed(&[("data.json", &format!("{{\"a\": \"{noise}\"}}"))]);
+    let mut noise = || -> String {
+        let noise = (0..900_000).map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from(b'!' + (state >> 24) as u8 % 90)
+        });
+        let noise: String = noise.filter(|char| !"\"\\".contains(*char)).collect();
+        format!("{{\"a\": \"{noise}\"}}")
+    };
+    let files = ["a/data.json", "b/data.json", "c/data.json"].map(|name| (name, noise()));
+    let large = packed(&files.each_ref().map(|(name, content)| (*name, &**content)));
     fixture.registry.put_artifact("live", &large);
     let is_large = |status: &Value| status["size"] == large.len();
     fixture

@@ -346,6 +346,7 @@ fn author_with_files() -> Author {
         "issuer-ca.pem",
         "corp_ca.pem",
         "otel-ca.pem",
+        "valkey-ca.pem",
     ] {
         author.write(name, &certificate);
     }
@@ -362,6 +363,7 @@ fn author_with_files() -> Author {
         "ghcr.password",
         "mirror.password",
         "proxy.password",
+        "valkey.password",
     ] {
         author.write(name, &format!("s3cret-{name}\n"));
     }

@@ -50,6 +50,7 @@ mod session;
 mod setups;
 #[path = "../shared/mod.rs"]
 mod shared;
+mod shared_state;
 mod shells;
 mod sigstore;
 mod support;

@@ -705,3 +705,132 @@ fn errors_of_traces_name_the_key_and_a_fix() {
         ),
     ]);
 }
+
+#[test]
+fn errors_of_the_shared_state_name_the_key_and_a_fix() {
+    let example = "write one such as \"rediss://valkey.example:6379/0\"";
+    let sentinel = "write its scheme and database, such as \"rediss:///0\"";
+    let node = "write one such as \"s1.example:26379\"";
+    check(&[
+        ("shared: { prefix: gate }", "shared.url: missing; write it"),
+        (
+            "shared: { url: valkey }",
+            &format!("shared.url: not a URL (relative URL without a base); {example}"),
+        ),
+        (
+            "shared: { url: 'http://valkey' }",
+            &format!("shared.url: neither `redis` nor `rediss` (with TLS); {example}"),
+        ),
+        (
+            "shared: { url: 'redis://me:s3cret@valkey' }",
+            "shared.url: a password in the configuration can be read by everyone who can read the \
+             file; remove the user from the URL, and write `username` and `password_file`",
+        ),
+        (
+            "shared: { url: 'redis://valkey/0?timeout=1' }",
+            &format!("shared.url: the URL has more than a host, a port and a database; {example}"),
+        ),
+        (
+            "shared: { url: 'redis://valkey/main' }",
+            &format!("shared.url: the path is not the number of a database; {example}"),
+        ),
+        (
+            "shared: { url: 'redis:///0' }",
+            &format!("shared.url: the URL has no host; {example}"),
+        ),
+        (
+            "shared: { url: 'redis://valkey', sentinel: { master: m, nodes: [s1] } }",
+            &format!("shared.url: the URL has a host, and `sentinel` names the server; {sentinel}"),
+        ),
+        (
+            "shared: { url: 'redis://', sentinel: { master: '', nodes: [s1] } }",
+            "shared.sentinel.master: empty, or with control characters; write the name in \
+             `sentinel monitor`",
+        ),
+        (
+            "shared: { url: 'redis://', sentinel: { master: m, nodes: [] } }",
+            "shared.sentinel.nodes: write 1 to 16 sentinels, such as \"s1.example:26379\"",
+        ),
+        (
+            "shared: { url: 'redis://', sentinel: { master: m, nodes: [s1, 's2:x'] } }",
+            &format!("shared.sentinel.nodes[1]: \"s2:x\" is not a host and a port; {node}"),
+        ),
+        (
+            "shared: { url: 'redis://v', username: gate }",
+            "shared.password_file: missing; write it",
+        ),
+        (
+            "shared: { url: 'redis://v', username: 'a b', password_file: token }",
+            "shared.username: the user name is empty, or has spaces or control characters; write another",
+        ),
+        (
+            "shared: { url: 'redis://v', password_file: empty }",
+            "shared.password_file: empty is empty; write the password to it",
+        ),
+        (
+            "shared: { url: 'redis://v', ca_file: corp_ca.pem }",
+            "shared.ca_file: `url` is not rediss; remove this key, or write rediss:// there",
+        ),
+        (
+            "shared: { url: 'rediss://v', ca_file: token }",
+            "shared.ca_file: token has no certificate; use PEM certificates (-----BEGIN CERTIFICATE-----)",
+        ),
+        (
+            "shared: { url: 'redis://v', prefix: 'a b' }",
+            "shared.prefix: \"a b\" is not 1 to 64 letters, digits, dots, dashes and underscores; write such a prefix",
+        ),
+        (
+            "shared: { url: 'redis://v', timeout: 10ms }",
+            "shared.timeout: 10ms is below the minimum of 50ms; write a longer time, such as 500ms",
+        ),
+        (
+            "shared: { url: 'redis://v', timeout: 11s }",
+            "shared.timeout: 11s is above the maximum of 10s (a replica waits for it); write 10s or less",
+        ),
+    ]);
+}
+
+#[test]
+fn the_shared_state_is_read_with_its_defaults_and_needs_a_restart() {
+    use crate::shared::{Endpoint, Options, Servers};
+
+    let folder = trust::folder();
+    let with = |text: &str| folder.with(text).unwrap();
+    let running = with("shared: { url: 'redis://v' }");
+    let options = running.shared.clone().unwrap();
+    let expected = Options {
+        servers: Servers::Address(Endpoint {
+            host: "v".to_owned(),
+            port: 6379,
+        }),
+        tls: false,
+        database: 0,
+        username: None,
+        password_file: None,
+        extra_roots: Vec::new(),
+        prefix: "bundlegate".to_owned(),
+        timeout: Duration::from_millis(500),
+    };
+    assert_eq!(options, expected);
+    let other = with(
+        "shared: { url: 'rediss:///2', sentinel: { master: m, nodes: [s1, 's2:7'] }, \
+         username: gate, password_file: token, ca_file: ca.pem, prefix: a.b, timeout: 1s }",
+    );
+    let options = other.shared.clone().unwrap();
+    assert_eq!((options.tls, options.database), (true, 2));
+    assert_eq!(
+        options.servers.to_string(),
+        "primary `m` of the sentinels s1:26379, s2:7"
+    );
+    assert_eq!(options.password().unwrap().unwrap().as_str(), "s3cret");
+    assert_eq!(options.extra_roots.len(), 2);
+    assert!(
+        other
+            .files()
+            .contains(options.password_file.as_ref().unwrap())
+    );
+    assert_eq!(running.differences(&other).first().unwrap(), "shared.url");
+    let mut adopted = running;
+    adopted.adopt_live(other);
+    assert_eq!(adopted.shared, Some(expected));
+}
