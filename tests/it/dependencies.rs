@@ -24,6 +24,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "registry",
             "server",
             "service_manager",
+            "shared",
             "sign",
             "store",
             "transfer",

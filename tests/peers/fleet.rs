@@ -3,11 +3,15 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use crate::opa_check::tarball;
-use crate::support::{
-    Artifact, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway, poll_until,
+use crate::{
+    opa_check::tarball,
+    support::{
+        Artifact, Engine, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
+        poll_until, sentinel,
+    },
 };
 
 const BOTH: [OpaVersion; 2] = [OpaVersion::Newest, OpaVersion::V0_70];
@@ -393,4 +397,197 @@ fn unsafe_variable() -> Vec<u8> {
     let policy = "package authz\n\nanswer := x if y == z\n";
     let manifest = r#"{"revision": "broken", "roots": ["authz"], "rego_version": 1}"#;
     tarball(&[(".manifest", manifest), ("authz.rego", policy)])
+}
+
+/// A replica of a gateway with `authz`, which shares its fleet view by this key.
+async fn replica(registry: &Registry, key: &KeyPair, shared: &Value) -> TestGateway {
+    let config = GatewayConfig::trusting(key).bundle("authz", registry, "acme/authz:live");
+    TestGateway::start(config.with("/shared", shared.clone())).await
+}
+
+/// Two replicas that share their clients, with an OPA of each version at each of them.
+struct Replicas {
+    registry: Registry,
+    key: KeyPair,
+    shared: Value,
+    gates: Vec<TestGateway>,
+    opas: Vec<(String, Opa)>,
+}
+
+impl Replicas {
+    async fn start(shared: Value) -> Self {
+        let registry = Registry::start(Kind::Debian).await;
+        let key = KeyPair::generate().await;
+        let mut replicas = Self {
+            gates: vec![
+                replica(&registry, &key, &shared).await,
+                replica(&registry, &key, &shared).await,
+            ],
+            registry,
+            key,
+            shared,
+            opas: Vec::new(),
+        };
+        replicas.push(&answering("first").await).await;
+        for (index, gate) in replicas.gates.iter().enumerate() {
+            for version in BOTH {
+                let name = format!("{}-{index}", version.program());
+                let client = Client {
+                    name: Some(&name),
+                    bundles: &[("authz", "authz")],
+                    status: Some(""),
+                    long_polling: true,
+                };
+                let opa = Opa::start(version, &client.config(&gate.url)).await;
+                replicas.opas.push((name, opa));
+            }
+        }
+        replicas
+    }
+
+    async fn push(&self, artifact: &Artifact) {
+        let (registry, key) = (&self.registry, &self.key);
+        let digest = registry.push("acme/authz:next", &artifact.file()).await;
+        key.sign(registry, &format!("acme/authz@{digest}")).await;
+        registry.tag(&format!("acme/authz@{digest}"), "live").await;
+    }
+
+    /// Waits until both replicas show these states and this scope, and says how long that took.
+    async fn show(&self, what: &str, scope: &str, states: &[(&str, u64)]) {
+        for (index, gate) in self.gates.iter().enumerate() {
+            let shown = async || {
+                let fleet: Value = serde_json::from_str(&gate.admin_text("/fleet").await).unwrap();
+                let counts = &fleet["bundles"]["authz"]["states"];
+                let mut states = states.iter();
+                let is_shown = fleet["scope"] == scope
+                    && states.all(|(state, clients)| counts[state] == *clients);
+                is_shown.then_some(())
+            };
+            let ((), took) = poll_until(&format!("{what} at replica {index}"), shown).await;
+            println!("fleet | {what} | replica {index} shows it after {took:.2?}");
+        }
+    }
+
+    async fn answer(&self, answer: &str) {
+        for (name, opa) in &self.opas {
+            println!(
+                "fleet | {name} | {answer} after {:.2?}",
+                opa.answers(answer).await
+            );
+        }
+    }
+
+    /// No request for a bundle was answered with a server error.
+    async fn are_calm(&self) {
+        for gate in &self.gates {
+            let metrics = gate.admin_text("/metrics").await;
+            let failed = metrics.lines().find(|line| {
+                line.starts_with("bundlegate_http_requests_total") && line.contains("code=\"5")
+            });
+            assert_eq!(failed, None);
+        }
+    }
+}
+
+/// Acceptance tests 8, 19 and 20, as far as they concern the view.
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_show_the_whole_fleet_and_an_engine_that_fails_delays_no_client() {
+    let mut engine = Engine::start().await;
+    let url = format!("redis://127.0.0.1:{}/0", engine.port);
+    let mut replicas = Replicas::start(json!({ "url": url })).await;
+    replicas
+        .show("the start", "shared", &[("current", 4)])
+        .await;
+    replicas.push(&answering("second").await).await;
+    replicas.answer("second").await;
+    replicas.show("a push", "shared", &[("current", 4)]).await;
+    replicas.push(&Artifact::raw(&unsafe_variable())).await;
+    replicas
+        .show("a broken version", "shared", &[("failing", 4)])
+        .await;
+    let text = replicas.gates[0].admin_text("/fleet?state=failing").await;
+    let failing: Value = serde_json::from_str(&text).unwrap();
+    for client in failing["clients"].as_array().unwrap() {
+        let error = &client["bundles"]["authz"]["error"];
+        assert_eq!(error["source"], "status", "{client:#}");
+        assert!(client["opa"]["version"].is_string());
+    }
+
+    engine.process.signal("STOP");
+    replicas
+        .show("an engine that hangs", "replica", &[("failing", 4)])
+        .await;
+    let report = json!({ "labels": { "id": "x" }, "bundles": {} }).to_string();
+    for gate in &replicas.gates {
+        let began = Instant::now();
+        let request = gate.http.post(format!("{}/status", gate.url));
+        let response = request.body(report.clone()).send().await.unwrap();
+        assert_eq!(response.status(), 204);
+        println!(
+            "fleet | a report while the engine hangs | {:.2?}",
+            began.elapsed()
+        );
+    }
+    replicas.push(&answering("third").await).await;
+    replicas.answer("third").await;
+    engine.process.signal("CONT");
+    replicas
+        .show("an engine that goes on", "shared", &[("current", 4)])
+        .await;
+
+    engine.process.kill();
+    replicas
+        .show("an engine that is gone", "replica", &[])
+        .await;
+    replicas.push(&answering("fourth").await).await;
+    replicas.answer("fourth").await;
+    engine.restart_empty().await;
+    replicas
+        .show("an empty engine", "shared", &[("current", 4)])
+        .await;
+    engine.command(&["FLUSHALL"]);
+    replicas
+        .show("an emptied engine", "shared", &[("current", 4)])
+        .await;
+    // A replica that starts now knows the clients of the others, as soon as they have written them again.
+    let shared = replicas.shared.clone();
+    let third = replica(&replicas.registry, &replicas.key, &shared).await;
+    replicas.gates.push(third);
+    replicas
+        .show("a new replica", "shared", &[("current", 4)])
+        .await;
+    let text = replicas.gates[2].admin_text("/fleet?limit=10").await;
+    let fleet: Value = serde_json::from_str(&text).unwrap();
+    for client in fleet["clients"].as_array().unwrap() {
+        assert_eq!(
+            client["bundles"]["authz"]["runs"]["revision"], "fourth",
+            "{client:#}"
+        );
+        assert!(client["opa"]["version"].is_string(), "{client:#}");
+    }
+    replicas.are_calm().await;
+}
+
+/// Acceptance test 21, as far as it concerns the view.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_of_the_engine_leaves_the_view_complete() {
+    let folder = TempDir::new().unwrap();
+    let mut primary = Engine::start().await;
+    let source = primary.port.to_string();
+    let _replica = Engine::with(&["--replicaof", "127.0.0.1", &source]).await;
+    let (_sentinel, port) = sentinel(&folder, &primary, None).await;
+    let nodes = [format!("127.0.0.1:{port}")];
+    let shared = json!({ "url": "redis:///0", "sentinel": { "master": "main", "nodes": nodes } });
+    let replicas = Replicas::start(shared).await;
+    replicas
+        .show("the start", "shared", &[("current", 4)])
+        .await;
+    primary.process.kill();
+    replicas.show("no primary", "replica", &[]).await;
+    replicas.push(&answering("second").await).await;
+    replicas.answer("second").await;
+    replicas
+        .show("another primary", "shared", &[("current", 4)])
+        .await;
+    replicas.are_calm().await;
 }
