@@ -134,7 +134,10 @@ fn servers(
     match (endpoint, sentinel) {
         (Some(endpoint), None) => Ok(Servers::Address(endpoint)),
         (None, Some(sentinel)) => sentinels(sentinel).map_err(|problem| problem.at("sentinel")),
-        (None, None) => Err(Problem::new(format!("the URL has no host; {EXAMPLE}")).at("url")),
+        (None, None) => {
+            let message = format!("the URL has no host, and `sentinel` names none; {EXAMPLE}");
+            Err(Problem::new(message).at("url"))
+        }
         (Some(_), Some(_)) => Err(Problem::new(format!(
             "the URL has a host, and `sentinel` names the server; {SENTINEL_EXAMPLE}"
         ))

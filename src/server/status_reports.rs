@@ -33,6 +33,9 @@ const PATH: &str = "/status";
 const KEPT_BYTES: usize = 128 << 10;
 /// For a report to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest report that is read though its client may not send one, and the time for it.
+const DISCARDED_BYTES: usize = 128 << 10;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Receives status reports.
 #[derive(Debug)]
@@ -126,6 +129,15 @@ impl StatusReports {
         match Report::parse(&prefix.bytes, prefix.is_cut) {
             Ok(report) => (self.record(reporter, clients, report), no_content()),
             Err(error) => refused(&error),
+        }
+    }
+
+    /// Reads a report that is refused, so that its client gets the refusal: most clients report a closed
+    /// connection instead if they are still sending.
+    async fn discard(&self, body: RequestBody) {
+        if let Some(_permit) = self.limit.admit() {
+            // The refusal is sent in any case.
+            let _ = body.read_prefix(0, DISCARDED_BYTES, DISCARD_TIMEOUT).await;
         }
     }
 
@@ -246,6 +258,7 @@ impl BundleApi {
             certificate: peer.certificate.clone(),
         };
         if let Some(refused) = self.refuse_report(&clients, &caller, address) {
+            reports.discard(request.into_body()).await;
             return refused;
         }
         let identity = identity_of(&clients, &caller, head.identity, address);

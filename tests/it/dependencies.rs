@@ -47,6 +47,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "registry",
             "server",
             "service_manager",
+            "shared",
             "sign",
             "store",
             "transfer",

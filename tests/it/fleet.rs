@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::{
     faulty::FaultyRegistry,
-    gateway::{bundle, packed, tag, wishing},
+    gateway::{bundle, tag, wishing},
     shared::{TestGateway, poll_until},
 };
 
@@ -155,6 +155,20 @@ fn failure(name: &str) -> Value {
         } },
         "metrics": { "prometheus": { "padding": "x".repeat(50_000) } },
     })
+}
+
+/// A bundle of this size, which does not fit the buffers of a socket.
+fn uncompressed(size: usize) -> Vec<u8> {
+    let file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+    let mut archive = tar::Builder::new(file);
+    let content = format!("{{\"a\": \"{}\"}}", "x".repeat(size));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    archive
+        .append_data(&mut header, "data.json", content.as_bytes())
+        .unwrap();
+    archive.into_inner().unwrap().finish().unwrap()
 }
 
 const EDGE_1: (Option<&str>, Option<&str>) = (Some("edge"), Some("opa-1"));
@@ -327,17 +341,7 @@ async fn a_report_that_is_too_large_or_malformed_changes_nothing() {
 #[tokio::test]
 async fn a_download_counts_once_it_is_complete() {
     let fixture = Fixture::start(json!({})).await;
-    let mut state = 1_u32;
-    // It can't be compressed, and does not fit the buffers of a socket.
-    let mut noise = || -> String {
-        let noise = (0..900_000).map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            char::from(b'!' + (state >> 24) as u8 % 90)
-        });
-        let noise: String = noise.filter(|char| !"\"\\".contains(*char)).collect();
-        format!("{{\"a\": \"{noise}\"}}")
-    };
-    let large = packed(&[("data.json", &noise())]);
+    let large = uncompressed(8 << 20);
     fixture.registry.put_artifact("live", &large);
     let is_large = |status: &Value| status["size"] == large.len();
     fixture

@@ -736,7 +736,7 @@ fn errors_of_the_shared_state_name_the_key_and_a_fix() {
         ),
         (
             "shared: { url: 'redis:///0' }",
-            &format!("shared.url: the URL has no host; {example}"),
+            &format!("shared.url: the URL has no host, and `sentinel` names none; {example}"),
         ),
         (
             "shared: { url: 'redis://valkey', sentinel: { master: m, nodes: [s1] } }",
