@@ -8,9 +8,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     opa_check::tarball,
+    shared::raise_open_files,
     support::{
-        Artifact, Engine, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway,
-        poll_until, sentinel,
+        Artifact, Engine, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, Simulated,
+        TestGateway, poll_until, sentinel,
     },
 };
 
@@ -399,9 +400,12 @@ fn unsafe_variable() -> Vec<u8> {
     tarball(&[(".manifest", manifest), ("authz.rego", policy)])
 }
 
-/// A replica of a gateway with `authz`, which shares its fleet view by this key.
-async fn replica(registry: &Registry, key: &KeyPair, shared: &Value) -> TestGateway {
-    let config = GatewayConfig::trusting(key).bundle("authz", registry, "acme/authz:live");
+/// A replica of a gateway with `authz` and these bundles, which shares its fleet view by this key.
+async fn replica(registry: &Registry, key: &KeyPair, shared: &Value, more: &[&str]) -> TestGateway {
+    let mut config = GatewayConfig::trusting(key).bundle("authz", registry, "acme/authz:live");
+    for name in more {
+        config = config.bundle(name, registry, &format!("acme/{name}:live"));
+    }
     TestGateway::start(config.with("/shared", shared.clone())).await
 }
 
@@ -416,40 +420,80 @@ struct Replicas {
 
 impl Replicas {
     async fn start(shared: Value) -> Self {
+        let mut replicas = Self::without_opas(shared, &[]).await;
+        for index in 0..replicas.gates.len() {
+            for version in BOTH {
+                let name = format!("{}-{index}", version.program());
+                replicas
+                    .opa(version, &name, index, &[("authz", "authz")])
+                    .await;
+            }
+        }
+        replicas
+    }
+
+    /// `more`: further bundles.
+    async fn without_opas(shared: Value, more: &[&str]) -> Self {
         let registry = Registry::start(Kind::Debian).await;
         let key = KeyPair::generate().await;
         let mut replicas = Self {
-            gates: vec![
-                replica(&registry, &key, &shared).await,
-                replica(&registry, &key, &shared).await,
-            ],
+            gates: Vec::new(),
             registry,
             key,
             shared,
             opas: Vec::new(),
         };
         replicas.push(&answering("first").await).await;
-        for (index, gate) in replicas.gates.iter().enumerate() {
-            for version in BOTH {
-                let name = format!("{}-{index}", version.program());
-                let client = Client {
-                    name: Some(&name),
-                    bundles: &[("authz", "authz")],
-                    status: Some(""),
-                    long_polling: true,
-                };
-                let opa = Opa::start(version, &client.config(&gate.url)).await;
-                replicas.opas.push((name, opa));
-            }
+        if more.contains(&"plain") {
+            replicas.push_to("plain", &plain(1).await).await;
+        }
+        for _ in 0..2 {
+            let gate = replica(&replicas.registry, &replicas.key, &replicas.shared, more).await;
+            replicas.gates.push(gate);
         }
         replicas
     }
 
+    /// Starts an OPA at a replica, with status reports.
+    async fn opa(
+        &mut self,
+        version: OpaVersion,
+        name: &str,
+        replica: usize,
+        bundles: &[(&str, &str)],
+    ) {
+        let client = Client {
+            name: Some(name),
+            bundles,
+            status: Some(""),
+            long_polling: true,
+        };
+        let opa = Opa::start(version, &client.config(&self.gates[replica].url)).await;
+        self.opas.push((name.to_owned(), opa));
+    }
+
+    /// Waits until all simulated clients run the version with this revision.
+    async fn all_run(&self, simulated: &Simulated, revision: &str, count: usize) {
+        let is_served = |status: &Value| status["revision"] == revision;
+        let status = self.gates[0]
+            .status_when("authz", revision, is_served)
+            .await;
+        let tag = status["etag"].as_str().unwrap();
+        let all = async || (simulated.running(tag) == count).then_some(());
+        let ((), took) = poll_until(&format!("all to run {revision}"), all).await;
+        println!("fleet | {count} simulated clients run {revision} after {took:.2?}");
+    }
+
     async fn push(&self, artifact: &Artifact) {
+        self.push_to("authz", artifact).await;
+    }
+
+    async fn push_to(&self, name: &str, artifact: &Artifact) {
         let (registry, key) = (&self.registry, &self.key);
-        let digest = registry.push("acme/authz:next", &artifact.file()).await;
-        key.sign(registry, &format!("acme/authz@{digest}")).await;
-        registry.tag(&format!("acme/authz@{digest}"), "live").await;
+        let next = format!("acme/{name}:next");
+        let digest = registry.push(&next, &artifact.file()).await;
+        key.sign(registry, &format!("acme/{name}@{digest}")).await;
+        registry.tag(&format!("acme/{name}@{digest}"), "live").await;
     }
 
     /// Waits until both replicas show these states and this scope, and says how long that took.
@@ -551,7 +595,7 @@ async fn replicas_show_the_whole_fleet_and_an_engine_that_fails_delays_no_client
         .await;
     // A replica that starts now knows the clients of the others, as soon as they have written them again.
     let shared = replicas.shared.clone();
-    let third = replica(&replicas.registry, &replicas.key, &shared).await;
+    let third = replica(&replicas.registry, &replicas.key, &shared, &[]).await;
     replicas.gates.push(third);
     replicas
         .show("a new replica", "shared", &[("current", 4)])
@@ -565,6 +609,104 @@ async fn replicas_show_the_whole_fleet_and_an_engine_that_fails_delays_no_client
         );
         assert!(client["opa"]["version"].is_string(), "{client:#}");
     }
+    replicas.are_calm().await;
+}
+
+/// 20 OPAs and 10 000 simulated clients on two replicas.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_fleet_is_shown_as_it_changes() {
+    const OPAS: usize = 20;
+    const SIMULATED: usize = 10_000;
+    raise_open_files();
+    let engine = Engine::start().await;
+    let shared = json!({ "url": format!("redis://127.0.0.1:{}/0", engine.port) });
+    let mut replicas = Replicas::without_opas(shared, &["plain"]).await;
+    let addresses: Vec<_> = replicas.gates.iter().map(|gate| gate.data).collect();
+    for number in 0..OPAS {
+        let bundles: &[(&str, &str)] = match number % 4 {
+            0 | 1 => &[("authz", "authz")],
+            _ => &[("authz", "authz"), ("plain", "plain")],
+        };
+        let name = format!("opa-{number}");
+        replicas
+            .opa(BOTH[number % 2], &name, number % 4 / 2, bundles)
+            .await;
+    }
+    let simulated = Simulated::start(&addresses, "authz", SIMULATED);
+    let all = (OPAS + SIMULATED) as u64;
+    replicas.answer("first").await;
+    replicas.all_run(&simulated, "first", SIMULATED).await;
+    replicas
+        .show("the start", "shared", &[("current", all)])
+        .await;
+
+    replicas.push(&answering("second").await).await;
+    replicas.answer("second").await;
+    replicas.all_run(&simulated, "second", SIMULATED).await;
+    replicas.show("a push", "shared", &[("current", all)]).await;
+
+    // It claims the root of `plain`, so that the OPAs with both bundles can't activate it.
+    let policy = "package authz\n\nanswer := \"third\"\n";
+    replicas
+        .push(&rooted("third", &["authz", "plain/more"], policy).await)
+        .await;
+    replicas.all_run(&simulated, "third", SIMULATED).await;
+    let failing = OPAS as u64 / 2;
+    let states = [("current", all - failing), ("failing", failing)];
+    replicas
+        .show("a version that some can't activate", "shared", &states)
+        .await;
+    for gate in &replicas.gates {
+        let sample = "bundlegate_fleet_clients{bundle=\"authz\",state=\"failing\"}";
+        assert_eq!(gate.metric(sample).await, failing as f64);
+        let page = gate.admin_text("/").await;
+        assert!(
+            page.contains("detected overlapping roots"),
+            "the page has no error"
+        );
+    }
+    replicas.push(&answering("fourth").await).await;
+    replicas.answer("fourth").await;
+    replicas
+        .show("the next version", "shared", &[("current", all)])
+        .await;
+
+    let client = async |gate: &TestGateway, name: &str| {
+        let text = gate
+            .admin_text(&format!("/fleet?search={name}&bundle=authz"))
+            .await;
+        let mut fleet: Value = serde_json::from_str(&text).unwrap();
+        let clients = fleet["clients"].as_array_mut().unwrap();
+        let found = clients.iter_mut().find(|client| client["name"] == name);
+        found.map(Value::take).unwrap_or_default()
+    };
+    // OPA 0 is stopped, at the first replica: none of its requests is held there any more.
+    let before = client(&replicas.gates[1], "opa-0").await;
+    drop(replicas.opas.remove(0));
+    let gone = async || {
+        let client = client(&replicas.gates[0], "opa-0").await;
+        (client["bundles"]["authz"]["waiting"] == 0).then_some(client)
+    };
+    let (stopped, took) = poll_until("the stopped OPA to be gone", gone).await;
+    println!("fleet | a stopped OPA | no request is held after {took:.2?}");
+    assert_eq!(
+        stopped["bundles"]["authz"]["state"], "current",
+        "{stopped:#}"
+    );
+    replicas
+        .opa(OpaVersion::Newest, "opa-0", 1, &[("authz", "authz")])
+        .await;
+    replicas.answer("fourth").await;
+    let restarted = async || {
+        let client = client(&replicas.gates[0], "opa-0").await;
+        let is_other = client["opa"]["id"] != before["opa"]["id"];
+        (is_other && client["bundles"]["authz"]["state"] == "current").then_some(client)
+    };
+    let (_, took) = poll_until("the restarted OPA at the other replica", restarted).await;
+    println!("fleet | an OPA that restarts at the other replica | shown after {took:.2?}");
+    replicas
+        .show("a restart", "shared", &[("current", all)])
+        .await;
     replicas.are_calm().await;
 }
 

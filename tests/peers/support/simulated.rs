@@ -1,0 +1,93 @@
+//! Clients that long-poll a bundle as OPA does, and take every version.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+/// Clients with names of their own, one connection each, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Simulated {
+    /// How many of them run each version, by its tag.
+    runs: Arc<Mutex<HashMap<String, usize>>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Simulated {
+    /// `count` clients of the bundle `name`, in turns at these gateways.
+    pub(crate) fn start(gateways: &[SocketAddr], name: &str, count: usize) -> Self {
+        let runs = Arc::new(Mutex::new(HashMap::from([(String::new(), count)])));
+        let mut tasks = JoinSet::new();
+        for number in 0..count {
+            let (runs, gateway) = (Arc::clone(&runs), gateways[number % gateways.len()]);
+            let head = format!(
+                "GET /bundles/{name} HTTP/1.1\r\nHost: {gateway}\r\nUser-Agent: simulated\r\n\
+                 Prefer: modes=snapshot,delta;wait=60\r\nBundlegate-Client: simulated-{number}\r\n"
+            );
+            tasks.spawn(async move {
+                let mut stream = TcpStream::connect(gateway).await.unwrap();
+                let mut tag = String::new();
+                loop {
+                    let next = poll(&mut stream, &head, &tag).await;
+                    if next != tag {
+                        let mut runs = runs.lock().unwrap();
+                        *runs.entry(tag).or_default() -= 1;
+                        *runs.entry(next.clone()).or_default() += 1;
+                        tag = next;
+                    }
+                }
+            });
+        }
+        Self {
+            runs,
+            _tasks: tasks,
+        }
+    }
+
+    /// How many run this version.
+    pub(crate) fn running(&self, tag: &str) -> usize {
+        let runs = self.runs.lock().unwrap();
+        runs.get(tag).copied().unwrap_or_default()
+    }
+}
+
+/// One request. Returns the tag of the version that the client runs afterwards.
+async fn poll(stream: &mut TcpStream, head: &str, tag: &str) -> String {
+    let mut request = head.to_owned();
+    if !tag.is_empty() {
+        request.push_str(&format!("If-None-Match: {tag}\r\n"));
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = Vec::new();
+    let end = loop {
+        assert_ne!(stream.read_buf(&mut response).await.unwrap(), 0, "closed");
+        let end = response.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+        if let Some(end) = end {
+            break end + 4;
+        }
+    };
+    let text = String::from_utf8_lossy(&response[..end]).to_ascii_lowercase();
+    let original = String::from_utf8_lossy(&response[..end]).into_owned();
+    let value = |name: &str| {
+        let at = text.find(&format!("\r\n{name}: "))? + name.len() + 4;
+        original[at..].lines().next().map(str::to_owned)
+    };
+    let status = text.split(' ').nth(1).unwrap().to_owned();
+    if status == "304" {
+        return tag.to_owned();
+    }
+    assert_eq!(status, "200", "{text}");
+    let size: usize = value("content-length").unwrap().parse().unwrap();
+    while response.len() < end + size {
+        assert_ne!(stream.read_buf(&mut response).await.unwrap(), 0, "closed");
+    }
+    value("etag").unwrap()
+}
