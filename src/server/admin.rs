@@ -19,7 +19,7 @@ use super::{
     holdout_tracker::HoldoutTracker,
     metrics::ServerMetrics,
     overview::{BundleOverview, LostVersion, Overview, ReadinessState},
-    page,
+    page::{self, FleetOverview, Listing},
     readiness::Readiness,
     refresh_api,
     refusal::RefusalLog,
@@ -127,7 +127,7 @@ impl AdminApi {
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
             fleet_api::PATH => self.fleet.get(request.uri().query()).await,
-            "/" => self.page().await,
+            "/" => self.page(request.uri().query().unwrap_or_default()).await,
             _ => {
                 let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /fleet, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
@@ -156,12 +156,21 @@ impl AdminApi {
         document_response(document.await, HeaderValue::from_static("application/json"))
     }
 
-    async fn page(&self) -> Response<ResponseBody> {
+    /// The page. One with a query is a document of its own, which is not shared.
+    async fn page(&self, query: &str) -> Response<ResponseBody> {
         let (state, webhooks) = (Arc::clone(&self.state), self.webhooks.clone());
-        let document = self
-            .page
-            .render(move || Some(page::render(&state.overview(webhooks.statuses()))));
-        let mut response = document_response(document.await, HTML_CONTENT_TYPE);
+        let listing = Listing::parse(query);
+        let is_invalid = matches!(listing, Listing::Invalid(_));
+        let is_shared = matches!(listing, Listing::Attention);
+        let render = move || Some(state.render_page(webhooks.statuses(), listing));
+        let document = match is_shared {
+            true => self.page.render(render).await,
+            false => self.fleet.read(render).await.flatten(),
+        };
+        let mut response = document_response(document, HTML_CONTENT_TYPE);
+        if is_invalid && response.status() == StatusCode::OK {
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+        }
         page::secure(&mut response);
         response
     }
@@ -280,6 +289,13 @@ impl AdminState {
             bundles: entries.iter().map(|entry| self.bundle(entry)).collect(),
             webhooks,
         }
+    }
+
+    fn render_page(&self, webhooks: BTreeMap<String, WebhookStatus>, listing: Listing) -> Bytes {
+        let overview = self.overview(webhooks);
+        let expected = fleet_api::expected(&self.context.catalog);
+        let fleet = self.context.fleet.as_ref();
+        page::render(&overview, &FleetOverview::read(fleet, &expected, listing))
     }
 
     fn bundle(&self, entry: &Entry) -> BundleOverview {

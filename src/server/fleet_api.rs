@@ -8,10 +8,16 @@ use serde_json::{Map, Value, json};
 use tokio::{runtime, sync::Semaphore, time::sleep};
 use url::form_urlencoded;
 
-use super::{Catalog, Entry, response, response_body::ResponseBody, status::milliseconds};
+use super::{
+    Catalog, Entry,
+    fleet_selection::{Selection, unknown_parameter},
+    response,
+    response_body::ResponseBody,
+    status::milliseconds,
+};
 use crate::{
     fleet::{
-        BundleCounts, BundleView, ClientState, ClientView, Expected, Filter, Fleet, Millis,
+        BundleCounts, BundleView, ClientKey, ClientState, ClientView, Expected, Fleet, Millis,
         OpaInstance, TagHash, Version,
     },
     telemetry,
@@ -39,10 +45,8 @@ pub(super) struct FleetApi {
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Query {
-    bundle: Option<String>,
-    states: Vec<ClientState>,
-    search: Option<String>,
-    after: Option<String>,
+    selection: Selection,
+    after: Option<ClientKey>,
     limit: usize,
     /// Whether clients are listed: the query has a parameter.
     lists_clients: bool,
@@ -71,19 +75,26 @@ impl FleetApi {
                 return response::error(status, "bad_request", &message, None);
             }
         };
-        let Ok(permit) = Arc::clone(&self.renderings).acquire_owned().await else {
-            return failed();
-        };
         let catalog = self.catalog.clone();
-        // Reading a million entries takes long, and must not delay bundle requests.
-        let document = self.background.spawn_blocking(move || {
-            let _permit = permit;
-            document(&fleet, &catalog, &query)
-        });
-        match document.await {
-            Ok(document) => response::json(StatusCode::OK, &document),
-            Err(_) => failed(),
+        match self.read(move || document(&fleet, &catalog, &query)).await {
+            Some(document) => response::json(StatusCode::OK, &document),
+            None => failed(),
         }
+    }
+
+    /// The result of `read`, which may read the whole table: a million entries take long, and must not
+    /// delay bundle requests. `None` if it panics or the runtime shuts down. Cancel-safe: a reading that
+    /// has begun is finished, and no other begins meanwhile.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let permit = Arc::clone(&self.renderings).acquire_owned().await.ok()?;
+        let reading = self.background.spawn_blocking(move || {
+            let _permit = permit;
+            read()
+        });
+        reading.await.ok()
     }
 
     /// Removes clients that were not seen for long, and bundles that are not configured, until the
@@ -138,8 +149,8 @@ fn expected_of(entry: &Entry) -> Expected {
 fn document(fleet: &Fleet, catalog: &Catalog, query: &Query) -> Value {
     let (now, expected) = (telemetry::now_millis(), expected(catalog));
     let counts = fleet.table.counts(&expected, now);
-    let is_selected = |name: &str| query.bundle.as_deref().is_none_or(|bundle| bundle == name);
-    let bundles = counts.iter().filter(|(name, _)| is_selected(name));
+    let bundles = counts.iter();
+    let bundles = bundles.filter(|(name, _)| query.selection.has_bundle(name));
     let bundles = bundles.map(|(name, counts)| {
         let tag = expected.get(name).and_then(|expected| expected.tag);
         let serving = tag.map(|tag| fleet.table.versions(name).describe(tag));
@@ -152,7 +163,8 @@ fn document(fleet: &Fleet, catalog: &Catalog, query: &Query) -> Value {
         "bundles": bundles.collect::<Map<_, _>>(),
     });
     if query.lists_clients {
-        let page = fleet.table.page(&query.filter(), &expected, now);
+        let filter = query.selection.filter(query.after, query.limit);
+        let page = fleet.table.page(&filter, &expected, now);
         let clients: Vec<_> = page.clients.iter().map(client).collect();
         document["clients"] = clients.into();
         document["next"] = page.next.map(|key| key.to_string()).into();
@@ -249,16 +261,19 @@ fn opa(opa: &OpaInstance) -> Value {
 }
 
 fn time(millis: Millis) -> String {
+    milliseconds(timestamp(millis))
+}
+
+/// A time of the fleet view.
+pub(super) fn timestamp(millis: Millis) -> Timestamp {
     let millis = i64::try_from(millis).unwrap_or(i64::MAX);
-    milliseconds(Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX))
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
 }
 
 impl Query {
     fn parse(text: &str) -> Result<Self, String> {
         let mut query = Self {
-            bundle: None,
-            states: Vec::new(),
-            search: None,
+            selection: Selection::default(),
             after: None,
             limit: DEFAULT_LIMIT,
             lists_clients: false,
@@ -266,43 +281,22 @@ impl Query {
         for (key, value) in form_urlencoded::parse(text.as_bytes()) {
             query.lists_clients = true;
             match &*key {
-                "bundle" => query.bundle = Some(value.into_owned()),
-                "state" => query.states.push(state(&value)?),
-                "search" => query.search = Some(value.into_owned()),
-                "after" => query.after = Some(value.into_owned()),
+                "after" => query.after = Some(after(&value)?),
                 "limit" => query.limit = limit(&value)?,
+                _ if query.selection.take(&key, &value)? => {}
                 _ => {
                     let keys = "bundle, state, search, after and limit";
-                    return Err(format!(
-                        "unknown parameter {key:?}; the parameters are {keys}"
-                    ));
+                    return Err(unknown_parameter(&key, keys));
                 }
             }
         }
-        if let Some(after) = &query.after
-            && after.parse::<crate::fleet::ClientKey>().is_err()
-        {
-            return Err("after: not the id of a client; send `next` of the page before".to_owned());
-        }
         Ok(query)
-    }
-
-    fn filter(&self) -> Filter<'_> {
-        Filter {
-            bundle: self.bundle.as_deref(),
-            states: self.states.clone(),
-            search: self.search.as_deref(),
-            after: self.after.as_deref().and_then(|after| after.parse().ok()),
-            limit: self.limit,
-        }
     }
 }
 
-fn state(value: &str) -> Result<ClientState, String> {
-    ClientState::from_label(value).ok_or_else(|| {
-        let states = ClientState::ALL.map(ClientState::label).join(", ");
-        format!("state: {value:?} is no state; the states are {states}")
-    })
+fn after(value: &str) -> Result<ClientKey, String> {
+    let message = "after: not the id of a client; send `next` of the page before";
+    value.parse().map_err(|_| message.to_owned())
 }
 
 fn limit(value: &str) -> Result<usize, String> {
@@ -322,9 +316,14 @@ mod tests {
         let query = Query::parse("bundle=a%2Fb&state=failing&state=silent&limit=7&search=x+y");
         let query = query.unwrap();
         assert!(query.lists_clients);
-        assert_eq!(query.bundle.as_deref(), Some("a/b"));
-        assert_eq!(query.states, [ClientState::Failing, ClientState::Silent]);
-        assert_eq!((query.limit, query.search.as_deref()), (7, Some("x y")));
+        let Selection {
+            bundle,
+            states,
+            search,
+        } = query.selection;
+        assert_eq!(bundle.as_deref(), Some("a/b"));
+        assert_eq!(states, [ClientState::Failing, ClientState::Silent]);
+        assert_eq!((query.limit, search.as_deref()), (7, Some("x y")));
         for (text, message) in [
             (
                 "state=bad",

@@ -39,7 +39,7 @@
 //! | `delivery` | how far a response was sent, for the access log and the fleet view |
 //! | `fleet_recorder` | what requests say about their clients, for the fleet view |
 //! | `status_reports`, `report_limit` | OPA's status reports |
-//! | `fleet_api` | the fleet view as JSON |
+//! | `fleet_api`, `fleet_selection` | the fleet view as JSON, and which clients a query selects |
 //! | `metrics` | what the server counts |
 //! | `holdout_tracker` | clients that still run a withdrawn version |
 //! | `drain` | how far the shutdown has come |
@@ -65,6 +65,7 @@ mod drain;
 mod fast_path;
 mod fleet_api;
 mod fleet_recorder;
+mod fleet_selection;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod holdout_tracker;

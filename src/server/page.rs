@@ -5,10 +5,12 @@
 //! document is written by [`Html`], which has no way to write such a text but escaped. If it had one,
 //! the browser would still run no other script and load nothing from elsewhere: the policy in the
 //! headers permits the style sheet and the script of this program by their hashes. The page shows
-//! what `/status` has, and nothing on it changes anything.
+//! what `/status` and `/fleet` have, and nothing on it changes anything: its form searches clients.
 
 mod authenticity;
 mod bundle;
+mod client_list;
+mod clients;
 mod condition;
 mod html;
 mod text;
@@ -27,6 +29,7 @@ use hyper::{
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
+pub(super) use self::client_list::{FleetOverview, Listing};
 use self::{
     condition::Condition,
     html::{Asset, Html},
@@ -37,6 +40,7 @@ use super::{
     response_body::ResponseBody,
     webhooks::WebhookStatus,
 };
+use crate::fleet::BundleCounts;
 
 const STYLE: Asset = Asset::new(include_str!("page/style.css"));
 const SCRIPT: Asset = Asset::new(include_str!("page/script.js"));
@@ -56,7 +60,7 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let hash = |asset: Asset| BASE64_STANDARD.encode(Sha256::digest(asset.as_str()));
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
-         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+         img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
         hash(STYLE),
         hash(SCRIPT)
     );
@@ -87,20 +91,11 @@ pub(super) fn secure(response: &mut Response<ResponseBody>) {
 }
 
 /// Renders the page. Takes long with thousands of bundles.
-pub(super) fn render(overview: &Overview) -> Bytes {
-    let mut bundles: Vec<_> = overview
-        .bundles
-        .iter()
-        .map(|bundle| (Condition::of(bundle), bundle))
-        .collect();
-    // A stable sort: within a condition by name.
-    bundles.sort_by_key(|(condition, _)| *condition);
+pub(super) fn render(overview: &Overview, fleet: &FleetOverview) -> Bytes {
+    let bundles = shown_bundles(overview, fleet);
     let alerts = alerts(overview);
-    let problems = alerts.len()
-        + bundles
-            .iter()
-            .filter(|(condition, _)| condition.is_problem())
-            .count();
+    let problems = bundles.iter().filter(|one| one.condition.is_problem());
+    let problems = alerts.len() + problems.count();
     let mut html = Html::document();
     let root = html.element("html").attribute("lang", "en");
     root.attribute("data-build", &BUILD).content(|html| {
@@ -119,8 +114,9 @@ pub(super) fn render(overview: &Overview) -> Bytes {
                 .text("");
             html.element("main").content(|html| {
                 write_alerts(html, &alerts);
-                counts(html, &bundles);
+                counts(html, &bundles, fleet);
                 list(html, &bundles, overview.at);
+                clients::section(html, overview, fleet);
                 let further = html.element("div").class("columns");
                 let further = further.attribute("id", "further").flag("data-live");
                 further.content(|html| {
@@ -135,6 +131,31 @@ pub(super) fn render(overview: &Overview) -> Bytes {
         });
     });
     html.into_string().into()
+}
+
+/// A bundle, with what the page shows of its clients.
+#[derive(Debug, Clone, Copy)]
+struct ShownBundle<'a> {
+    condition: Condition,
+    overview: &'a BundleOverview,
+    /// `None` if they are not recorded.
+    clients: Option<&'a BundleCounts>,
+}
+
+/// The bundles in the order of the page: by condition, then by name.
+fn shown_bundles<'a>(overview: &'a Overview, fleet: &'a FleetOverview) -> Vec<ShownBundle<'a>> {
+    let shown = overview.bundles.iter().map(|bundle| {
+        let clients = fleet.counts(&bundle.name);
+        ShownBundle {
+            condition: Condition::of(bundle, clients),
+            overview: bundle,
+            clients,
+        }
+    });
+    let mut shown: Vec<_> = shown.collect();
+    // A stable sort.
+    shown.sort_by_key(|one| one.condition);
+    shown
 }
 
 fn head(html: &mut Html, problems: usize, bundles: usize) {
@@ -306,8 +327,8 @@ fn write_alerts(html: &mut Html, alerts: &[Alert]) {
     });
 }
 
-/// How many bundles are in each condition, as links to the first of them.
-fn counts(html: &mut Html, bundles: &[(Condition, &BundleOverview)]) {
+/// How many bundles are in each condition, as links to the first of them, and clients in each state.
+fn counts(html: &mut Html, bundles: &[ShownBundle<'_>], fleet: &FleetOverview) {
     let section = html
         .element("section")
         .attribute("id", "summary")
@@ -316,7 +337,8 @@ fn counts(html: &mut Html, bundles: &[(Condition, &BundleOverview)]) {
     section.content(|html| {
         html.element("ul").class("counts").content(|html| {
             for condition in Condition::ALL {
-                let count = bundles.iter().filter(|(one, _)| *one == condition).count();
+                let count = bundles.iter().filter(|one| one.condition == condition);
+                let count = count.count();
                 // That nothing is withdrawn or refused is worth knowing.
                 if count == 0 && !condition.is_counted_always() {
                     continue;
@@ -337,10 +359,11 @@ fn counts(html: &mut Html, bundles: &[(Condition, &BundleOverview)]) {
                 });
             }
         });
+        clients::summary(html, fleet);
     });
 }
 
-fn list(html: &mut Html, bundles: &[(Condition, &BundleOverview)], now: Timestamp) {
+fn list(html: &mut Html, bundles: &[ShownBundle<'_>], now: Timestamp) {
     let section = html
         .element("section")
         .attribute("aria-labelledby", "bundles");
@@ -461,6 +484,7 @@ fn footer(html: &mut Html) {
     html.element("footer").content(|html| {
         for (path, label) in [
             ("/status", "Status as JSON"),
+            ("/fleet", "Clients as JSON"),
             ("/metrics", "Metrics"),
             ("/readyz", "Readiness"),
         ] {

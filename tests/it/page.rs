@@ -1,6 +1,6 @@
 //! The page at `/` of the admin listener.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{
     faulty::{Fault, FaultyRegistry},
-    gateway::{HOUR, InProcess, PATIENCE, TestGateway, bundle, error, header, packed},
+    gateway::{HOUR, InProcess, PATIENCE, Setup, TestGateway, bundle, error, header, packed},
 };
 
 /// Markup, an attribute, controls and an override of the direction.
@@ -59,7 +59,7 @@ async fn a_hostile_bundle_is_text_on_the_page_and_the_policy_permits_what_is_sen
     let hash = |element| BASE64_STANDARD.encode(Sha256::digest(content(&page, element)));
     let expected = format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
-         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+         img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
         hash("style"),
         hash("script")
     );
@@ -173,4 +173,94 @@ async fn a_rebound_host_name_reads_no_page_and_another_site_nothing() {
         ];
         assert_eq!(status(path, &link).await, StatusCode::OK, "{path}");
     }
+}
+
+/// Sends a request for the bundle as a client with this name that runs a version.
+async fn poll(gate: &Gate, name: &str, agent: &str, tag: &str) -> StatusCode {
+    let url = format!("http://{}/bundles/{}", gate.data, gate.name());
+    let request = gate.http.get(url).timeout(PATIENCE);
+    let request = request.header("bundlegate-client", name);
+    let request = request.header("if-none-match", tag);
+    let response = request.header("user-agent", agent).send().await.unwrap();
+    let status = response.status();
+    response.bytes().await.unwrap();
+    status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_searched_without_a_script_and_their_texts_are_cut() {
+    let registry = FaultyRegistry::start().await;
+    registry.put_artifact("live", &bundle("one"));
+    let mut setup = Setup::default();
+    // All clients have one address, whose repeated downloads would be delayed.
+    (setup.rules.poll, setup.repeat_delay) = (HOUR, Duration::ZERO);
+    let gate = Gate::with(&registry, setup).await;
+    // A client that is known by its address, and names no version yet.
+    gate.get("", 0).await.error_for_status().unwrap();
+    for number in 0..120 {
+        let name = format!("opa-{number:03}");
+        let status = poll(&gate, &name, "Open Policy Agent/1.22.2", "\"old\"").await;
+        assert_eq!(status, StatusCode::OK);
+        // It has downloaded the version and still runs the old one.
+        if number < 3 {
+            poll(&gate, &name, "Open Policy Agent/1.22.2", "\"old\"").await;
+        }
+    }
+    // All that a client can say is 128 bytes of a name, a header, and labels and errors of a report.
+    let agent = "</td><script>alert(1)</script>".repeat(100);
+    for _ in 0..2 {
+        poll(&gate, "<b>\"bold", &agent, "\"<i>old\"").await;
+    }
+    let labels = json!({ "id": "x", "version": HOSTILE.repeat(100), "team": HOSTILE.repeat(100) });
+    let error = json!({ "name": gate.name(), "code": HOSTILE, "message": HOSTILE.repeat(500) });
+    let report = json!({ "labels": labels, "bundles": { gate.name(): error } });
+    let url = format!("http://{}/status", gate.data);
+    let request = gate.http.post(url).header("bundlegate-client", "<b>\"bold");
+    let sent = request.json(&report).send().await.unwrap();
+    assert_eq!(sent.status(), StatusCode::NO_CONTENT);
+
+    let page = async |query: &str| {
+        let response = gate.admin_response(&format!("/{query}")).await;
+        let status = response.status();
+        (status, response.text().await.unwrap())
+    };
+    let rows = |page: &str| {
+        let (_, list) = page.split_once("id=\"client-list\"").unwrap();
+        let list = list.split("</section>").next().unwrap();
+        list.matches("<tr class=\"main\"").count()
+    };
+    for (query, listed) in [
+        ("", 4),
+        ("?search=&bundle=&state=", 100),
+        ("?state=changing", 100),
+        ("?state=failing&bundle=authz%2Fmain", 4),
+        ("?search=OPA-01", 10),
+        ("?search=opa-01&state=failing", 0),
+        ("?search=missing", 0),
+        ("?bundle=missing", 0),
+    ] {
+        let (status, page) = page(query).await;
+        assert_eq!((status, rows(&page)), (StatusCode::OK, listed), "{query}");
+        assert!(page.contains("clients of this replica"), "{query}");
+    }
+    let (_, all) = page("?state=changing").await;
+    assert!(
+        all.contains("118, counted for each bundle. 100 are shown"),
+        "{all}"
+    );
+    let (status, invalid) = page("?state=Failing&search=x").await;
+    assert_eq!((status, rows(&invalid)), (StatusCode::BAD_REQUEST, 0));
+    assert!(
+        invalid.contains("is no state; the states are failing, "),
+        "{invalid}"
+    );
+
+    let (_, page) = page("?search=bold").await;
+    let main = content(&page, "main");
+    assert_eq!(rows(&page), 1);
+    assert!(main.contains("&lt;b&gt;&quot;bold"));
+    for forbidden in ["<script", "<img", "<i>", "\u{202e}", "\u{7}"] {
+        assert!(!main.contains(forbidden), "{forbidden:?}: {main}");
+    }
+    assert!(page.len() < 64 << 10, "{}", page.len());
 }

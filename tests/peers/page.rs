@@ -19,7 +19,7 @@ use tokio::{
 use crate::{
     shared::accept,
     support::{
-        Artifact, GatewayConfig, KeyPair, Kind, PATIENCE, Process, Registry, TestGateway,
+        Artifact, GatewayConfig, KeyPair, Kind, PATIENCE, Process, Registry, TestGateway, http,
         poll_until, run,
     },
 };
@@ -152,6 +152,29 @@ impl Browser {
         let node = json!({ "nodeId": document["root"]["nodeId"] });
         let html = self.call("DOM.getOuterHTML", node);
         html["outerHTML"].as_str().unwrap().to_owned()
+    }
+
+    /// Types into the element that has the focus. A line feed is the Enter key.
+    fn enter(&mut self, text: &str) {
+        for character in text.chars() {
+            let (key, text) = match character {
+                '\n' => ("Enter".to_owned(), "\r".to_owned()),
+                other => (other.to_string(), other.to_string()),
+            };
+            let code = if character == '\n' { 13 } else { 0 };
+            let mut event = json!({ "type": "keyDown", "key": key, "text": text, "windowsVirtualKeyCode": code });
+            self.call("Input.dispatchKeyEvent", event.clone());
+            event["type"] = json!("keyUp");
+            self.call("Input.dispatchKeyEvent", event);
+        }
+    }
+
+    /// Gives the focus to an element, also where scripts are off.
+    fn focus(&mut self, selector: &str) {
+        let document = self.call("DOM.getDocument", json!({}));
+        let query = json!({ "nodeId": document["root"]["nodeId"], "selector": selector });
+        let node = self.call("DOM.querySelector", query);
+        self.call("DOM.focus", json!({ "nodeId": node["nodeId"] }));
     }
 
     /// Waits until an expression is true.
@@ -341,5 +364,79 @@ async fn a_change_shows_up_without_a_reload() {
     assert_eq!(
         browser.value("document.querySelectorAll('#list tbody').length"),
         499
+    );
+}
+
+/// Requests of a client that downloads a version twice and goes on with another one.
+async fn fail_to_activate(gateway: &TestGateway, client: &str, bundle: &str) {
+    for _ in 0..2 {
+        let request = http().get(format!("{}/bundles/{bundle}", gateway.url));
+        let request = request.header("bundlegate-client", client);
+        let request = request.header("if-none-match", "\"old\"").timeout(PATIENCE);
+        let response = request.send().await.unwrap().error_for_status().unwrap();
+        response.bytes().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_fails_shows_up_and_a_search_finds_it() {
+    let (gateway, _registry, _key, _serving) = gateway_of_500().await;
+    let url = format!("http://{}/", gateway.admin);
+    let mut browser = Browser::open(&url, true, (1280, 900)).await;
+    browser.value("window.mark = 1");
+    browser.focus("#search");
+    // A slash puts the focus into the filter of bundles, except while a user types.
+    browser.enter("opa/b");
+    fail_to_activate(&gateway, "opa/bad", "team-07/service-007").await;
+    let list = "document.getElementById('client-list').textContent";
+    browser.until(&format!("{list}.includes('opa/bad')")).await;
+    let row = "document.getElementById('bundle:team-07/service-007')";
+    browser
+        .until(&format!("{row}.classList.contains('clients-behind')"))
+        .await;
+    let stays = "window.mark === 1 && document.activeElement.id === 'search'
+        && document.getElementById('search').value === 'opa/b'
+        && document.getElementById('filter').value === ''";
+    assert_eq!(browser.value(stays), true);
+    assert_eq!(browser.errors, [""; 0]);
+
+    // The browser sends the form itself.
+    for (has_scripts, size) in [(true, (390, 844)), (false, (1280, 900))] {
+        let mut browser = Browser::open(&url, has_scripts, size).await;
+        browser.focus("#search");
+        browser.is_loaded = false;
+        browser.enter("PA/BA\n");
+        browser.until_loaded();
+        let html = browser.html();
+        assert!(html.contains("Clients that match the search: 1,"), "{html}");
+        assert!(html.contains("value=\"PA/BA\""), "{html}");
+        assert!(html.contains("team-07/service-007"), "{html}");
+        assert_eq!(browser.errors, [""; 0]);
+        if has_scripts {
+            let width = "document.documentElement.scrollWidth <= innerWidth";
+            assert_eq!(browser.value(width), true);
+        }
+    }
+
+    // The list of a search stays that of the search while it is updated.
+    let mut browser = Browser::open(&format!("{url}?search=opa%2Fbad"), true, (1280, 900)).await;
+    fail_to_activate(&gateway, "another", "team-07/service-007").await;
+    browser
+        .until(&format!("{row}.textContent.includes('2 failing')"))
+        .await;
+    assert_eq!(browser.value(&format!("{list}.includes('opa/bad')")), true);
+    assert_eq!(browser.value(&format!("{list}.includes('another')")), false);
+    // What is wrong with a query is on the page, which stays live.
+    let mut browser = Browser::open(&format!("{url}?state=bad"), true, (1280, 900)).await;
+    browser
+        .until("document.getElementById('live').textContent === 'Live' && performance.getEntriesByType('resource').length > 0")
+        .await;
+    assert_eq!(
+        browser.value("document.getElementById('unreachable').hidden"),
+        true
+    );
+    assert_eq!(
+        browser.value(&format!("{list}.includes('is no state')")),
+        true
     );
 }

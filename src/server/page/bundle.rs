@@ -3,11 +3,13 @@
 use jiff::Timestamp;
 
 use super::{
+    ShownBundle, clients,
     condition::{Condition, is_refusal},
     html::Html,
     text,
 };
 use crate::{
+    fleet::BundleCounts,
     publish::{FailureClass, FailureStatus, StateKind, VerdictStatus},
     server::overview::{BundleOverview, LostVersion},
 };
@@ -26,7 +28,7 @@ const ALL_COLUMNS: &str = "6";
 const MAX_SIGNATURES: usize = 5;
 
 /// Writes the table, with a group of rows for each bundle.
-pub(super) fn table(html: &mut Html, bundles: &[(Condition, &BundleOverview)], now: Timestamp) {
+pub(super) fn table(html: &mut Html, bundles: &[ShownBundle<'_>], now: Timestamp) {
     let table = html.element("table").attribute("id", "list");
     table.attribute("role", "table").content(|html| {
         html.element("caption").class("hidden").text(
@@ -46,10 +48,11 @@ pub(super) fn table(html: &mut Html, bundles: &[(Condition, &BundleOverview)], n
             }
         });
         text::columns(html, &COLUMNS);
-        for (condition, bundle) in bundles {
+        for bundle in bundles {
             let rows = Rows {
-                condition: *condition,
-                bundle,
+                condition: bundle.condition,
+                bundle: bundle.overview,
+                clients: bundle.clients,
                 now,
             };
             rows.write(html);
@@ -61,6 +64,7 @@ pub(super) fn table(html: &mut Html, bundles: &[(Condition, &BundleOverview)], n
 struct Rows<'a> {
     condition: Condition,
     bundle: &'a BundleOverview,
+    clients: Option<&'a BundleCounts>,
     now: Timestamp,
 }
 
@@ -128,7 +132,10 @@ impl Rows<'_> {
             html.text(" ");
             text::badge(html, colour, label);
         };
-        if matches!(self.condition, Condition::Refused | Condition::Failing) {
+        if matches!(
+            self.condition,
+            Condition::Refused | Condition::Failing | Condition::ClientsBehind
+        ) {
             further("warn", self.condition.label());
         }
         if status.older.is_some() {
@@ -207,8 +214,13 @@ impl Rows<'_> {
     }
 
     fn clients(&self, html: &mut Html) {
-        let waiters = self.bundle.waiters;
-        html.text(&format!("{waiters} waiting"));
+        if let Some(counts) = self.clients {
+            clients::by_state(html, &self.bundle.name, counts);
+        }
+        let waiting = format!("{} waiting", self.bundle.waiters);
+        html.element("span")
+            .class("line muted small")
+            .text(&waiting);
         if let Some(LostVersion {
             clients: Some(clients @ 1..),
             ..

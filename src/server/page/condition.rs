@@ -1,6 +1,7 @@
 //! In which condition a bundle is, which decides where it stands on the page.
 
 use crate::{
+    fleet::{BundleCounts, ClientState},
     publish::{FailureClass, StateKind},
     server::overview::BundleOverview,
 };
@@ -14,6 +15,8 @@ pub(super) enum Condition {
     Refused,
     /// The last check failed for another reason.
     Failing,
+    /// Clients can't activate the served version, or don't run it in time.
+    ClientsBehind,
     /// Nothing is served yet.
     Pending,
     /// An older version is served than before.
@@ -23,22 +26,28 @@ pub(super) enum Condition {
 }
 
 impl Condition {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Withdrawn,
         Self::Refused,
         Self::Failing,
+        Self::ClientsBehind,
         Self::Pending,
         Self::Older,
         Self::Suspended,
         Self::Serving,
     ];
 
-    pub(super) fn of(bundle: &BundleOverview) -> Self {
+    /// `clients` are those of the bundle, if they are recorded.
+    pub(super) fn of(bundle: &BundleOverview, clients: Option<&BundleCounts>) -> Self {
         let status = &bundle.status;
+        let is_behind = clients.is_some_and(|clients| {
+            clients.of(ClientState::Failing) + clients.of(ClientState::Behind) > 0
+        });
         match (status.state, &status.last_failure) {
             (StateKind::Withdrawn, _) => Self::Withdrawn,
             (StateKind::Serving, Some(failure)) if is_refusal(failure.class) => Self::Refused,
             (_, Some(_)) => Self::Failing,
+            (_, None) if is_behind => Self::ClientsBehind,
             (StateKind::Serving, None) if status.older.is_some() => Self::Older,
             (_, None) if status.suspended => Self::Suspended,
             (StateKind::Pending, None) => Self::Pending,
@@ -50,7 +59,7 @@ impl Condition {
     pub(super) fn is_problem(self) -> bool {
         matches!(
             self,
-            Self::Withdrawn | Self::Refused | Self::Failing | Self::Older
+            Self::Withdrawn | Self::Refused | Self::Failing | Self::ClientsBehind | Self::Older
         )
     }
 
@@ -67,6 +76,7 @@ impl Condition {
             Self::Withdrawn => "Withdrawn",
             Self::Refused => "Newer version refused",
             Self::Failing => "Check failed",
+            Self::ClientsBehind => "Clients failing or behind",
             Self::Pending => "Pending",
             Self::Older => "Older than before",
             Self::Suspended => "Suspended",
@@ -80,6 +90,7 @@ impl Condition {
             Self::Withdrawn => "withdrawn",
             Self::Refused => "refused",
             Self::Failing => "failing",
+            Self::ClientsBehind => "clients-behind",
             Self::Pending => "pending",
             Self::Older => "older",
             Self::Suspended => "suspended",
@@ -92,6 +103,7 @@ impl Condition {
             Self::Withdrawn => "count-withdrawn",
             Self::Refused => "count-refused",
             Self::Failing => "count-failing",
+            Self::ClientsBehind => "count-clients-behind",
             Self::Pending => "count-pending",
             Self::Older => "count-older",
             Self::Suspended => "count-suspended",
@@ -102,7 +114,7 @@ impl Condition {
     pub(super) fn colour(self) -> &'static str {
         match self {
             Self::Withdrawn => "bad",
-            Self::Refused | Self::Failing | Self::Older => "warn",
+            Self::Refused | Self::Failing | Self::ClientsBehind | Self::Older => "warn",
             Self::Pending | Self::Suspended => "calm",
             Self::Serving => "good",
         }

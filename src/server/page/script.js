@@ -1,6 +1,7 @@
 "use strict";
-// Fetches the page again every few seconds and replaces what has changed. The text of the filter,
-// open details, the focus, a selection and the scroll position stay.
+// Fetches the page again every few seconds, with the query of its URL, and replaces what has changed.
+// The texts of the filter and of the search form, open details, the focus, a selection and the scroll
+// position stay.
 (() => {
   const SHORTEST_PAUSE = 3000;
   const LONGEST_PAUSE = 60000;
@@ -137,11 +138,12 @@
     const began = performance.now();
     let response;
     try {
-      response = await fetch(location.pathname, { cache: "no-store", redirect: "error", signal: AbortSignal.timeout(TIMEOUT) });
+      response = await fetch(location.pathname + location.search, { cache: "no-store", redirect: "error", signal: AbortSignal.timeout(TIMEOUT) });
     } catch {
       return lost("The gateway can't be reached");
     }
-    if (!response.ok) return lost(`The gateway answers with status ${response.status}`);
+    // A page with an invalid query says so itself.
+    if (!response.ok && response.status !== 400) return lost(`The gateway answers with status ${response.status}`);
     let text;
     try {
       text = await response.text();
@@ -175,8 +177,10 @@
 
   filter.closest("[hidden]")?.removeAttribute("hidden");
   filter.addEventListener("input", applyFilter);
+  // A slash that is typed into a field stays there.
+  const isTyping = () => document.activeElement?.closest("input, select, textarea") != null;
   addEventListener("keydown", (event) => {
-    if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.altKey && document.activeElement !== filter) {
+    if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.altKey && !isTyping()) {
       event.preventDefault();
       filter.focus();
     } else if (event.key === "Escape" && document.activeElement === filter) {

@@ -1,8 +1,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::*;
+use super::{
+    client_list::{Clients, Row},
+    *,
+};
 use crate::{
     access::CertificateExpiry,
+    fleet::{BundleView, ClientDetails, ClientError, ClientState, Facts, OpaInstance, Version},
     oci::Digest,
     publish::{FailureClass, FailureStatus, Status, Step, pending, serving},
     server::CertificateInUse,
@@ -55,7 +59,79 @@ fn overview(bundles: Vec<BundleOverview>) -> Overview {
 }
 
 fn rendered(overview: &Overview) -> String {
-    String::from_utf8(render(overview).to_vec()).unwrap()
+    rendered_with(overview, &listing(Listing::Attention, None))
+}
+
+fn rendered_with(overview: &Overview, fleet: &FleetOverview) -> String {
+    String::from_utf8(render(overview, fleet).to_vec()).unwrap()
+}
+
+fn listing(listing: Listing, clients: Option<Clients>) -> FleetOverview {
+    FleetOverview { listing, clients }
+}
+
+/// A client that fails, all of whose texts are this one.
+fn failing_client(text: &str, has_reported: bool) -> Row {
+    let version = Version {
+        etag: text.into(),
+        manifest: has_reported.then(|| text.into()),
+        revision: Some(text.into()),
+        size: None,
+    };
+    let at = u64::try_from(now().as_millisecond()).unwrap();
+    let error = ClientError {
+        code: text.into(),
+        message: text.into(),
+        at,
+    };
+    let opa = OpaInstance {
+        id: Some(text.into()),
+        version: Some(text.into()),
+        labels: [(text.into(), text.into())].into(),
+    };
+    let facts = Facts {
+        runs: None,
+        since: at,
+        seen: at,
+        is_waiting: false,
+        interval: 10_000,
+        without_tag: 0,
+        offered: None,
+        has_error: has_reported,
+        is_shared: true,
+    };
+    let version = Arc::new(version);
+    Row {
+        details: Arc::new(ClientDetails {
+            name: Some(text.into()),
+            credential: Some(text.into()),
+            address: [10, 0, 0, 7].into(),
+            agent: Some(text.into()),
+            opa: has_reported.then(|| Arc::new(opa)),
+        }),
+        view: BundleView {
+            bundle: text.into(),
+            state: ClientState::Failing,
+            facts,
+            runs: Some(Arc::clone(&version)),
+            offered: (!has_reported).then_some((version, 2, at)),
+            error: has_reported.then_some(error),
+            waiting: 3,
+        },
+    }
+}
+
+/// Counts of clients in the order of [`ClientState::ALL`].
+fn counted(bundle: &str, states: [u64; 6]) -> Clients {
+    let counts = BundleCounts {
+        states,
+        shared_addresses: 2,
+        versions: Vec::new(),
+    };
+    Clients {
+        counts: [(bundle.into(), counts)].into(),
+        ..Clients::default()
+    }
 }
 
 /// The names of the elements of a document, in order, with their attributes.
@@ -270,4 +346,138 @@ fn the_policy_has_the_hashes_of_what_is_sent_and_permits_nothing_else() {
     for asset in [STYLE, SCRIPT] {
         assert!(!asset.as_str().contains("</") && !asset.as_str().contains("<!--"));
     }
+}
+
+#[test]
+fn hostile_text_of_a_client_changes_no_element_wherever_it_stands() {
+    let document = |text: &str| {
+        let (_publisher, handle) = serving("authz", 1);
+        let overview = overview(vec![bundle(text, handle.status())]);
+        let mut clients = counted(text, [1, 2, 3, 4, 5, 6]);
+        clients.rows = vec![failing_client(text, true), failing_client(text, false)];
+        let selection = crate::server::fleet_selection::Selection {
+            bundle: Some(text.to_owned()),
+            states: Vec::new(),
+            search: Some(text.to_owned()),
+        };
+        let fleet = listing(Listing::Selected(selection), Some(clients));
+        let mut html = rendered_with(&overview, &fleet);
+        let refused = listing(Listing::Invalid(text.to_owned()), Some(Clients::default()));
+        html += &rendered_with(&overview, &refused);
+        html
+    };
+    let (plain, hostile) = (document("plain"), document(HOSTILE));
+    assert!(plain.matches("plain").count() > 25, "{plain}");
+    assert_eq!(elements(&plain), elements(&hostile));
+    let long = document(&HOSTILE.repeat((1 << 20) / HOSTILE.len()));
+    assert_eq!(elements(&plain), elements(&long));
+    assert!(
+        long.len() < plain.len() + 60 * 6 * SENTENCE_BYTES,
+        "{}",
+        long.len()
+    );
+    for document in [&hostile, &long] {
+        let body = document
+            .replace(STYLE.as_str(), "")
+            .replace(SCRIPT.as_str(), "");
+        for forbidden in ["<script>alert", "<img", "\u{202e}", "\u{1b}", "\r"] {
+            assert!(!body.contains(forbidden), "{forbidden:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bundle_has_its_clients_by_state_and_those_that_fail_make_it_a_problem() {
+    let (_publisher, handle) = serving("a", 1);
+    let overview = overview(vec![
+        bundle("fine", handle.status()),
+        bundle("team/a&b", handle.status()),
+    ]);
+    // In the order of `ClientState::ALL`: failing, silent, none, current, behind, changing.
+    for (states, is_problem) in [
+        ([1, 0, 0, 40, 0, 0], true),
+        ([0, 0, 0, 40, 1, 0], true),
+        ([0, 7, 7, 40, 0, 7], false),
+    ] {
+        let fleet = listing(Listing::Attention, Some(counted("team/a&b", states)));
+        let html = rendered_with(&overview, &fleet);
+        let is_first = html.find("bundle:team/a&amp;b") < html.find("bundle:fine");
+        assert_eq!(is_first, is_problem, "{states:?}");
+        let count = "<b>1</b>Clients failing or behind";
+        assert_eq!(html.contains(count), is_problem, "{states:?}");
+        let title = "<title>1 problem · bundlegate</title>";
+        assert_eq!(html.contains(title), is_problem, "{states:?}");
+        let link = "href=\"/?bundle=team%2Fa%26b&amp;state=current#clients\">40 current</a>";
+        assert!(html.contains(link), "{html}");
+        assert!(html.contains("2 addresses are shared"), "{html}");
+        assert!(!html.contains(">0 "), "{html}");
+    }
+}
+
+#[test]
+fn the_section_says_whose_clients_are_listed_and_how_many() {
+    let overview = overview(Vec::new());
+    let section = |query: &str, clients: Option<Clients>| {
+        let html = rendered_with(&overview, &listing(Listing::parse(query), clients));
+        let (_, section) = html.split_once("aria-labelledby=\"clients\"").unwrap();
+        section.split("</section>").next().unwrap().to_owned()
+    };
+    let listed = |is_complete, has_more, total| {
+        Some(Clients {
+            rows: vec![failing_client("opa-1", true)],
+            is_complete,
+            has_more,
+            total,
+            ..counted("authz", [250, 0, 0, 0, 0, 0])
+        })
+    };
+    let none = || Some(Clients::default());
+    for (section, text) in [
+        (
+            section("", None),
+            "fleet.enabled is false in the configuration",
+        ),
+        (section("", none()), "No client has asked for a bundle."),
+        (
+            section("", Some(counted("authz", [0, 0, 0, 9, 0, 0]))),
+            "No client is failing, behind or silent.",
+        ),
+        (
+            section("search=x", Some(counted("authz", [0, 0, 0, 9, 0, 0]))),
+            "No client matches the search.",
+        ),
+        (
+            section("", listed(false, true, Some(250))),
+            "behind or silent: 250, counted for each bundle. 1 are shown; bundlegate fleet lists all.",
+        ),
+        (
+            section("search=x", listed(false, true, None)),
+            "match the search: the first 1 are shown; bundlegate fleet lists all.",
+        ),
+        (
+            section("", listed(false, false, Some(1))),
+            "clients of this replica",
+        ),
+        (
+            section("", listed(true, false, Some(1))),
+            "clients of all replicas",
+        ),
+        (
+            section("state=silent", none()),
+            "<option value=\"silent\" selected>",
+        ),
+        (section("search=a+%22b", none()), "value=\"a &quot;b\">"),
+        (
+            section("state=x", none()),
+            "is no state; the states are failing, ",
+        ),
+        (section("state=x", none()), "role=\"alert\""),
+    ] {
+        assert!(section.contains(text), "{text}: {section}");
+    }
+    let off = section("", None);
+    assert!(!off.contains("<form"), "{off}");
+    // The browser sends the form to this listener alone, and no script of the page reads it.
+    let form = "method=\"get\" action=\"/#clients\"";
+    assert!(section("", none()).contains(form));
 }
