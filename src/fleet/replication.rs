@@ -44,7 +44,8 @@ impl Replication {
         Self { table, replica }
     }
 
-    /// Takes at most `limit` changes, and what is left of them for the next call.
+    /// Takes at most `limit` changes of clients and of what they run, and leaves the others for the next
+    /// call.
     pub fn take(&self, limit: usize) -> Outgoing {
         Outgoing {
             changes: self.table.take_changes(limit),
@@ -435,13 +436,26 @@ mod tests {
         for number in 0..10 {
             a.poll(&format!("opa-{number}"), "new", NOW);
         }
-        let outgoing = a.replication.take(4);
-        assert_eq!(outgoing.changes.bundles.len(), 4);
+        let outgoing = a.replication.take(14);
+        let sizes = (
+            outgoing.changes.clients.len(),
+            outgoing.changes.bundles.len(),
+        );
+        assert_eq!((sizes, outgoing.versions.len()), ((10, 4), 1));
         assert_eq!(a.replication.take(100).changes.bundles.len(), 6);
         a.replication.put_back(outgoing);
+        let outgoing = a.replication.take(7);
+        let sizes = (
+            outgoing.changes.clients.len(),
+            outgoing.changes.bundles.len(),
+        );
+        assert_eq!((sizes, outgoing.versions.len()), ((7, 0), 1));
         let outgoing = a.replication.take(100);
-        let sizes = (outgoing.changes.bundles.len(), outgoing.versions.len());
-        assert_eq!(sizes, (4, 1));
+        let sizes = (
+            outgoing.changes.clients.len(),
+            outgoing.changes.bundles.len(),
+        );
+        assert_eq!(sizes, (3, 4));
         a.poll("opa-1", "new", NOW + HEARTBEAT - 1);
         a.poll("opa-2", "new", NOW + HEARTBEAT);
         a.replication.add_heartbeats(NOW + HEARTBEAT);

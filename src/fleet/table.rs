@@ -239,18 +239,22 @@ impl ClientTable {
         self.len() == 0
     }
 
-    /// Takes what has changed since the last call: of what clients run, at most `limit` changes.
+    /// Takes what has changed since the last call, at most `limit` changes: clients first, so that others
+    /// know a client before what it runs.
     pub(super) fn take_changes(&self, limit: usize) -> Changes {
         let Some(changes) = &self.0.changes else {
             return Changes::default();
         };
         let mut changes = lock(changes);
-        let count = limit.min(changes.bundles.len());
+        let keys: Vec<_> = changes.clients.keys().take(limit).copied().collect();
+        let clients = keys
+            .iter()
+            .filter_map(|key| changes.clients.remove_entry(key));
+        let clients: HashMap<_, _> = clients.collect();
+        let count = (limit - clients.len()).min(changes.bundles.len());
         let rest = changes.bundles.split_off(count);
-        let taken = Changes {
-            clients: std::mem::take(&mut changes.clients),
-            bundles: std::mem::replace(&mut changes.bundles, rest),
-        };
+        let bundles = std::mem::replace(&mut changes.bundles, rest);
+        let taken = Changes { clients, bundles };
         drop(changes);
         for one in &taken.bundles {
             one.set_reported();

@@ -23,10 +23,12 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(500);
 /// How often clients are looked for that are to be reported again.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(30);
-/// Changes of what clients run in one write: some hundred kilobytes.
-const MAX_CHANGES: usize = 4_000;
+/// Changes in one write: some hundred kilobytes. A write that takes too long is repeated with half as many,
+/// because the engine may be slow or far away.
+const MAX_CHANGES: usize = 2_000;
+const MIN_CHANGES: usize = 20;
 /// Writes in a row, before the log is read again.
-const MAX_WRITES: usize = 8;
+const MAX_WRITES: usize = 16;
 /// Messages that are read at once.
 const MAX_MESSAGES: usize = 256;
 /// How long a record stays after it was last written, beyond the retention of clients.
@@ -40,6 +42,17 @@ pub(super) struct FleetSync {
     shared: SharedState,
     offset: ClockOffset,
     next_heartbeat: Instant,
+    /// Changes in the next write.
+    max_changes: usize,
+}
+
+/// How far this replica has read what others have written.
+#[derive(Debug)]
+enum Progress {
+    /// The records up to the cursor. What they lack is in the log from the position on.
+    Records(LogPosition, Cursor),
+    /// All records, and the log up to the position.
+    Log(LogPosition),
 }
 
 impl FleetSync {
@@ -71,6 +84,7 @@ impl FleetSync {
             shared,
             offset: ClockOffset::default(),
             next_heartbeat: Instant::now() + HEARTBEAT_INTERVAL,
+            max_changes: MAX_CHANGES,
         }
     }
 
@@ -78,65 +92,61 @@ impl FleetSync {
     pub(super) async fn run(mut self) -> Infallible {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut position = None;
+        let mut progress = None;
         loop {
             ticks.tick().await;
             // The shared state logs and counts its errors.
-            let is_complete = self.exchange(&mut position).await.is_ok();
+            let is_complete = self.exchange(&mut progress).await.is_ok();
             self.fleet.set_complete(is_complete);
         }
     }
 
-    /// Reads what others have written, and writes what has changed here. `position`: how far the log was
-    /// read; `None` before all records were read.
-    async fn exchange(&mut self, position: &mut Option<LogPosition>) -> Result<(), SharedError> {
-        if position.is_none() {
-            *position = Some(self.read_records().await?);
-        }
-        while let Some(after) = position.take() {
-            match self.shared.read_log(&after, MAX_MESSAGES).await {
-                Ok(LogRead::Messages {
-                    messages,
-                    position: next,
-                    more,
-                }) => {
-                    self.merge(&messages).await;
-                    *position = Some(next);
-                    if !more {
-                        break;
+    /// Reads what others have written, and writes what has changed here. After an error, the next call goes
+    /// on with `progress`.
+    async fn exchange(&mut self, progress: &mut Option<Progress>) -> Result<(), SharedError> {
+        loop {
+            match progress {
+                None => {
+                    self.set_offset(self.shared.time().await?);
+                    let end = self.shared.end_of_log().await?;
+                    *progress = Some(Progress::Records(end, Cursor::default()));
+                }
+                Some(Progress::Records(position, cursor)) => {
+                    let page = self.shared.scan(*cursor).await?;
+                    for Record { key, fields } in &page.records {
+                        self.replication.merge_record(key, fields, self.offset);
+                    }
+                    match page.next {
+                        Some(next) => *cursor = next,
+                        None => *progress = Some(Progress::Log(position.clone())),
+                    }
+                    yield_now().await;
+                }
+                Some(Progress::Log(after)) => {
+                    match self.shared.read_log(after, MAX_MESSAGES).await? {
+                        LogRead::Messages {
+                            messages,
+                            position,
+                            more,
+                        } => {
+                            *after = position;
+                            self.merge(&messages).await;
+                            if !more {
+                                return self.write().await;
+                            }
+                        }
+                        LogRead::Missed => {
+                            tracing::info!(
+                                "the shared state has lost changes: all clients are exchanged again"
+                            );
+                            // It may have lost what this replica has written, too.
+                            self.replication.add_everything();
+                            *progress = None;
+                        }
                     }
                 }
-                Ok(LogRead::Missed) => {
-                    tracing::info!(
-                        "the shared state was lost or is ahead; the clients are exchanged anew"
-                    );
-                    // The engine may have lost what this replica has written.
-                    self.replication.add_everything();
-                    *position = Some(self.read_records().await?);
-                }
-                Err(error) => {
-                    *position = Some(after);
-                    return Err(error);
-                }
             }
         }
-        self.write().await
-    }
-
-    /// Reads all records. Returns the position from which on the log has what they lack.
-    async fn read_records(&mut self) -> Result<LogPosition, SharedError> {
-        self.set_offset(self.shared.time().await?);
-        let position = self.shared.end_of_log().await?;
-        let mut cursor = Some(Cursor::default());
-        while let Some(at) = cursor {
-            let page = self.shared.scan(at).await?;
-            for Record { key, fields } in &page.records {
-                self.replication.merge_record(key, fields, self.offset);
-            }
-            cursor = page.next;
-            yield_now().await;
-        }
-        Ok(position)
     }
 
     async fn merge(&self, messages: &[Vec<u8>]) {
@@ -152,14 +162,20 @@ impl FleetSync {
             self.replication.add_heartbeats(now_millis());
         }
         for _ in 0..MAX_WRITES {
-            let outgoing = self.replication.take(MAX_CHANGES);
+            let outgoing = self.replication.take(self.max_changes);
             let encoded = self.replication.encode(&outgoing, self.offset);
             if encoded.is_empty() {
                 break;
             }
             match self.shared.write(&batch(encoded, self.ttl())).await {
-                Ok(written) => self.set_offset(written.engine_time),
+                Ok(written) => {
+                    self.set_offset(written.engine_time);
+                    self.max_changes = (self.max_changes * 2).min(MAX_CHANGES);
+                }
                 Err(error) => {
+                    if let SharedError::TimedOut { .. } = error {
+                        self.max_changes = (self.max_changes / 2).max(MIN_CHANGES);
+                    }
                     self.replication.put_back(outgoing);
                     return Err(error);
                 }
