@@ -410,7 +410,10 @@ fn a_bundle_has_its_clients_by_state_and_those_that_fail_make_it_a_problem() {
         let link = "href=\"/?bundle=team%2Fa%26b&amp;state=current#clients\">40 current</a>";
         assert!(html.contains(link), "{html}");
         assert!(html.contains("2 addresses are shared"), "{html}");
-        assert!(!html.contains(">0 "), "{html}");
+        for state in ClientState::ALL {
+            let none = format!(">0 {}", state.label());
+            assert!(!html.contains(&none), "{none}: {html}");
+        }
     }
 }
 
