@@ -77,6 +77,9 @@ pub(super) struct Record {
     pub(super) error: Option<Box<ClientError>>,
     /// When an error was reported or was over.
     pub(super) error_changed: Millis,
+    /// The time of the last change, or later: it increases with each change, whatever the clock says, so
+    /// that replicas agree which change is the last one.
+    pub(super) stamp: Millis,
     /// When it was last reported to other replicas, or by one of them.
     reported: Millis,
     shared_until: Millis,
@@ -105,6 +108,7 @@ pub(super) struct Offered {
 /// What another replica reports.
 #[derive(Debug)]
 pub(super) struct Entered {
+    pub(super) stamp: Millis,
     pub(super) seen: Millis,
     pub(super) since: Millis,
     pub(super) runs: Option<TagHash>,
@@ -183,6 +187,7 @@ impl ClientBundle {
         let times = times.saturating_add(1);
         let at = now;
         record.offered = Some(Box::new(Offered { tag, at, times }));
+        record.advance_stamp(now);
     }
 
     /// Records an error that its OPA reports. Returns whether it is a new one.
@@ -279,7 +284,12 @@ impl Record {
             || self.offered.as_deref().is_some_and(has_activated)
     }
 
+    fn advance_stamp(&mut self, now: Millis) {
+        self.stamp = now.max(self.stamp + 1);
+    }
+
     fn apply(&mut self, poll: Poll, now: Millis) {
+        self.advance_stamp(now);
         if self.runs != poll.tag || self.since == 0 {
             (self.runs, self.since) = (poll.tag, now);
         }
@@ -298,11 +308,11 @@ impl Record {
 
     /// Takes what another replica reports, as far as it is later than what is known.
     pub(super) fn merge(&mut self, entered: Entered) {
-        let stamp = |seen: Millis, offered: Option<Millis>| seen.max(offered.unwrap_or_default());
-        let known = stamp(self.seen, self.offered.as_deref().map(|one| one.at));
-        if stamp(entered.seen, entered.offered.map(|(_, at, _)| at)) > known {
-            self.seen = entered.seen;
-            self.reported = entered.seen;
+        // The same change again says that the client was seen since.
+        if entered.stamp >= self.stamp {
+            self.stamp = entered.stamp;
+            self.seen = self.seen.max(entered.seen);
+            self.reported = self.seen;
             (self.since, self.runs) = (entered.since, entered.runs);
             (self.without_tag, self.interval) = (entered.without_tag, entered.interval);
             self.shared_until = self.shared_until.max(entered.shared_until);

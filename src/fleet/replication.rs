@@ -158,6 +158,7 @@ fn entry(one: &ClientBundle, offset: ClockOffset) -> Entry {
     let error = record.error.as_deref();
     Entry {
         is_by_address: one.is_by_address(),
+        stamp: time(record.stamp),
         seen: time(record.seen),
         since: time(record.since),
         runs: record.runs.map(TagHash::number),
@@ -174,6 +175,7 @@ fn entry(one: &ClientBundle, offset: ClockOffset) -> Entry {
 fn entered(entry: Entry, offset: ClockOffset) -> Entered {
     let time = |engine| offset.to_own(engine);
     Entered {
+        stamp: time(entry.stamp),
         seen: time(entry.seen),
         since: time(entry.since),
         runs: entry.runs.and_then(TagHash::from_number),
@@ -428,6 +430,29 @@ mod tests {
             assert_eq!(replica.client("opa-1").error(), None);
             assert_eq!(replica.state("opa-1", NOW + 31), ClientState::Current);
         }
+    }
+
+    #[test]
+    fn of_two_changes_at_the_same_time_the_second_one_counts() {
+        let (a, b) = (Replica::new(1, 0), Replica::new(2, 0));
+        let client = a.poll("opa-1", "old", NOW);
+        a.table.offer(client, TagHash::of("new")).complete(NOW);
+        let first = a.encoded();
+        a.poll("opa-1", "new", NOW);
+        let second = a.encoded();
+        b.merge_messages(&first);
+        assert_eq!(b.state("opa-1", NOW), ClientState::Changing);
+        b.merge_messages(&second);
+        assert_eq!(b.state("opa-1", NOW), ClientState::Current);
+        // A record may be older than the messages.
+        for (key, fields) in &first.records {
+            b.replication.merge_record(key, fields, b.offset());
+        }
+        assert_eq!(b.state("opa-1", NOW), ClientState::Current);
+        // A replica whose clock is behind has the next request.
+        b.poll("opa-1", "", NOW - 5);
+        a.merge_messages(&b.encoded());
+        assert_eq!(a.state("opa-1", NOW), b.state("opa-1", NOW));
     }
 
     #[test]

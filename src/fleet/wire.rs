@@ -5,7 +5,7 @@
 //! release that does not know the version ignores the record or message. Times are those of the engine's
 //! clock, because the clocks of replicas differ ([`ClockOffset`]).
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -69,6 +69,7 @@ pub(super) struct Opa {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) is_by_address: bool,
+    pub(super) stamp: Millis,
     pub(super) seen: Millis,
     pub(super) since: Millis,
     pub(super) runs: Option<u64>,
@@ -103,6 +104,11 @@ impl ClockOffset {
     pub fn new(engine: Millis, own: Millis) -> Self {
         let signed = |millis| i64::try_from(millis).unwrap_or(i64::MAX);
         Self(signed(engine).saturating_sub(signed(own)))
+    }
+
+    /// Whether another one differs from it by more than this.
+    pub fn differs_by(self, other: Self, limit: Duration) -> bool {
+        Duration::from_millis(self.0.abs_diff(other.0)) > limit
     }
 
     pub(super) fn to_engine(self, own: Millis) -> Millis {

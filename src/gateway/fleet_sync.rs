@@ -31,6 +31,8 @@ const MIN_CHANGES: usize = 20;
 const MAX_WRITES: usize = 16;
 /// Messages that are read at once.
 const MAX_MESSAGES: usize = 256;
+/// A smaller change of the difference between the clocks is no change.
+const MAX_CLOCK_ERROR: Duration = Duration::from_secs(1);
 /// How long a record stays after it was last written, beyond the retention of clients.
 const TTL_MARGIN: Duration = Duration::from_secs(60 * 60);
 
@@ -186,7 +188,11 @@ impl FleetSync {
 
     fn set_offset(&mut self, engine_time: Duration) {
         let engine = u64::try_from(engine_time.as_millis()).unwrap_or(u64::MAX);
-        self.offset = ClockOffset::new(engine, now_millis());
+        let offset = ClockOffset::new(engine, now_millis());
+        // The answers take a while, which differs. The order of changes must not depend on that.
+        if offset.differs_by(self.offset, MAX_CLOCK_ERROR) {
+            self.offset = offset;
+        }
     }
 
     fn ttl(&self) -> Duration {
