@@ -27,7 +27,7 @@
 //! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
-//! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | – |
+//! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | `publish` (its `TagHash`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`shared`] | the state that replicas share, in Valkey or Redis; the only code that names `redis` | `oci` (to read files) |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |

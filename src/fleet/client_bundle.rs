@@ -13,6 +13,10 @@ const MAX_POLLS: u16 = 30;
 const WINDOW: Millis = 60 * 1000;
 /// How long an address counts as shared after that was noticed.
 const SHARED_FOR: Millis = 60 * 60 * 1000;
+/// A shorter gap between two requests is none between two polls.
+const MIN_GAP: Millis = 1000;
+/// A longer interval counts as this.
+const MAX_INTERVAL: Millis = 60 * 60 * 1000;
 /// The weight of earlier intervals in the average.
 const INTERVAL_WEIGHT: Millis = 7;
 
@@ -180,13 +184,16 @@ impl ClientBundle {
 
     pub(super) fn record_offer(&self, tag: TagHash, now: Millis) {
         let mut record = self.lock();
-        let times = match record.offered.as_deref() {
-            Some(offered) if offered.tag == tag => offered.times,
-            _ => 0,
-        };
-        let times = times.saturating_add(1);
-        let at = now;
-        record.offered = Some(Box::new(Offered { tag, at, times }));
+        match record.offered.as_deref_mut() {
+            Some(offered) if offered.tag == tag => {
+                offered.times = offered.times.saturating_add(1);
+                offered.at = now;
+            }
+            _ => {
+                let (at, times) = (now, 1);
+                record.offered = Some(Box::new(Offered { tag, at, times }));
+            }
+        }
         record.advance_stamp(now);
     }
 
@@ -256,12 +263,9 @@ impl ClientBundle {
 impl Record {
     /// Counts a request, which says nothing about versions yet.
     fn count_poll(&mut self, poll: Poll, now: Millis, is_by_address: bool) {
-        if self.seen != 0 {
-            let gap = now.saturating_sub(self.seen);
-            let interval = Millis::from(self.interval);
-            // It follows a longer gap at once, so that no client is silent because it was quick before.
-            let average = (interval * INTERVAL_WEIGHT + gap) / (INTERVAL_WEIGHT + 1);
-            self.interval = u32::try_from(average.max(gap.min(WINDOW * 60))).unwrap_or(u32::MAX);
+        let gap = now.saturating_sub(self.seen);
+        if gap >= MIN_GAP {
+            self.average(gap);
         }
         self.seen = self.seen.max(now);
         if !is_by_address || !poll.is_current {
@@ -273,6 +277,17 @@ impl Record {
         self.polls = self.polls.saturating_add(1);
         if self.polls > MAX_POLLS {
             self.shared_until = now + SHARED_FOR;
+        }
+    }
+
+    /// Counts the time between two requests.
+    fn average(&mut self, gap: Millis) {
+        if self.seen != 0 {
+            let interval = Millis::from(self.interval);
+            // It follows a longer gap at once, so that no client is silent because it was quick before.
+            let average = (interval * INTERVAL_WEIGHT + gap) / (INTERVAL_WEIGHT + 1);
+            let interval = average.max(gap.min(MAX_INTERVAL));
+            self.interval = u32::try_from(interval).unwrap_or(u32::MAX);
         }
     }
 

@@ -47,10 +47,12 @@ pub use self::{
     report::{BundleReport, OpaInstance, Report, ReportError, ReportedError},
     state::{ClientState, Expected, Facts, state_of},
     table::ClientTable,
-    version::{BundleVersions, TagHash, Version},
+    version::{BundleVersions, Version},
     view::{BundleCounts, BundleView, ClientView, Filter, Page},
     wire::{ClockOffset, Encoded},
 };
+
+pub use crate::publish::TagHash;
 
 /// Milliseconds since 1970.
 pub type Millis = u64;

@@ -2,23 +2,19 @@
 
 use std::{
     collections::VecDeque,
-    num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use crate::publish::{TagHash, opaque_tag};
+
 /// The versions that are remembered of a bundle. The one that was used least recently is forgotten; a
 /// client that runs it is shown with its tag's hash alone.
 const MAX_VERSIONS: usize = 64;
 /// A longer tag is cut. Those of this server have 43 bytes.
 const MAX_TAG_BYTES: usize = 128;
-
-/// A hash of an entity tag. It is not a cryptographic one: a client that sends a tag with the hash of
-/// another one misrepresents only itself, which it can do by sending that tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TagHash(NonZeroU64);
 
 /// A version of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,52 +40,10 @@ pub struct BundleVersions {
     versions: Mutex<VecDeque<(TagHash, Arc<Version>)>>,
 }
 
-impl TagHash {
-    /// The hash of a tag with or without quotes and `W/`. It is the same on every replica and in every
-    /// version of bundlegate.
-    pub fn of(tag: &str) -> Self {
-        let mut hash: u64 = 0x9e37_79b9_7f4a_7c15;
-        let mut chunks = opaque(tag).as_bytes().chunks_exact(8);
-        for chunk in &mut chunks {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(chunk);
-            hash = mix(hash, u64::from_le_bytes(bytes));
-        }
-        let mut bytes = [0; 8];
-        let rest = chunks.remainder();
-        bytes[..rest.len()].copy_from_slice(rest);
-        hash = mix(hash, u64::from_le_bytes(bytes));
-        hash = mix(hash, opaque(tag).len() as u64);
-        Self(NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN))
-    }
-
-    /// The hash with this number; `None` for zero.
-    pub fn from_number(number: u64) -> Option<Self> {
-        NonZeroU64::new(number).map(Self)
-    }
-
-    /// Its number, which is not zero.
-    pub fn number(self) -> u64 {
-        self.0.get()
-    }
-}
-
-fn mix(hash: u64, chunk: u64) -> u64 {
-    (hash.rotate_left(23) ^ chunk).wrapping_mul(0xff51_afd7_ed55_8ccd)
-}
-
-/// A tag without quotes and `W/`.
-fn opaque(tag: &str) -> &str {
-    let tag = tag.strip_prefix("W/").unwrap_or(tag);
-    tag.strip_prefix('"')
-        .and_then(|tag| tag.strip_suffix('"'))
-        .unwrap_or(tag)
-}
-
 impl Version {
     /// The version that a client names by a tag that no replica has served.
     pub fn unknown(tag: &str) -> Self {
-        let mut tag = opaque(tag);
+        let mut tag = opaque_tag(tag);
         if tag.len() > MAX_TAG_BYTES {
             tag = &tag[..tag.floor_char_boundary(MAX_TAG_BYTES)];
         }
@@ -205,35 +159,6 @@ mod tests {
             manifest: Some("sha256:m".into()),
             ..Version::unknown(tag)
         }
-    }
-
-    #[test]
-    fn a_tag_has_one_hash_however_it_is_written() {
-        let hash = TagHash::of("3fPz0Ss5bXq1wB3Fq3qJ0x8k6oM1nE2Yc9rTqf0Vd7A");
-        for tag in [
-            "\"3fPz0Ss5bXq1wB3Fq3qJ0x8k6oM1nE2Yc9rTqf0Vd7A\"",
-            "W/\"3fPz0Ss5bXq1wB3Fq3qJ0x8k6oM1nE2Yc9rTqf0Vd7A\"",
-        ] {
-            assert_eq!(TagHash::of(tag), hash);
-        }
-        let mut hashes: Vec<_> = [
-            "",
-            "a",
-            "b",
-            "ab",
-            "a\0",
-            "aaaaaaaa",
-            "aaaaaaaaa",
-            "aaaaaaaa\0",
-        ]
-        .map(TagHash::of)
-        .to_vec();
-        hashes.push(hash);
-        hashes.sort_unstable();
-        hashes.dedup();
-        assert_eq!(hashes.len(), 9);
-        // Replicas of different releases compare these.
-        assert_eq!(TagHash::from_number(hash.number()), Some(hash));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod publisher;
 mod snapshot;
 mod state;
 mod status;
+mod tag_hash;
 mod view;
 
 pub use crate::verify::{RootFailure, TrustRootStatus};
@@ -28,6 +29,7 @@ pub use state::{
     Failure, FailureClass, OnMissing, Outcome, State, StateKind, Step, Withdrawal, WithdrawnVersion,
 };
 pub use status::{ChosenTag, FailureStatus, Status, VerdictStatus};
+pub use tag_hash::{TagHash, mix_bytes, opaque_tag};
 pub use view::{ClientVersion, FallbackStatus, OnWithdraw, Seen, Selection, View, link_fallbacks};
 
 #[cfg(any(test, fuzzing))]

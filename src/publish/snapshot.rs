@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     headers::{HeaderTexts, Headers},
     status::VerdictStatus,
+    tag_hash::TagHash,
 };
 use crate::{
     bundle::{Bundle, Provenance},
@@ -24,6 +25,7 @@ pub struct Snapshot {
     record: VerificationRecord,
     content: Content,
     headers: Headers,
+    tag_hash: TagHash,
 }
 
 /// What a snapshot serves: a bundle, its entity tag, and the inputs that it was made from.
@@ -144,9 +146,15 @@ impl Snapshot {
         Ok(Self {
             manifest,
             record,
+            tag_hash: TagHash::of(&content.etag),
             content,
             headers,
         })
+    }
+
+    /// The hash of the entity tag.
+    pub fn tag_hash(&self) -> TagHash {
+        self.tag_hash
     }
 
     /// The entity tag as it is sent, quotes included.

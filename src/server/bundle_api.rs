@@ -299,7 +299,7 @@ impl BundleApi {
         bundle: &'a str,
     ) -> Sighting<'a> {
         // Most requests have no such header, and then the settings need not be read.
-        let is_forwarded = head.x_forwarded_for.iter().next().is_some();
+        let is_forwarded = !head.x_forwarded_for.is_absent();
         Sighting {
             clients: identity.clients,
             caller: identity.caller,

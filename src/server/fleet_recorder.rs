@@ -4,11 +4,7 @@
 //! remembers the client of its last request, so that the next one of the same client needs neither its
 //! key, which is a cryptographic hash, nor the table.
 
-use std::{
-    hash::{BuildHasher as _, RandomState},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use hyper::header::HeaderName;
 
@@ -23,7 +19,7 @@ use crate::{
         ClientBundle, ClientDetails, Fleet, Identity, IdentitySource, Offer, Poll, TagHash,
         Version, WaitingPoll, usable_name,
     },
-    publish::Snapshot,
+    publish::{Snapshot, mix_bytes},
     telemetry::{NAME_BYTES, cut, now_millis},
 };
 
@@ -31,7 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct FleetRecorder {
     pub(super) fleet: Fleet,
-    keys: RandomState,
+    /// Secret, because clients choose what is hashed with it.
+    seed: u64,
 }
 
 /// The client of the last request of a connection, for one bundle.
@@ -61,7 +58,7 @@ impl FleetRecorder {
     pub(super) fn new(fleet: Fleet) -> Self {
         Self {
             fleet,
-            keys: RandomState::new(),
+            seed: fastrand::u64(..),
         }
     }
 
@@ -86,14 +83,16 @@ impl FleetRecorder {
         if method == ReadMethod::Head {
             return None;
         }
-        let served = TagHash::of(snapshot.etag());
+        let served = snapshot.tag_hash();
         let poll = Poll {
             tag: is_current.then_some(served),
             is_current,
         };
-        let client_bundle = self.record(sighting, poll)?;
-        client_bundle.bundle().record(served, || version(snapshot));
-        (!is_current).then(|| self.fleet.table.offer(client_bundle, served))
+        let record_version = |client_bundle: &Arc<ClientBundle>| {
+            client_bundle.bundle().record(served, || version(snapshot));
+            (!is_current).then(|| self.fleet.table.offer(Arc::clone(client_bundle), served))
+        };
+        self.record(sighting, poll, record_version).flatten()
     }
 
     /// Records a request that is held. `first_tag`: the version that the client names; `served`: the
@@ -104,10 +103,11 @@ impl FleetRecorder {
         first_tag: Option<&str>,
         served: Option<&Snapshot>,
     ) -> Option<WaitingPoll> {
-        let served = served.map(|snapshot| (TagHash::of(snapshot.etag()), snapshot));
+        let served = served.map(|snapshot| (snapshot.tag_hash(), snapshot));
         let tag = first_tag.map(TagHash::of);
         let is_current = tag.is_some() && tag == served.map(|(tag, _)| tag);
-        let client_bundle = self.record(sighting, Poll { tag, is_current })?;
+        let poll = Poll { tag, is_current };
+        let client_bundle = self.record(sighting, poll, Arc::clone)?;
         if let Some((tag, snapshot)) = served {
             client_bundle.bundle().record(tag, || version(snapshot));
         }
@@ -128,13 +128,19 @@ impl FleetRecorder {
         let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (reply, method) else {
             return None;
         };
-        let (served, client_bundle) = (TagHash::of(snapshot.etag()), waiting.client_bundle());
+        let (served, client_bundle) = (snapshot.tag_hash(), waiting.client_bundle());
         client_bundle.bundle().record(served, || version(snapshot));
         Some(self.fleet.table.offer(Arc::clone(client_bundle), served))
     }
 
-    fn record(&self, sighting: &Sighting<'_>, poll: Poll) -> Option<Arc<ClientBundle>> {
-        let (inputs, now) = (sighting.inputs(&self.keys), now_millis());
+    /// Records a request. Returns what `then` makes of what its client runs; `None` if the table is full.
+    fn record<T>(
+        &self,
+        sighting: &Sighting<'_>,
+        poll: Poll,
+        then: impl FnOnce(&Arc<ClientBundle>) -> T,
+    ) -> Option<T> {
+        let (inputs, now) = (sighting.inputs(self.seed), now_millis());
         let table = &self.fleet.table;
         let mut last = sighting.peer.slot.last_client();
         if let Some(last) = &*last
@@ -142,28 +148,38 @@ impl FleetRecorder {
             && &**last.client_bundle.bundle().name() == sighting.bundle
             && table.record_poll(&last.client_bundle, poll, now)
         {
-            return Some(Arc::clone(&last.client_bundle));
+            return Some(then(&last.client_bundle));
         }
         let client_bundle = sighting.look_up(&self.fleet)?;
         // It may be removed in between, if the table is full; then its next request adds it again.
         table.record_poll(&client_bundle, poll, now);
+        let result = then(&client_bundle);
         *last = Some(LastClient {
             inputs,
-            client_bundle: Arc::clone(&client_bundle),
+            client_bundle,
         });
-        Some(client_bundle)
+        Some(result)
     }
 }
 
 impl Sighting<'_> {
     /// A hash of what identifies the client, on this connection.
-    fn inputs(&self, keys: &RandomState) -> u64 {
-        keys.hash_one((
-            self.clients.number(),
-            self.authorization,
-            self.name,
-            self.forwarded,
-        ))
+    fn inputs(&self, seed: u64) -> u64 {
+        let mut hash = seed.wrapping_add(self.clients.number());
+        if let Some(authorization) = self.authorization {
+            hash = mix_bytes(hash, authorization);
+        }
+        // Each part changes the hash in a way of its own, also if the others are absent.
+        hash = hash.rotate_left(1);
+        if let Some(name) = self.name {
+            hash = mix_bytes(hash, name);
+        }
+        hash = hash.rotate_left(1);
+        match self.forwarded {
+            None => hash,
+            Some(IpAddr::V4(address)) => mix_bytes(hash, &address.octets()),
+            Some(IpAddr::V6(address)) => mix_bytes(hash, &address.octets()),
+        }
     }
 
     fn look_up(&self, fleet: &Fleet) -> Option<Arc<ClientBundle>> {

@@ -108,6 +108,12 @@ impl<'a> HeaderLines<'a> {
         }
     }
 
+    /// Whether the header was not sent.
+    pub(super) fn is_absent(self) -> bool {
+        let is_in_all = |(headers, name): (&HeaderMap, &HeaderName)| headers.contains_key(name);
+        self.single.is_none() && !self.all.is_some_and(is_in_all)
+    }
+
     pub(super) fn iter(self) -> impl DoubleEndedIterator<Item = &'a str> {
         let all = self
             .all

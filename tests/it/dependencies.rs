@@ -113,7 +113,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // `verify` for `Pattern`: names are matched as those of signers are.
     ("access", &["verify"]),
     // A table and pure functions; the server and the gateway do the I/O.
-    ("fleet", &[]),
+    // `publish` for `TagHash`.
+    ("fleet", &["publish"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
