@@ -1,6 +1,6 @@
 """The clients of the fleet view: the memory that they take in a replica and in the state that replicas share, the
 time of reading them, and that until another replica shows them."""
-import json, re, socket, subprocess, time
+import json, os, re, socket, subprocess, time
 
 from lib import artifacts, crowd, host, servers
 from lib.report import median, percentile
@@ -28,10 +28,12 @@ class Size:
 
 
 def start(settings, count, name, **more):
-    """A gateway that serves so many bundles, with further keys in its configuration."""
+    """A gateway that serves so many bundles, which are the same for all, with further keys in its configuration."""
     names = [f"bundle-{number}" for number in range(count)]
     for number, bundle in enumerate(names):
-        artifacts.write_artifact(f"{settings.work}/layout-{bundle}", artifacts.small_bundle(number))
+        layout = f"{settings.work}/layout-{bundle}"
+        if not os.path.exists(layout):
+            artifacts.write_artifact(layout, artifacts.small_bundle(number))
     config = servers.base_config(servers.layout_bundles(names), **more)
     gateway = servers.Gateway(settings.program, settings.work, name, config)
     for bundle in names:
