@@ -8,7 +8,7 @@ BUNDLE = "/bundles/bundle-0"
 # The size of what OPA 1.22 sends with `status.prometheus`, all but 3 kB of it metrics.
 REPORT_BYTES = 60_000
 METRIC_BYTES = 57_000
-# A report for each answer to a poll or upload of decisions, from 2000 clients.
+# Polls a second of the clients that report, beside any number of reports.
 REPORTER_POLLS = 200
 OUTCOMES = ("accepted", "unmatched", "oversized", "malformed", "incomplete", "dropped")
 TIME = "2026-11-28T19:00:19.618651052Z"
@@ -73,14 +73,15 @@ class Side:
 
     def run(self, rate, seconds):
         """One measurement beside so many reports a second."""
-        before, cpu = self.counted(), self.gateway.cpu()
+        before, cpu, waited = self.counted(), self.gateway.cpu(), self.gateway.waited()
         self.reporters.write({"polls": REPORTER_POLLS, "reports": rate, "seconds": seconds})
         self.timed.write({"polls": self.polls, "reports": 0, "seconds": seconds})
         timed, reporters = self.timed.read(), self.reporters.read()
-        cpu, after = self.gateway.cpu_since(cpu), self.counted()
+        cpu, waited = self.gateway.cpu_since(cpu), self.gateway.waited_since(waited)
+        after = self.counted()
         slow = [1000 * one for one in timed["polls"]]
         return {"p50": percentile(slow, 0.5), "p99": percentile(slow, 0.99), "slowest": slow[-1],
-                "answered": len(reporters["reports"]) / seconds, "cpu": 100 * cpu / seconds,
+                "answered": len(reporters["reports"]) / seconds, "cpu": 100 * cpu / seconds, "waited": 100 * waited / seconds,
                 "rss": self.gateway.memory()[0] * 1.024 / 1000,
                 "late": reporters["late"] + timed["late"], "broken": reporters["broken"] + timed["broken"],
                 "unanswered": reporters["unanswered"] + timed["unanswered"],
@@ -105,9 +106,10 @@ def measure(settings):
             found[case].append(sides[limit].run(rate, seconds))
     size = REPORT_BYTES / 1000
     print(f"{polls} timed 304s a second; {size:.0f} kB a report, of clients that also poll {REPORTER_POLLS} times a "
-          f"second; medians of {rounds} rounds of {seconds} s")
+          f"second; medians of {rounds} rounds of {seconds} s. Waited: the time in which the gateway was ready to run and "
+          f"did not, which is other load on its core")
     print(f"{'reports/s':>9} {'rate':>5} {'answered/s':>10} {'304: p50 ms':>11} {'p99 ms':>7} {'× p99 of 0':>10} "
-          f"{'slowest ms':>10} {'CPU %':>6} {'RSS MB':>7} {'counted in all'}")
+          f"{'slowest ms':>10} {'CPU %':>6} {'waited %':>8} {'RSS MB':>7} {'counted in all'}")
     for case in cases:
         show(case, found[case], found[cases[0]])
     for side in sides.values():
@@ -126,4 +128,5 @@ def show(case, runs, without):
                 if total(name)]
     print(f"{case[0]:>9} {case[1]:>5} {middle('answered'):>10.0f} {middle('p50'):>11.2f} {middle('p99'):>7.2f} "
           f"{ratio:>10.2f} {max(run['slowest'] for run in runs):>10.2f} {middle('cpu'):>6.1f} "
+          f"{middle('waited'):>8.1f} "
           f"{max(run['rss'] for run in runs):>7.1f} {', '.join(counted)}", flush=True)
