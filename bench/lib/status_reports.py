@@ -81,9 +81,11 @@ class Side:
         after = self.counted()
         slow = [1000 * one for one in timed["polls"]]
         return {"p50": percentile(slow, 0.5), "p99": percentile(slow, 0.99), "slowest": slow[-1],
-                "answered": len(reporters["reports"]) / seconds, "cpu": 100 * cpu / seconds, "waited": 100 * waited / seconds,
+                "answered": len(reporters["reports"]) / seconds,
+                "cpu": 100 * cpu / seconds, "waited": 100 * waited / seconds,
                 "rss": self.gateway.memory()[0] * 1.024 / 1000,
-                "late": reporters["late"] + timed["late"], "broken": reporters["broken"] + timed["broken"],
+                "late": reporters["late"] + timed["late"],
+                "broken": reporters["broken"] + timed["broken"],
                 "unanswered": reporters["unanswered"] + timed["unanswered"],
                 "outcomes": {name: after[name] - before[name] for name in OUTCOMES if after[name] > before[name]}}
 
@@ -106,8 +108,8 @@ def measure(settings):
             found[case].append(sides[limit].run(rate, seconds))
     size = REPORT_BYTES / 1000
     print(f"{polls} timed 304s a second; {size:.0f} kB a report, of clients that also poll {REPORTER_POLLS} times a "
-          f"second; medians of {rounds} rounds of {seconds} s. Waited: the time in which the gateway was ready to run and "
-          f"did not, which is other load on its core")
+          f"second; medians of {rounds} rounds of {seconds} s. Waited: the time in which the gateway "
+          f"was ready to run and did not, which is other load on its core")
     print(f"{'reports/s':>9} {'rate':>5} {'answered/s':>10} {'304: p50 ms':>11} {'p99 ms':>7} {'× p99 of 0':>10} "
           f"{'slowest ms':>10} {'CPU %':>6} {'waited %':>8} {'RSS MB':>7} {'counted in all'}")
     for case in cases:
