@@ -77,18 +77,29 @@ class Server:
 
     def cpu(self):
         """Nanoseconds of CPU by task, for `cpu_since`."""
+        return self.schedstat(0)
+
+    def waited(self):
+        """Nanoseconds by task in which it was ready and other tasks had the core, for `waited_since`."""
+        return self.schedstat(1)
+
+    def schedstat(self, field):
         spent = {}
         for pid in self.pids():
             for task in os.listdir(f"/proc/{pid}/task"):
                 try:
-                    spent[task] = int(open(f"/proc/{pid}/task/{task}/schedstat").read().split()[0])
+                    spent[task] = int(open(f"/proc/{pid}/task/{task}/schedstat").read().split()[field])
                 except OSError:
                     pass  # The thread has ended.
         return spent
 
     def cpu_since(self, before):
         """Seconds of CPU since `before`, without threads that have ended."""
-        return sum(now - before.get(task, 0) for task, now in self.cpu().items()) / 1e9
+        return seconds_between(before, self.cpu())
+
+    def waited_since(self, before):
+        """Seconds of waiting for the core since `before`, without threads that have ended."""
+        return seconds_between(before, self.waited())
 
     def memory(self):
         """(RSS, PSS) in kB of 1024 bytes."""
@@ -138,6 +149,10 @@ class Server:
                 # bundlegate drains for some seconds while clients are connected.
                 self.process.kill()
                 self.process.wait()
+
+
+def seconds_between(before, after):
+    return sum(now - before.get(task, 0) for task, now in after.items()) / 1e9
 
 
 def interrupt(*_):
