@@ -13,6 +13,8 @@ const MAX_POLLS: u16 = 30;
 const WINDOW: Millis = 60 * 1000;
 /// How long an address counts as shared after that was noticed.
 const SHARED_FOR: Millis = 60 * 60 * 1000;
+/// Requests without a tag, in a row, that are counted.
+const MAX_WITHOUT_TAG: u8 = 8;
 /// A shorter gap between two requests is none between two polls.
 const MIN_GAP: Millis = 1000;
 /// A longer interval counts as this.
@@ -214,6 +216,11 @@ impl ClientBundle {
         self.lock().facts(now)
     }
 
+    /// Whether the client named a version in its last request.
+    pub fn runs_any(&self) -> bool {
+        self.lock().runs.is_some()
+    }
+
     /// The version that it has downloaded, how often and when last.
     pub fn offered(&self) -> Option<(TagHash, u32, Millis)> {
         let offered = self.lock().offered.as_deref().copied()?;
@@ -294,7 +301,7 @@ impl Record {
     /// Whether a request changes more than the times, though it names the same version as the one before.
     fn is_affected_by(&self, poll: Poll) -> bool {
         let has_activated = |offered: &Offered| Some(offered.tag) == poll.tag;
-        poll.tag.is_none()
+        (poll.tag.is_none() && self.without_tag < MAX_WITHOUT_TAG)
             || (poll.is_current && self.error.is_some())
             || self.offered.as_deref().is_some_and(has_activated)
     }

@@ -24,6 +24,10 @@
 
 mod client;
 mod client_bundle;
+#[expect(
+    clippy::module_inception,
+    reason = "the file is named after the type that it holds"
+)]
 mod fleet;
 mod identity;
 mod matching;
@@ -49,7 +53,7 @@ pub use self::{
     table::ClientTable,
     version::{BundleVersions, Version},
     view::{BundleCounts, BundleView, ClientView, Filter, Page},
-    wire::{ClockOffset, Encoded},
+    wire::{ClockOffset, Encoded, Field},
 };
 
 pub use crate::publish::TagHash;

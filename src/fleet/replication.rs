@@ -14,8 +14,8 @@ use super::{
     client_bundle::Entered,
     table::Changes,
     wire::{
-        Change, ClockOffset, Details, Encoded, Entry, Opa, ServedVersion, changes_of_message,
-        changes_of_record,
+        Change, ClockOffset, Details, Encoded, Entry, Field, Opa, ServedVersion,
+        changes_of_message, changes_of_record,
     },
 };
 
@@ -120,7 +120,7 @@ impl Replication {
     }
 
     /// Merges a record.
-    pub fn merge_record(&self, key: &[u8], fields: &[(Vec<u8>, Vec<u8>)], offset: ClockOffset) {
+    pub fn merge_record(&self, key: &[u8], fields: &[Field], offset: ClockOffset) {
         for change in changes_of_record(key, fields) {
             self.merge(change, offset);
         }

@@ -29,11 +29,14 @@ const DETAILS: &[u8] = b"i";
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ClockOffset(i64);
 
+/// The name and the value of a field of a record.
+pub type Field = (Vec<u8>, Vec<u8>);
+
 /// What one write stores and sends.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     /// Records by key, with their fields.
-    pub records: Vec<(Vec<u8>, Vec<(Vec<u8>, Vec<u8>)>)>,
+    pub records: Vec<(Vec<u8>, Vec<Field>)>,
     /// Messages of the log.
     pub messages: Vec<Vec<u8>>,
 }
@@ -192,11 +195,11 @@ pub(super) fn changes_of_message(bytes: &[u8], own: u64) -> Vec<Change> {
 }
 
 /// The changes that a record stands for; none of one that can't be read.
-pub(super) fn changes_of_record(key: &[u8], fields: &[(Vec<u8>, Vec<u8>)]) -> Vec<Change> {
+pub(super) fn changes_of_record(key: &[u8], fields: &[Field]) -> Vec<Change> {
     let Some((kind, name)) = key.split_first() else {
         return Vec::new();
     };
-    let change = |(field, value): &(Vec<u8>, Vec<u8>)| match *kind {
+    let change = |(field, value): &Field| match *kind {
         CLIENT => Some(Change::Client(client(name)?, from_bytes(value)?)),
         BUNDLES => Some(Change::Bundle(
             client(name)?,

@@ -71,8 +71,8 @@ impl AdminApi {
     pub(super) fn new(
         context: AdminContext,
         options: AdminOptions,
-        settings: LiveSettings,
-        webhooks: WebhookApi,
+        settings: &LiveSettings,
+        webhooks: &WebhookApi,
         background: &runtime::Handle,
     ) -> Self {
         let access = AdminAccess {
@@ -85,11 +85,11 @@ impl AdminApi {
             context.catalog.clone(),
             background.clone(),
         );
-        let state = AdminState::new(context, settings, options);
+        let state = AdminState::new(context, settings.clone(), options);
         Self {
             access,
             state: Arc::new(state),
-            webhooks,
+            webhooks: webhooks.clone(),
             fleet,
             page: Renderer::new(background.clone()),
             status: Renderer::new(background.clone()),

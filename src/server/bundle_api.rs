@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use hyper::{Method, Request, Response, StatusCode, header::HeaderName};
+use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tokio::time::{Instant, timeout_at};
 
@@ -33,7 +33,7 @@ use super::{
     repeat_guard::{Download, RepeatGuard},
     reply::Reply,
     request_body::RequestBody,
-    request_head::{ReadMethod, RequestHead},
+    request_head::{IdentityHeader, ReadMethod, RequestHead},
     response,
     response_body::ResponseBody,
     service::{Answer, Service},
@@ -242,12 +242,11 @@ impl BundleApi {
             Route::Bundle(entry) => {
                 if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
                     let identity = Identity::new(&clients, &caller, Some(entry.name()));
-                    let offer = self.fleet.as_ref().and_then(|fleet| {
+                    if let Some(fleet) = &self.fleet {
                         let sighting = self.sighting(head, peer, &identity, entry.name());
-                        fleet.record_answered(&sighting, head.method, &reply)
-                    });
-                    let decision = self.decided(reply, head, peer, &identity);
-                    return Answer::Now(Decision { offer, ..decision });
+                        fleet.record_answered(&sighting, head.method, &reply);
+                    }
+                    return Answer::Now(self.decided(reply, head, peer, &identity));
                 }
                 Ok(entry)
             }
@@ -286,7 +285,7 @@ impl BundleApi {
     }
 
     /// The header that names a client, if there is a fleet view.
-    pub(super) fn identity_header(&self) -> Option<&HeaderName> {
+    pub(super) fn identity_header(&self) -> Option<&IdentityHeader> {
         self.fleet.as_ref().map(FleetRecorder::identity_header)
     }
 
@@ -347,8 +346,8 @@ impl BundleApi {
         };
         let access = self.record(head, head.method.as_str(), peer, None);
         let mut pending = self.pending(self.bundle_request(head, unknown, peer, access));
-        let (name, user_agent): (Option<Box<[u8]>>, Option<Box<[u8]>>) =
-            (head.identity.map(Box::from), head.user_agent.map(Box::from));
+        let owned = |value: Option<&[u8]>| value.map(Box::<[u8]>::from);
+        let (name, user_agent) = (owned(head.identity), owned(head.user_agent));
         let peer = peer.clone();
         Answer::later(async move {
             let api = Arc::clone(&pending.api);

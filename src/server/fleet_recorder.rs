@@ -6,13 +6,11 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use hyper::header::HeaderName;
-
 use super::{
     clients::{Caller, Clients},
     connection::Peer,
     reply::Reply,
-    request_head::ReadMethod,
+    request_head::{IdentityHeader, ReadMethod},
 };
 use crate::{
     fleet::{
@@ -27,6 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct FleetRecorder {
     pub(super) fleet: Fleet,
+    identity: IdentityHeader,
     /// Secret, because clients choose what is hashed with it.
     seed: u64,
 }
@@ -57,42 +56,42 @@ pub(super) struct Sighting<'a> {
 impl FleetRecorder {
     pub(super) fn new(fleet: Fleet) -> Self {
         Self {
+            identity: IdentityHeader::new(fleet.options.identity.clone()),
             fleet,
             seed: fastrand::u64(..),
         }
     }
 
     /// The header that names a client.
-    pub(super) fn identity_header(&self) -> &HeaderName {
-        &self.fleet.options.identity
+    pub(super) fn identity_header(&self) -> &IdentityHeader {
+        &self.identity
     }
 
-    /// Records a request that is answered at once. Returns the version that the reply sends.
+    /// Records a request that is answered at once: with 304, or with a version for a client that names
+    /// none.
     pub(super) fn record_answered(
         &self,
         sighting: &Sighting<'_>,
         method: ReadMethod,
         reply: &Reply,
-    ) -> Option<Offer> {
+    ) {
         let (snapshot, is_current) = match reply {
             Reply::NotModified(snapshot) => (snapshot, true),
             Reply::Bundle { snapshot, .. } => (snapshot, false),
-            Reply::Other(_) => return None,
+            Reply::Other(_) => return,
         };
         // HEAD downloads nothing, and no OPA sends it.
         if method == ReadMethod::Head {
-            return None;
+            return;
         }
         let served = snapshot.tag_hash();
         let poll = Poll {
             tag: is_current.then_some(served),
             is_current,
         };
-        let record_version = |client_bundle: &Arc<ClientBundle>| {
+        self.record(sighting, poll, |client_bundle| {
             client_bundle.bundle().record(served, || version(snapshot));
-            (!is_current).then(|| self.fleet.table.offer(Arc::clone(client_bundle), served))
-        };
-        self.record(sighting, poll, record_version).flatten()
+        });
     }
 
     /// Records a request that is held. `first_tag`: the version that the client names; `served`: the
@@ -117,7 +116,8 @@ impl FleetRecorder {
         Some(self.fleet.table.begin_waiting(&client_bundle, now_millis()))
     }
 
-    /// The version that a reply to a held request sends.
+    /// The version that a reply to a held request sends to a client that names another one. A client that
+    /// names none proves nothing by its downloads, whatever becomes of them.
     pub(super) fn offer(
         &self,
         waiting: &WaitingPoll,
@@ -128,6 +128,9 @@ impl FleetRecorder {
         let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (reply, method) else {
             return None;
         };
+        if !waiting.client_bundle().runs_any() {
+            return None;
+        }
         let (served, client_bundle) = (snapshot.tag_hash(), waiting.client_bundle());
         client_bundle.bundle().record(served, || version(snapshot));
         Some(self.fleet.table.offer(Arc::clone(client_bundle), served))

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, path::Path, sync::Arc};
 use tokio::{net::TcpListener, runtime::Handle, sync::watch, time::timeout};
 
 use super::{
-    AdminAddress, Catalog, LiveSettings, LongPoll, Options, ServerTls, Settings,
+    AdminAddress, Catalog, Deadlines, LiveSettings, LongPoll, Options, ServerTls, Settings,
     access_log::AccessLog,
     admin::{AdminApi, AdminContext},
     bundle_api::BundleApi,
@@ -137,13 +137,10 @@ impl Server {
             admin: admin_options,
             ..
         } = options;
-        let max_connections = settings.current().max_connections;
         let drain_signal = DrainSignal::new(phase.subscribe());
-        let gauge = Some(metrics.connections.clone());
-        let connections = Connections::new(max_connections, deadlines, gauge, drain_signal.clone());
-        let max_admin_connections = max_connections.min(MAX_ADMIN_CONNECTIONS);
-        let admin_connections =
-            Connections::new(max_admin_connections, deadlines, None, drain_signal.clone());
+        let max_connections = settings.current().max_connections;
+        let [connections, admin_connections] =
+            connections(max_connections, deadlines, &metrics, &drain_signal);
         let holdouts = HoldoutTracker::default();
         let webhooks = WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), traces.clone());
         let context = AdminContext {
@@ -154,13 +151,7 @@ impl Server {
             traces: traces.clone(),
             fleet: fleet.clone(),
         };
-        let admin_api = AdminApi::new(
-            context,
-            admin_options,
-            settings.clone(),
-            webhooks.clone(),
-            &background,
-        );
+        let admin_api = AdminApi::new(context, admin_options, &settings, &webhooks, &background);
         let (pacer, repeats) = pace(settings.current().long_poll, &metrics);
         clients.key_sets().start(&background);
         let bundle_api = Arc::new(BundleApi {
@@ -231,6 +222,21 @@ async fn bind_unix(path: &Path) -> io::Result<UnixSocket> {
     let address = AdminAddress::Unix(path.to_owned());
     tracing::info!(listener = "admin", %address, "listening");
     Ok(socket)
+}
+
+/// The connections of clients, and those of operators.
+fn connections(
+    max_connections: usize,
+    deadlines: Deadlines,
+    metrics: &ServerMetrics,
+    drain: &DrainSignal,
+) -> [Connections; 2] {
+    let gauge = Some(metrics.connections.clone());
+    let max_admin_connections = max_connections.min(MAX_ADMIN_CONNECTIONS);
+    [
+        Connections::new(max_connections, deadlines, gauge, drain.clone()),
+        Connections::new(max_admin_connections, deadlines, None, drain.clone()),
+    ]
 }
 
 fn pace(long_poll: LongPoll, metrics: &ServerMetrics) -> (Pacer, RepeatGuard) {

@@ -4,9 +4,9 @@
 use std::mem::MaybeUninit;
 
 use httparse::{Header, Request, Status};
-use hyper::{Version, header::HeaderName};
+use hyper::Version;
 
-use super::request_head::{HeaderLines, ReadMethod, RequestHead};
+use super::request_head::{HeaderLines, IdentityHeader, ReadMethod, RequestHead};
 
 /// Headers of a request that the fast path takes; OPA sends about six.
 const MAX_HEADERS: usize = 32;
@@ -42,7 +42,7 @@ struct Fields<'a> {
 /// `identity`: the header that names a client.
 pub(super) fn parse<'a>(
     bytes: &'a [u8],
-    identity: Option<&HeaderName>,
+    identity: Option<&IdentityHeader>,
 ) -> Option<PlainRequest<'a>> {
     if !bytes.starts_with(b"GET /") {
         return None;
@@ -57,7 +57,7 @@ pub(super) fn parse<'a>(
         return None;
     }
     let path = path(request.path?)?;
-    let fields = Fields::read(request.headers, identity.map_or("", HeaderName::as_str))?;
+    let fields = Fields::read(request.headers, identity)?;
     fields.host?;
     let closes = match fields.connection {
         None => false,
@@ -86,12 +86,12 @@ pub(super) fn parse<'a>(
 
 impl<'a> Fields<'a> {
     /// `None` if a header is not allowed in a plain request, or is repeated.
-    fn read(headers: &[Header<'a>], identity: &str) -> Option<Self> {
+    fn read(headers: &[Header<'a>], identity: Option<&IdentityHeader>) -> Option<Self> {
         let mut fields = Self::default();
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
             // It may be one of the headers below, too.
-            if header.name.len() == identity.len() && is(identity) {
+            if identity.is_some_and(|identity| identity.is(header.name)) {
                 fields.identity = fields.identity.or(Some(header.value));
             }
             // The length tells most names apart, so that few are compared.

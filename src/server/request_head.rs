@@ -33,6 +33,14 @@ pub(super) struct RequestHead<'a> {
     pub(super) identity: Option<&'a [u8]>,
 }
 
+/// The header that names a client (`fleet.identity`).
+#[derive(Debug)]
+pub(super) struct IdentityHeader {
+    name: HeaderName,
+    /// As Go's programs write it, OPA among them: `Bundlegate-Client`.
+    canonical: Box<str>,
+}
+
 /// The methods by which a bundle is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReadMethod {
@@ -49,7 +57,10 @@ pub(super) struct HeaderLines<'a> {
 
 impl<'a> RequestHead<'a> {
     /// `None` for a method that reads no bundle. `identity`: the header that names a client.
-    pub(super) fn of<B>(request: &'a Request<B>, identity: Option<&HeaderName>) -> Option<Self> {
+    pub(super) fn of<B>(
+        request: &'a Request<B>,
+        identity: Option<&IdentityHeader>,
+    ) -> Option<Self> {
         let method = match *request.method() {
             Method::GET => ReadMethod::Get,
             Method::HEAD => ReadMethod::Head,
@@ -62,7 +73,7 @@ impl<'a> RequestHead<'a> {
     pub(super) fn with_method<B>(
         request: &'a Request<B>,
         method: ReadMethod,
-        identity: Option<&HeaderName>,
+        identity: Option<&IdentityHeader>,
     ) -> Self {
         let headers = request.headers();
         let value = |name| headers.get(name).map(HeaderValue::as_bytes);
@@ -77,9 +88,32 @@ impl<'a> RequestHead<'a> {
             x_forwarded_for: HeaderLines::of(headers, &X_FORWARDED_FOR),
             traceparent: headers.get(TRACEPARENT).map(HeaderValue::as_bytes),
             identity: identity
-                .and_then(|name| headers.get(name))
+                .and_then(|identity| headers.get(&identity.name))
                 .map(HeaderValue::as_bytes),
         }
+    }
+}
+
+impl IdentityHeader {
+    pub(super) fn new(name: HeaderName) -> Self {
+        let mut canonical = name.as_str().to_owned();
+        let mut begins_word = true;
+        for (index, byte) in name.as_str().bytes().enumerate() {
+            if begins_word {
+                canonical[index..=index].make_ascii_uppercase();
+            }
+            begins_word = byte == b'-';
+        }
+        Self {
+            name,
+            canonical: canonical.into(),
+        }
+    }
+
+    /// Whether this is its name.
+    pub(super) fn is(&self, name: &str) -> bool {
+        // Most senders write it like this, and then no letter has to be converted.
+        name == &*self.canonical || name.eq_ignore_ascii_case(&self.canonical)
     }
 }
 
@@ -121,5 +155,20 @@ impl<'a> HeaderLines<'a> {
             .flat_map(|(headers, name)| headers.get_all(name).iter());
         let all = all.filter_map(|line| line.to_str().ok());
         self.single.into_iter().chain(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_header_is_known_in_any_case() {
+        let header = IdentityHeader::new(HeaderName::from_static("x-opa-1d"));
+        assert_eq!(&*header.canonical, "X-Opa-1d");
+        for name in ["X-Opa-1d", "x-opa-1d", "X-OPA-1D"] {
+            assert!(header.is(name), "{name}");
+        }
+        assert!(!header.is("X-Opa-1") && !header.is("X-Opa-Id"));
     }
 }

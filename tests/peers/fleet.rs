@@ -139,11 +139,53 @@ impl Fixture {
         poll_until(&format!("{name} to be {what}"), look).await
     }
 
+    /// Waits until an OPA of this version has reported itself, and returns the client.
+    async fn reported(&self, name: &str, version: OpaVersion) -> Value {
+        let reported = async || {
+            let client = self.clients().await.remove(name)?;
+            client["opa"]["version"].is_string().then_some(client)
+        };
+        let (client, _) = poll_until(&format!("the report of {name}"), reported).await;
+        let expected = match version {
+            OpaVersion::Newest => "1.22.2",
+            OpaVersion::V0_70 => "0.70.0",
+        };
+        assert_eq!(client["opa"]["version"], expected, "{client:#}");
+        assert_eq!(client["opa"]["labels"], json!({ "region": "eu" }));
+        client
+    }
+
+    /// Waits until an OPA reports that it can't activate a bundle, and returns the message.
+    async fn message_of(&self, name: &str, bundle: &str) -> String {
+        let by_report = |one: &Value| one["error"]["source"] == "status";
+        let failing = self.client_when(name, bundle, "failing", by_report);
+        let (client, took) = failing.await;
+        println!("fleet | {name} | {bundle} | report after {took:.1?}");
+        let client_bundle = &client["bundles"][bundle];
+        assert_eq!(client_bundle["state"], "failing", "{client:#}");
+        client_bundle["error"]["message"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    }
+
     async fn is_in(&self, name: &str, bundle: &str, state: &str) -> Value {
         let is_in = |one: &Value| one["state"] == state;
         let (client, took) = self.client_when(name, bundle, state, is_in).await;
         println!("fleet | {name} | {bundle} | {state} after {took:.1?}");
         client
+    }
+
+    /// Clients go on asking for `authz`, and none of them runs the served version.
+    async fn all_stay_failing(&self) {
+        // Only real time shows that.
+        for _ in 0..20 {
+            for (name, client) in self.clients().await {
+                let state = &client["bundles"]["authz"]["state"];
+                assert_eq!(state, "failing", "{name}: {client:#}");
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn reports(&self, outcome: &str) -> f64 {
@@ -194,23 +236,7 @@ async fn every_opa_shows_what_it_runs_with_or_without_status() {
             fixture.is_in(&name, "plain", "current").await;
             fixture.is_in(&name, "authz", "current").await;
             if client.status.is_some() {
-                let has_opa = |_: &Value| true;
-                let (seen, _) = fixture.client_when(&name, "authz", "known", has_opa).await;
-                let reported = async || {
-                    let mut clients = fixture.clients().await;
-                    let client = clients.remove(&name)?;
-                    client["opa"]["version"].is_string().then_some(client)
-                };
-                let (seen, _) = match seen["opa"]["version"].is_string() {
-                    true => (seen, Duration::ZERO),
-                    false => poll_until("its report", reported).await,
-                };
-                let expected = match version {
-                    OpaVersion::Newest => "1.22.2",
-                    OpaVersion::V0_70 => "0.70.0",
-                };
-                assert_eq!(seen["opa"]["version"], expected, "{seen:#}");
-                assert_eq!(seen["opa"]["labels"], json!({ "region": "eu" }));
+                let seen = fixture.reported(&name, version).await;
                 assert_eq!(seen["identified_by"], "header");
             }
         }
@@ -277,19 +303,9 @@ async fn an_opa_that_cannot_activate_a_version_is_failing_until_it_runs_the_serv
     let overlapping = rooted("overlapping", &["plain", "authz/more"], "package plain\n");
     fixture.push("plain", &overlapping.await).await;
     for name in names("both") {
+        let message = fixture.message_of(&name, "plain").await;
+        assert!(message.contains("overlapping roots"), "{message}");
         let client = fixture.is_in(&name, "plain", "failing").await;
-        let by_report = |one: &Value| one["error"]["source"] == "status";
-        let (client, _) = match by_report(&client["bundles"]["plain"]) {
-            true => (client, Duration::ZERO),
-            false => {
-                fixture
-                    .client_when(&name, "plain", "reported", by_report)
-                    .await
-            }
-        };
-        let error = &client["bundles"]["plain"]["error"];
-        let message = error["message"].as_str().unwrap();
-        assert!(message.contains("overlapping roots"), "{error:#}");
         assert_eq!(client["bundles"]["authz"]["state"], "current");
     }
     for name in [names("status"), names("quiet")].concat() {
@@ -306,15 +322,10 @@ async fn an_opa_that_cannot_activate_a_version_is_failing_until_it_runs_the_serv
         .push("authz", &Artifact::raw(&unsafe_variable()))
         .await;
     for name in [names("status"), names("both")].concat() {
-        let by_report = |one: &Value| one["error"]["source"] == "status";
-        let (client, took) = fixture
-            .client_when(&name, "authz", "failing", by_report)
-            .await;
-        println!("fleet | {name} | authz | report after {took:.1?}");
-        let authz = &client["bundles"]["authz"];
-        assert_eq!(authz["state"], "failing");
-        let message = authz["error"]["message"].as_str().unwrap();
+        let message = fixture.message_of(&name, "authz").await;
         assert!(message.contains("authz.rego:3:"), "{message}");
+        let client = fixture.is_in(&name, "authz", "failing").await;
+        let authz = &client["bundles"]["authz"];
         assert_eq!(authz["runs"]["revision"], "first");
     }
     for name in names("quiet") {
@@ -323,16 +334,7 @@ async fn an_opa_that_cannot_activate_a_version_is_failing_until_it_runs_the_serv
         assert_eq!(authz["error"]["source"], "downloads");
         assert_eq!(authz["offered"]["manifest"], broken.as_str());
     }
-    // It stays so while the clients go on asking; only real time shows that.
-    for _ in 0..20 {
-        for (name, client) in fixture.clients().await {
-            assert_eq!(
-                client["bundles"]["authz"]["state"], "failing",
-                "{name}: {client:#}"
-            );
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
+    fixture.all_stay_failing().await;
     fixture.push("authz", &answering("third").await).await;
     for kind in ["status", "quiet", "both"] {
         for name in names(kind) {
@@ -521,6 +523,42 @@ impl Replicas {
         }
     }
 
+    /// A client that asks for `authz`, as a replica shows it.
+    async fn client(&self, replica: usize, name: &str) -> Value {
+        let path = format!("/fleet?search={name}&bundle=authz");
+        let text = self.gates[replica].admin_text(&path).await;
+        let mut fleet: Value = serde_json::from_str(&text).unwrap();
+        let clients = fleet["clients"].as_array_mut().unwrap();
+        let found = clients.iter_mut().find(|client| client["name"] == name);
+        found.map(Value::take).unwrap_or_default()
+    }
+
+    /// Stops the first OPA, `opa-0` at the first replica, and starts one of this name at the other one.
+    async fn restart_first_opa(&mut self) {
+        let before = self.client(1, "opa-0").await;
+        drop(self.opas.remove(0));
+        let gone = async || {
+            let client = self.client(0, "opa-0").await;
+            (client["bundles"]["authz"]["waiting"] == 0).then_some(client)
+        };
+        let (stopped, took) = poll_until("the stopped OPA to be gone", gone).await;
+        println!("fleet | a stopped OPA | no request is held after {took:.2?}");
+        assert_eq!(
+            stopped["bundles"]["authz"]["state"], "current",
+            "{stopped:#}"
+        );
+        let bundles = &[("authz", "authz")];
+        self.opa(OpaVersion::Newest, "opa-0", 1, bundles).await;
+        self.answer("fourth").await;
+        let restarted = async || {
+            let client = self.client(0, "opa-0").await;
+            let is_other = client["opa"]["id"] != before["opa"]["id"];
+            (is_other && client["bundles"]["authz"]["state"] == "current").then_some(())
+        };
+        let ((), took) = poll_until("the restarted OPA at the other replica", restarted).await;
+        println!("fleet | an OPA that restarts at the other replica | shown after {took:.2?}");
+    }
+
     /// No request for a bundle was answered with a server error.
     async fn are_calm(&self) {
         for gate in &self.gates {
@@ -671,39 +709,7 @@ async fn a_large_fleet_is_shown_as_it_changes() {
         .show("the next version", "shared", &[("current", all)])
         .await;
 
-    let client = async |gate: &TestGateway, name: &str| {
-        let text = gate
-            .admin_text(&format!("/fleet?search={name}&bundle=authz"))
-            .await;
-        let mut fleet: Value = serde_json::from_str(&text).unwrap();
-        let clients = fleet["clients"].as_array_mut().unwrap();
-        let found = clients.iter_mut().find(|client| client["name"] == name);
-        found.map(Value::take).unwrap_or_default()
-    };
-    // OPA 0 is stopped, at the first replica: none of its requests is held there any more.
-    let before = client(&replicas.gates[1], "opa-0").await;
-    drop(replicas.opas.remove(0));
-    let gone = async || {
-        let client = client(&replicas.gates[0], "opa-0").await;
-        (client["bundles"]["authz"]["waiting"] == 0).then_some(client)
-    };
-    let (stopped, took) = poll_until("the stopped OPA to be gone", gone).await;
-    println!("fleet | a stopped OPA | no request is held after {took:.2?}");
-    assert_eq!(
-        stopped["bundles"]["authz"]["state"], "current",
-        "{stopped:#}"
-    );
-    replicas
-        .opa(OpaVersion::Newest, "opa-0", 1, &[("authz", "authz")])
-        .await;
-    replicas.answer("fourth").await;
-    let restarted = async || {
-        let client = client(&replicas.gates[0], "opa-0").await;
-        let is_other = client["opa"]["id"] != before["opa"]["id"];
-        (is_other && client["bundles"]["authz"]["state"] == "current").then_some(client)
-    };
-    let (_, took) = poll_until("the restarted OPA at the other replica", restarted).await;
-    println!("fleet | an OPA that restarts at the other replica | shown after {took:.2?}");
+    replicas.restart_first_opa().await;
     replicas
         .show("a restart", "shared", &[("current", all)])
         .await;
