@@ -162,12 +162,12 @@ fn a_description_says_the_default_and_whether_a_change_needs_a_restart() {
         ("cache.disk", "cache.disk", json!("10GiB"), false),
         ("cache.required", "cache.required", json!(true), true),
         ("long_poll.spread", "long_poll.spread", json!("auto"), false),
-        ("fleet.retention", "fleet.retention", json!("24h"), false),
+        ("fleet.retention", "fleet.retention", json!("24h"), true),
         (
             "fleet.status.limit",
             "fleet.status.limit",
             json!("1MiB"),
-            false,
+            true,
         ),
     ] {
         let key = key(path);
