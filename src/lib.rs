@@ -211,6 +211,25 @@
 //! clients: bcrypt (`server::password_checks`), and the keys of an issuer, which may have published
 //! a new one a moment ago ([`access::RemoteKeys`]).
 //!
+//! # Fleet view
+//!
+//! A client names the version that it runs in the first tag of `If-None-Match`, and that is what the
+//! fleet view records ([`fleet`]), with the versions that were sent to it completely. A client that goes
+//! on with another version although it has downloaded the served one twice can't activate it; OPA's
+//! status reports add the reason. A report is a hint, which changes nothing of what a client gets, and a
+//! report without an error proves nothing: OPA forgets an error after any 304.
+//!
+//! A client is recognised by its credential and, of these, the first that it has: the name in the
+//! identity header, the address. Its key is a hash of them, so that a request and a report of one client
+//! meet on any replica. A connection remembers its last client, so that a repeated request costs a
+//! comparison and two locks that no other connection uses.
+//!
+//! Each replica has the whole table in memory. With a shared state ([`shared`]) it writes what changes
+//! to a log that the others follow, and to records that a new replica reads (`gateway::fleet_sync`).
+//! Each change has a stamp that increases with every change of the same client, so that replicas agree
+//! on the last one whatever their clocks say. The engine may lose everything: the replicas notice, and
+//! write what they know again. No request waits for any of this.
+//!
 //! # Push
 //!
 //! A check can come before the next poll: when an operator asks for it (`POST /refresh/NAME`),
