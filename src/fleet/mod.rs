@@ -1,7 +1,7 @@
 //! The fleet view: which client runs which version of which bundle.
 //!
 //! A client names the version that it runs in the first tag of `If-None-Match`, with every request.
-//! The server records that here ([`ClientBundle::record_poll`]), together with the versions that it
+//! The server records that here ([`ClientTable::record_poll`]), together with the versions that it
 //! has sent ([`Offer`]) and with what OPA reports by its Status API ([`Report`]). Whether a client
 //! enforces the served version follows from these by one pure function ([`state_of`]).
 //!

@@ -70,7 +70,7 @@ impl Hasher for KeyHasher {
 
 impl ClientTable {
     /// An empty table for at most `max_entries` clients × bundles, each for `retention` after it was
-    /// last seen. `is_shared`: whether changes are recorded for [`Self::take_changes`].
+    /// last seen. `is_shared`: whether changes are kept for other replicas.
     pub fn new(max_entries: usize, retention: Millis, is_shared: bool) -> Self {
         Self(Arc::new(Inner {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),

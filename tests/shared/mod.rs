@@ -17,12 +17,15 @@ pub(crate) use promql::names;
 pub(crate) use wait::{PATIENCE, poll_until};
 
 /// Raises the limit of open files of this process, and of the programs that it starts, for tests
-/// with a thousand clients.
-pub(crate) fn raise_open_files() {
+/// with thousands of clients. Returns the limit.
+pub(crate) fn raise_open_files() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         ..limit
     };
     setrlimit(Resource::Nofile, raised).unwrap();
+    limit
+        .maximum
+        .map_or(usize::MAX, |maximum| usize::try_from(maximum).unwrap())
 }
