@@ -191,8 +191,10 @@ async fn the_image_serves_as_its_user_on_a_root_without_a_shell() {
     .ok();
     ran("chmod", &["a+x", folder.path().to_str().unwrap()]).ok();
     let mut unshare = Command::new(program("unshare"));
+    // Without a fork, so that the program has the process ID that is killed in the end: a change of the user
+    // clears the signal of `--kill-child`.
     unshare
-        .args(["--mount", "--kill-child", "--fork", "sh", "-c", RUN, "sh"])
+        .args(["--mount", "sh", "-c", RUN, "sh"])
         .arg(&root)
         .arg(folder.path());
     let mut process = Process::start("bundlegate", &mut unshare);
