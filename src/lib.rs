@@ -221,7 +221,7 @@
 //!
 //! A client is recognised by its credential and, of these, the first that it has: the name in the
 //! identity header, the address. Its key is a hash of them, so that a request and a report of one client
-//! meet on any replica. A connection remembers its last client, so that a repeated request costs a
+//! have the same key on every replica. A connection remembers its last client, so that a repeated request costs a
 //! comparison and two locks that no other connection uses.
 //!
 //! Each replica has the whole table in memory. With a shared state ([`shared`]) it writes what changes

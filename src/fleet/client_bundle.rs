@@ -52,15 +52,6 @@ pub struct ClientError {
     pub at: Millis,
 }
 
-/// How an error of a client became known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ErrorSource {
-    /// Its OPA has reported it.
-    Status,
-    /// It downloads the version again and again.
-    Downloads,
-}
-
 /// A version that is being sent to a client.
 #[derive(Debug)]
 pub struct Offer {

@@ -42,7 +42,7 @@ mod wire;
 
 pub use self::{
     client::{Client, ClientDetails},
-    client_bundle::{ClientBundle, ClientError, ErrorSource, Offer, Poll, WaitingPoll},
+    client_bundle::{ClientBundle, ClientError, Offer, Poll, WaitingPoll},
     fleet::Fleet,
     identity::{ClientKey, Identity, IdentitySource, usable_name},
     matching::{Polled, match_bundles},

@@ -114,7 +114,7 @@ impl BundleVersions {
     }
 
     /// The version with this tag, or a placeholder for one that is not remembered.
-    pub fn describe(&self, tag: TagHash) -> Arc<Version> {
+    pub fn get_or_placeholder(&self, tag: TagHash) -> Arc<Version> {
         self.get(tag)
             .unwrap_or_else(|| Arc::new(Version::unknown(&format!("#{:016x}", tag.number()))))
     }

@@ -117,7 +117,7 @@ impl ClientTable {
             }
         });
         for ((name, tag), clients) in versions {
-            let version = self.versions(&name).describe(tag);
+            let version = self.versions(&name).get_or_placeholder(tag);
             if let Some(counts) = counts.get_mut(&name) {
                 counts.versions.push((version, clients));
             }
@@ -211,8 +211,8 @@ impl BundleView {
             bundle: Arc::clone(versions.name()),
             state,
             facts,
-            runs: facts.runs.map(|tag| versions.describe(tag)),
-            offered: offered.map(|(tag, times, at)| (versions.describe(tag), times, at)),
+            runs: facts.runs.map(|tag| versions.get_or_placeholder(tag)),
+            offered: offered.map(|(tag, times, at)| (versions.get_or_placeholder(tag), times, at)),
             error: client_bundle.error(),
             waiting: client_bundle.waiting(),
         }

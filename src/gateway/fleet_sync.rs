@@ -133,8 +133,10 @@ impl FleetSync {
                         } => {
                             *after = position;
                             self.merge(&messages).await;
+                            // Also while there are more, so that the others need not wait for that.
+                            self.write().await?;
                             if !more {
-                                return self.write().await;
+                                return Ok(());
                             }
                         }
                         LogRead::Missed => {

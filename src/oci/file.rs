@@ -15,7 +15,10 @@ use rustix::{
     fs::OFlags,
 };
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
+/// A larger file of a password is the wrong file.
+pub const MAX_PASSWORD_BYTES: u64 = 1 << 20;
 /// The time within which a pipe such as `<(command)` must end.
 const PIPE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum wait for a lock that processes hold for milliseconds.
@@ -30,6 +33,26 @@ const CHUNK_BYTES: usize = 1 << 16;
 #[error("{path}: `~` is not expanded here; write the whole path, or ./{path} if that is its name")]
 pub struct Tilde {
     path: String,
+}
+
+/// The password in a file, without white space around it. Blocks.
+///
+/// # Errors
+/// When the file can't be read, is larger than [`MAX_PASSWORD_BYTES`] or is empty. The text has nothing of
+/// the password.
+pub fn read_password(file: &Path) -> Result<Zeroizing<String>, String> {
+    let shown = file.display();
+    let bytes = read_regular(file, MAX_PASSWORD_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => format!("{shown} is too large; name the right file"),
+        _ => format!("{shown} can't be read: {error}; correct the path or its permissions"),
+    })?;
+    let bytes = Zeroizing::new(bytes);
+    let text = str::from_utf8(&bytes)
+        .map_err(|_| format!("{shown} is not UTF-8 text; name the right file"))?;
+    match text.trim() {
+        "" => Err(format!("{shown} is empty; write the password to it")),
+        password => Ok(Zeroizing::new(password.to_owned())),
+    }
 }
 
 /// Refuses a path that begins with `~`: a folder of that name is never what was meant.

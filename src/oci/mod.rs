@@ -19,8 +19,8 @@ mod version_range;
 pub use blob::{Blob, BlobMismatch, BlobSpace, BlobWriter, NewBlob, WriteError};
 pub use digest::{Digest, DigestError, Hasher};
 pub use file::{
-    LockMode, Tilde, check_tilde, lock_with_timeout, open_lock, open_regular, open_regular_within,
-    read_regular, read_regular_or_pipe,
+    LockMode, MAX_PASSWORD_BYTES, Tilde, check_tilde, lock_with_timeout, open_lock, open_regular,
+    open_regular_within, read_password, read_regular, read_regular_or_pipe,
 };
 pub use layout::{Incoming, IncomingError, Layout, LayoutError};
 pub use layout_index::LayoutIndex;

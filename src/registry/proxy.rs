@@ -1,6 +1,6 @@
 //! Which requests go through a proxy, and which one.
 
-use std::{fmt, io::ErrorKind, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use hyper::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
@@ -8,10 +8,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use url::{Host, Url};
 use zeroize::Zeroizing;
 
-use crate::oci::{Digest, read_regular};
-
-/// A longer password file is the wrong file.
-const MAX_PASSWORD_BYTES: u64 = 1 << 20;
+use crate::oci::{Digest, MAX_PASSWORD_BYTES, read_password, read_regular};
 
 /// How the connections for one registry are made: to it, to its token server and to the storage
 /// that it redirects to.
@@ -52,21 +49,7 @@ impl ProxyServer {
     /// # Errors
     /// When the file can't be read or is empty. The text has nothing of the password.
     pub fn password(&self) -> Result<Option<Zeroizing<String>>, String> {
-        let Some(file) = &self.password_file else {
-            return Ok(None);
-        };
-        let shown = file.display();
-        let bytes = read_regular(file, MAX_PASSWORD_BYTES).map_err(|error| match error.kind() {
-            ErrorKind::FileTooLarge => format!("{shown} is too large; name the right file"),
-            _ => format!("{shown} can't be read: {error}; correct the path or its permissions"),
-        })?;
-        let bytes = Zeroizing::new(bytes);
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| format!("{shown} is not UTF-8 text; name the right file"))?;
-        match text.trim() {
-            "" => Err(format!("{shown} is empty; write the password to it")),
-            password => Ok(Some(Zeroizing::new(password.to_owned()))),
-        }
+        self.password_file.as_deref().map(read_password).transpose()
     }
 
     /// The digest of the password file, if there is one and it can be read. Blocks.

@@ -153,7 +153,7 @@ fn document(fleet: &Fleet, catalog: &Catalog, query: &Query) -> Value {
     let bundles = bundles.filter(|(name, _)| query.selection.has_bundle(name));
     let bundles = bundles.map(|(name, counts)| {
         let tag = expected.get(name).and_then(|expected| expected.tag);
-        let serving = tag.map(|tag| fleet.table.versions(name).describe(tag));
+        let serving = tag.map(|tag| fleet.table.versions(name).get_or_placeholder(tag));
         (name.to_string(), bundle(counts, serving.as_deref()))
     });
     let mut document = json!({

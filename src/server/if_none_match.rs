@@ -2,6 +2,7 @@
 //! client runs.
 
 use super::request_head::HeaderLines;
+use crate::publish::opaque_tag;
 
 /// Tags that are read; further ones are ignored. OPA sends those of the versions that it has
 /// replaced, which are few.
@@ -65,7 +66,7 @@ impl<'a> IfNoneMatch<'a> {
             .0
             .iter()
             .flat_map(|line| line.split(','))
-            .map(opaque_tag);
+            .map(|tag| opaque_tag(tag.trim()));
         tags.filter(|tag| !tag.is_empty()).take(MAX_TAGS)
     }
 }
@@ -78,14 +79,6 @@ impl OwnedIfNoneMatch {
 
 fn is_match(tag: &str, etag: &str) -> bool {
     tag == "*" || tag == opaque_tag(etag)
-}
-
-fn opaque_tag(tag: &str) -> &str {
-    let tag = tag.trim();
-    let tag = tag.strip_prefix("W/").unwrap_or(tag);
-    tag.strip_prefix('"')
-        .and_then(|tag| tag.strip_suffix('"'))
-        .unwrap_or(tag)
 }
 
 #[cfg(test)]

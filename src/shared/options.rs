@@ -1,14 +1,11 @@
 //! Where the shared state is, and how bundlegate identifies itself there.
 
-use std::{fmt, io::ErrorKind, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
-use crate::oci::read_regular;
-
-/// A larger file of a password is the wrong file.
-const MAX_PASSWORD_BYTES: u64 = 64 << 10;
+use crate::oci::read_password;
 
 /// How the shared state is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,21 +57,7 @@ impl Options {
     /// # Errors
     /// When the file can't be read or is empty. The text has nothing of the password.
     pub fn password(&self) -> Result<Option<Zeroizing<String>>, String> {
-        let Some(file) = &self.password_file else {
-            return Ok(None);
-        };
-        let shown = file.display();
-        let bytes = read_regular(file, MAX_PASSWORD_BYTES).map_err(|error| match error.kind() {
-            ErrorKind::FileTooLarge => format!("{shown} is too large; name the right file"),
-            _ => format!("{shown} can't be read: {error}; correct the path or its permissions"),
-        })?;
-        let bytes = Zeroizing::new(bytes);
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|_| format!("{shown} is not UTF-8 text; name the right file"))?;
-        match text.trim() {
-            "" => Err(format!("{shown} is empty; write the password to it")),
-            password => Ok(Some(Zeroizing::new(password.to_owned()))),
-        }
+        self.password_file.as_deref().map(read_password).transpose()
     }
 }
 

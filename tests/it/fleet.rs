@@ -173,7 +173,7 @@ fn uncompressed(size: usize) -> Vec<u8> {
 
 const EDGE_1: (Option<&str>, Option<&str>) = (Some("edge"), Some("opa-1"));
 const CANARY_1: (Option<&str>, Option<&str>) = (Some("canary"), Some("opa-1"));
-const NOBODY: (Option<&str>, Option<&str>) = (None, Some("opa-1"));
+const ANONYMOUS: (Option<&str>, Option<&str>) = (None, Some("opa-1"));
 
 #[tokio::test]
 async fn a_client_is_known_by_its_credential_and_its_name_or_address() {
@@ -188,9 +188,9 @@ async fn a_client_is_known_by_its_credential_and_its_name_or_address() {
         let response = fixture.poll("authz", client, &current).await;
         assert_eq!(response.status(), StatusCode::NOT_MODIFIED);
     }
-    fixture.poll("public/large", NOBODY, &current).await;
+    fixture.poll("public/large", ANONYMOUS, &current).await;
     // What is refused is not recorded, nor what no OPA sends.
-    fixture.poll("authz", NOBODY, &current).await;
+    fixture.poll("authz", ANONYMOUS, &current).await;
     fixture.poll("canaries", EDGE_1, &current).await;
     fixture
         .request(
@@ -302,7 +302,7 @@ async fn a_report_is_taken_from_a_client_and_about_the_bundles_that_it_polls() {
 async fn without_anonymous_clients_a_report_needs_a_credential() {
     let fixture = Fixture::with(json!({}), false).await;
     assert_eq!(
-        fixture.report(NOBODY, &failure("authz")).await,
+        fixture.report(ANONYMOUS, &failure("authz")).await,
         StatusCode::UNAUTHORIZED
     );
     assert_eq!(
@@ -406,7 +406,7 @@ async fn a_fleet_view_that_is_off_records_and_takes_nothing() {
 #[tokio::test]
 async fn the_clients_of_a_removed_bundle_are_gone() {
     let fixture = Fixture::start(json!({})).await;
-    fixture.poll("public/large", NOBODY, "").await;
+    fixture.poll("public/large", ANONYMOUS, "").await;
     assert_eq!(fixture.clients().await.len(), 1);
     let file = fixture.gate.runner.folder.path().join("bundlegate.yaml");
     let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
