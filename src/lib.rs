@@ -24,11 +24,12 @@
 //! | [`transfer`] | copies an artifact with its signatures between any two repositories | `oci`, `registry` |
 //! | [`publish`] | the published state of a bundle: snapshots, the state machine, the view that a request subscribes to, the typed status; no I/O, no task | `bundle`, `oci`, `verify` (its `Verified`) |
 //! | [`watch`] | one task per bundle: refresh, re-verification, persistence, schedule, expectations | `publish` and all of the above except `cli`, `config`, `gateway`, `images`, `sign`, `transfer` |
-//! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish` |
+//! | [`catalog`] | maps names to bundles while bundles come and go; the patterns of bundles on demand | `oci`, `publish`, `rollout` |
 //! | [`webhooks`] | notifications of registries: parsing, and authenticating their senders; no I/O | `oci` |
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | `publish` (its `TagHash`) |
-//! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
+//! | [`rollout`] | which of two versions a client gets: plans, steps, criteria; no I/O | `fleet`, `oci`, `publish` |
+//! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `rollout`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`shared`] | the state that replicas share, in Valkey or Redis; the only code that names `redis` | `oci` (to read files) |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
 //! | [`metrics`], [`telemetry`], [`traces`] | the registry of Prometheus metrics, which each module declares itself; logs; spans and their export | – ; every module may use them |
@@ -414,6 +415,7 @@ pub mod oci;
 pub mod opa_check;
 pub mod publish;
 pub mod registry;
+pub mod rollout;
 pub mod server;
 pub mod service_manager;
 pub mod shared;

@@ -48,8 +48,10 @@ pub struct ClientError {
     pub code: Box<str>,
     /// OPA's message, cut.
     pub message: Box<str>,
-    /// When it was reported.
+    /// When it was last reported.
     pub at: Millis,
+    /// When it was first reported.
+    pub since: Millis,
 }
 
 /// A version that is being sent to a client.
@@ -114,8 +116,8 @@ pub(super) struct Entered {
     pub(super) shared_until: Millis,
     pub(super) offered: Option<(TagHash, Millis, u32)>,
     pub(super) error_changed: Millis,
-    /// Code and message.
-    pub(super) error: Option<(Box<str>, Box<str>)>,
+    /// Code, message, and when it was first reported.
+    pub(super) error: Option<(Box<str>, Box<str>, Millis)>,
 }
 
 /// What became of a request that was recorded.
@@ -191,12 +193,13 @@ impl ClientBundle {
     }
 
     /// Records an error that its OPA reports. Returns whether it is a new one.
-    pub(super) fn record_error(&self, error: ClientError) -> bool {
+    pub(super) fn record_error(&self, mut error: ClientError) -> bool {
         let mut record = self.lock();
-        let is_new = record
-            .error
-            .as_deref()
-            .is_none_or(|known| (&known.code, &known.message) != (&error.code, &error.message));
+        let known = record.error.as_deref();
+        let known =
+            known.filter(|known| (&known.code, &known.message) == (&error.code, &error.message));
+        let is_new = known.is_none();
+        error.since = known.map_or(error.at, |known| known.since);
         record.error_changed = error.at;
         record.error = Some(Box::new(error));
         is_new
@@ -335,9 +338,12 @@ impl Record {
         if entered.error_changed > self.error_changed {
             let at = entered.error_changed;
             self.error_changed = at;
-            self.error = entered
-                .error
-                .map(|(code, message)| Box::new(ClientError { code, message, at }));
+            self.error = entered.error.map(|(code, message, since)| {
+                Box::new(ClientError {
+                    since,
+                    ..ClientError::new(code, message, at)
+                })
+            });
         }
     }
 
@@ -357,8 +363,22 @@ impl Record {
                 .offered
                 .as_deref()
                 .map(|offered| (offered.tag, offered.times)),
+            offered_at: self.offered.as_deref().map_or(0, |offered| offered.at),
+            error_since: self.error.as_deref().map_or(0, |error| error.since),
             has_error: self.error.is_some(),
             is_shared: now < self.shared_until,
+        }
+    }
+}
+
+impl ClientError {
+    /// An error that is reported for the first time.
+    pub fn new(code: Box<str>, message: Box<str>, at: Millis) -> Self {
+        Self {
+            code,
+            message,
+            at,
+            since: at,
         }
     }
 }

@@ -167,7 +167,10 @@ fn entry(one: &ClientBundle, offset: ClockOffset) -> Entry {
         shared_until: time(record.shared_until()),
         offered: offered.map(|one| (one.tag.number(), time(one.at), one.times)),
         error_changed: time(record.error_changed),
-        error: error.map(|error| (error.code.clone(), error.message.clone())),
+        error: error.map(|error| {
+            let since = time(error.since);
+            (error.code.clone(), error.message.clone(), since)
+        }),
     }
 }
 
@@ -186,7 +189,9 @@ fn entered(entry: Entry, offset: ClockOffset) -> Entered {
             .offered
             .and_then(|(tag, at, times)| Some((TagHash::from_number(tag)?, time(at), times))),
         error_changed: time(entry.error_changed),
-        error: entry.error,
+        error: entry
+            .error
+            .map(|(code, message, since)| (code, message, time(since))),
     }
 }
 
@@ -411,11 +416,8 @@ mod tests {
         );
         exchange();
         assert_eq!(a.state("opa-1", NOW + 12), ClientState::Failing);
-        let error = ClientError {
-            code: "bundle_error".into(),
-            message: "policy.rego:3".into(),
-            at: NOW + 20 + a.ahead,
-        };
+        let at = NOW + 20 + a.ahead;
+        let error = ClientError::new("bundle_error".into(), "policy.rego:3".into(), at);
         a.table.record_error(&a.client("opa-1"), error);
         // Before the report of the error arrives.
         b.poll("opa-1", "old", NOW + 21);

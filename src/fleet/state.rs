@@ -57,6 +57,10 @@ pub struct Facts {
     pub without_tag: u32,
     /// The version that it has downloaded, and how often, since it named another one.
     pub offered: Option<(TagHash, u32)>,
+    /// When it last had downloaded that completely.
+    pub offered_at: Millis,
+    /// Since when its OPA reports the same error; meaningless without one.
+    pub error_since: Millis,
     /// Whether its OPA has reported an error, and it has not run the served version since.
     pub has_error: bool,
     /// Whether several clients share its identity, so that its downloads say nothing about it.
@@ -140,6 +144,8 @@ mod tests {
             interval: MINUTE,
             without_tag: 0,
             offered: None,
+            offered_at: 0,
+            error_since: 0,
             has_error: false,
             is_shared: false,
         }

@@ -421,11 +421,7 @@ mod tests {
     }
 
     fn error(message: &str) -> ClientError {
-        ClientError {
-            code: "bundle_error".into(),
-            message: message.into(),
-            at: NOW,
-        }
+        ClientError::new("bundle_error".into(), message.into(), NOW)
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{ClientKey, Millis};
 
 /// The version of the format.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// The size of a message from which on the next change begins another one.
 const MESSAGE_BYTES: usize = 32 << 10;
 /// The largest name of a bundle.
@@ -83,7 +83,8 @@ pub(super) struct Entry {
     pub(super) offered: Option<(u64, Millis, u32)>,
     /// When an error was reported or was over.
     pub(super) error_changed: Millis,
-    pub(super) error: Option<(Box<str>, Box<str>)>,
+    /// Code, message, and when it was first reported.
+    pub(super) error: Option<(Box<str>, Box<str>, Millis)>,
 }
 
 /// [`Version`](super::Version).

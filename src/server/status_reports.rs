@@ -177,11 +177,7 @@ impl StatusReports {
     }
 
     fn record_error(&self, client_bundle: &Arc<ClientBundle>, error: &ReportedError) {
-        let recorded = ClientError {
-            code: error.code.clone(),
-            message: error.message.clone(),
-            at: now_millis(),
-        };
+        let recorded = ClientError::new(error.code.clone(), error.message.clone(), now_millis());
         if self.fleet.table.record_error(client_bundle, recorded) {
             let (bundle, client) = (&**client_bundle.bundle().name(), client_bundle.client());
             let (code, message) = (&*error.code, &*error.message);

@@ -22,6 +22,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "oci",
             "opa_check",
             "registry",
+            "rollout",
             "server",
             "service_manager",
             "shared",
@@ -45,6 +46,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "opa_check",
             "publish",
             "registry",
+            "rollout",
             "server",
             "service_manager",
             "shared",
@@ -102,12 +104,14 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     // `oci` for the reference by which a push finds its bundles.
-    ("catalog", &["oci", "publish"]),
+    ("catalog", &["oci", "publish", "rollout"]),
     // `publish` for `Handle`, `State` and `Snapshot`, which the catalog hands out; `oci` for
     // `Blob`. Never a module that fetches, verifies, stores or watches.
     (
         "server",
-        &["access", "catalog", "fleet", "oci", "publish", "webhooks"],
+        &[
+            "access", "catalog", "fleet", "oci", "publish", "rollout", "webhooks",
+        ],
     ),
     // What a credential proves; the server decides when it is checked.
     // `verify` for `Pattern`: names are matched as those of signers are.
@@ -115,6 +119,9 @@ const MODULES: &[(&str, &[&str])] = &[
     // A table and pure functions; the server and the gateway do the I/O.
     // `publish` for `TagHash`.
     ("fleet", &["publish"]),
+    // Pure functions over what the fleet view knows; `publish` for `Handle`, which an entry of the
+    // catalog has of the candidate.
+    ("rollout", &["fleet", "oci", "publish"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),

@@ -250,11 +250,8 @@ mod tests {
             assert!(fleet.table.record_poll(&client, poll, *time));
         }
         if name.starts_with("broken") {
-            let error = ClientError {
-                code: "bundle_error".into(),
-                message: "policy.rego:1: rego_parse_error".into(),
-                at: NOW,
-            };
+            let message = "policy.rego:1: rego_parse_error".into();
+            let error = ClientError::new("bundle_error".into(), message, NOW);
             assert!(fleet.table.record_error(&client, error));
         }
     }

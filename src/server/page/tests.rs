@@ -79,11 +79,7 @@ fn failing_client(text: &str, has_reported: bool) -> Row {
         size: None,
     };
     let at = u64::try_from(now().as_millisecond()).unwrap();
-    let error = ClientError {
-        code: text.into(),
-        message: text.into(),
-        at,
-    };
+    let error = ClientError::new(text.into(), text.into(), at);
     let opa = OpaInstance {
         id: Some(text.into()),
         version: Some(text.into()),
