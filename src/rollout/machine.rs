@@ -80,6 +80,14 @@ pub struct Context<'a> {
     pub threshold_of: &'a dyn Fn(&Plan, u32) -> Option<u64>,
 }
 
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("now", &self.now)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Why an event changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unchanged {

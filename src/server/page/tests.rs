@@ -93,6 +93,8 @@ fn failing_client(text: &str, has_reported: bool) -> Row {
         interval: 10_000,
         without_tag: 0,
         offered: None,
+        offered_at: 0,
+        error_since: 0,
         has_error: has_reported,
         is_shared: true,
     };
