@@ -12,7 +12,7 @@ use crate::{
     registry::{LiveRegistries, Registries},
     store::Store,
     traces::Traces,
-    watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
+    watch::{OpaCheck, Pipeline, Siblings, VerificationPool, WatchOptions, Watcher},
 };
 
 /// Makes watchers. It holds what all of them share.
@@ -150,8 +150,14 @@ impl WatcherFactory {
             on_missing: config.on_missing,
             max_stale: config.max_stale,
             first_wait: self.first_wait,
+            is_staged: false,
         };
-        let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), options);
+        let (watcher, handle) = Watcher::new(
+            pipeline,
+            Arc::new(config.trust.clone()),
+            options,
+            Siblings::default(),
+        );
         handle.set_suspended(config.suspend);
         self.numbers += 1;
         Ok(Watched {

@@ -32,6 +32,8 @@ pub struct Handle {
     pub(super) confirm_within: Duration,
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) suspended: Arc<watch::Sender<bool>>,
+    /// The version that counts as served, where versions are rolled out in steps.
+    pub(super) stable: Arc<watch::Sender<Option<Arc<Snapshot>>>>,
     pub(super) status: Arc<Mutex<Status>>,
     /// Wakes the requests that are held for the bundle.
     pub(super) waiters: Arc<Notify>,
@@ -48,6 +50,8 @@ pub(crate) struct Requests {
     pub(crate) check: watch::Receiver<Wanted>,
     /// Whether the registry is not to be checked.
     pub(crate) suspended: watch::Receiver<bool>,
+    /// The version that counts as served, where versions are rolled out in steps.
+    pub(crate) stable: watch::Receiver<Option<Arc<Snapshot>>>,
 }
 
 /// When a check of the registry was last asked for, by reason. A check that began later satisfies
@@ -181,6 +185,25 @@ impl Handle {
             is_new
         });
         is_other
+    }
+
+    /// Sets the version that counts as served for `expect`, where versions are rolled out in steps: a version
+    /// that is merely being rolled out may still be taken back.
+    pub fn set_stable(&self, snapshot: &Arc<Snapshot>) {
+        self.stable.send_if_modified(|stable| {
+            let is_other = stable
+                .as_ref()
+                .is_none_or(|stable| stable.manifest_digest() != snapshot.manifest_digest());
+            if is_other {
+                *stable = Some(Arc::clone(snapshot));
+            }
+            is_other
+        });
+    }
+
+    /// The held requests that this handle wakes.
+    pub(crate) fn waiters(&self) -> Arc<Notify> {
+        Arc::clone(&self.waiters)
     }
 
     /// The policy that decides now.

@@ -60,6 +60,8 @@ pub(crate) struct PublisherOptions {
     pub(crate) confirm_within: Duration,
     /// What it counts.
     pub(crate) metrics: Arc<PublisherMetrics>,
+    /// The requests that are held for the bundle, if another publisher of the bundle has them as well.
+    pub(crate) waiters: Option<Arc<Notify>>,
 }
 
 /// The policy that decides. A change of the policy waits until this is dropped, so that no
@@ -124,12 +126,14 @@ impl Publisher {
             poll,
             confirm_within,
             metrics,
+            waiters,
         } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(Wanted::default());
         let status = Arc::new(Mutex::new(Status::new(reference, poll, &policy)));
-        let waiters = Arc::new(Notify::new());
+        let waiters = waiters.unwrap_or_default();
+        let (stable, stable_seen) = watch::channel(None);
         let (policy, policy_seen) = watch::channel(policy);
         let (suspended, suspended_seen) = watch::channel(false);
         let handle = Handle {
@@ -140,6 +144,7 @@ impl Publisher {
             confirm_within,
             policy: Arc::new(policy),
             suspended: Arc::new(suspended),
+            stable: Arc::new(stable),
             status: Arc::clone(&status),
             waiters: Arc::clone(&waiters),
             fallback: None,
@@ -163,6 +168,7 @@ impl Publisher {
                 policy: policy_seen,
                 check: wanted_seen,
                 suspended: suspended_seen,
+                stable: stable_seen,
             },
         )
     }

@@ -65,6 +65,7 @@ pub struct FallbackStatus {
 pub struct View {
     own: watch::Receiver<State>,
     fallback: Option<watch::Receiver<State>>,
+    candidate: Option<watch::Receiver<State>>,
 }
 
 /// The states of a [`View`] at one moment.
@@ -72,6 +73,7 @@ pub struct View {
 pub struct Seen {
     own: State,
     fallback: Option<Arc<Snapshot>>,
+    candidate: Option<State>,
 }
 
 /// The version that a client runs, compared with the one asked about.
@@ -143,6 +145,16 @@ impl Handle {
                 .fallback
                 .as_ref()
                 .map(|fallback| fallback.state.clone()),
+            candidate: None,
+        }
+    }
+
+    /// As [`Self::view`], with the version that is being rolled out to some clients of the bundle. Its handle
+    /// wakes the same requests.
+    pub fn view_with(&self, candidate: Option<&Self>) -> View {
+        View {
+            candidate: candidate.map(|candidate| candidate.state.clone()),
+            ..self.view()
         }
     }
 
@@ -183,7 +195,13 @@ impl View {
             .fallback
             .as_mut()
             .and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
-        Seen { own, fallback }
+        let candidate = self.candidate.as_mut();
+        let candidate = candidate.map(|candidate| candidate.borrow_and_update().clone());
+        Seen {
+            own,
+            fallback,
+            candidate,
+        }
     }
 
     /// Whether one of the states has changed since it was seen. A change of the fallback counts
@@ -193,10 +211,17 @@ impl View {
     /// When the bundle's watcher is gone, and its last change was seen.
     pub fn has_changed(&self) -> Result<bool, RecvError> {
         match self.own.has_changed() {
-            Ok(has_changed) => Ok(has_changed || self.fallback_has_changed()),
+            Ok(has_changed) => {
+                Ok(has_changed || self.fallback_has_changed() || self.candidate_has_changed())
+            }
             Err(_) if self.own.borrow().has_changed() => Ok(true),
             Err(closed) => Err(closed),
         }
+    }
+
+    fn candidate_has_changed(&self) -> bool {
+        let candidate = self.candidate.as_ref();
+        candidate.is_some_and(|candidate| candidate.borrow().has_changed())
     }
 
     fn fallback_has_changed(&self) -> bool {
@@ -208,9 +233,14 @@ impl View {
 }
 
 impl Seen {
-    /// The bundle's own state.
+    /// The bundle's own state: that of the stable version, where versions are rolled out in steps.
     pub fn own(&self) -> &State {
         &self.own
+    }
+
+    /// The state of the version that is being rolled out.
+    pub fn candidate(&self) -> Option<&State> {
+        self.candidate.as_ref()
     }
 
     /// The state to answer a client with at this time. `version_of` compares the client's version
@@ -288,6 +318,7 @@ mod tests {
                 view: View {
                     own: own_seen,
                     fallback: Some(fallback_seen),
+                    candidate: None,
                 },
             }
         }

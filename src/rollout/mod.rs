@@ -14,7 +14,6 @@
 //! | `machine` | how a plan changes |
 //! | `cohort` | which clients are in a step |
 //! | `selection` | which version a request gets |
-//! | `moves` | how often one client is moved |
 //! | `tally` | how the clients are doing |
 //! | `progress` | what the leader observes of a step, and what follows from it |
 //! | `check` | queries whose results must be in a range |
@@ -26,7 +25,6 @@
 mod check;
 mod cohort;
 mod machine;
-mod moves;
 mod plan;
 mod plan_watch;
 mod progress;
@@ -41,7 +39,6 @@ pub use self::{
     check::{Check, CheckState, NoData, QueryTemplate},
     cohort::{Cohort, Member, threshold_of},
     machine::{Context, Event, Operation, Operator, Unchanged, next},
-    moves::Moves,
     plan::{Cause, Phase, Plan, PlanError, Transition, Version},
     plan_watch::{LocalHalt, PlanWatch, Staged},
     progress::{Criteria, Progress, too_many_failures},
@@ -50,6 +47,8 @@ pub use self::{
     strategy::{Halt, OnStableLost, Order, Rollback, Share, Step, Strategy, Tolerance},
     tally::{Standing, Tally, standing},
 };
+
+pub use crate::fleet::Moves;
 
 /// Milliseconds since 1970.
 pub type Millis = u64;

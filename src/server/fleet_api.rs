@@ -143,6 +143,9 @@ fn expected_of(entry: &Entry) -> Expected {
     Expected {
         tag: etag.as_deref().map(TagHash::of),
         since: Millis::try_from(since.as_millisecond()).unwrap_or_default(),
+        candidate: entry
+            .staged()
+            .and_then(|staged| staged.plan.as_ref()?.candidate),
     }
 }
 

@@ -38,6 +38,7 @@
 //! | `access_log` | the access log |
 //! | `delivery` | how far a response was sent, for the access log and the fleet view |
 //! | `fleet_recorder` | what requests say about their clients, for the fleet view |
+//! | `staged` | which of two versions a client gets during a roll-out |
 //! | `status_reports`, `report_limit` | OPA's status reports |
 //! | `fleet_api`, `fleet_selection` | the fleet view as JSON, and which clients a query selects |
 //! | `metrics` | what the server counts |
@@ -103,6 +104,7 @@ mod response;
 mod response_body;
 mod service;
 mod socket;
+mod staged;
 mod status;
 mod status_reports;
 mod trusted_proxies;

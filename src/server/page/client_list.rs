@@ -206,7 +206,10 @@ fn rows(client: ClientView) -> impl Iterator<Item = Row> {
 pub(super) fn needs_attention(state: ClientState) -> bool {
     match state {
         ClientState::Failing | ClientState::Behind | ClientState::Silent => true,
-        ClientState::None | ClientState::Current | ClientState::Changing => false,
+        ClientState::None
+        | ClientState::Candidate
+        | ClientState::Current
+        | ClientState::Changing => false,
     }
 }
 
