@@ -7,11 +7,13 @@ use prometheus::IntGauge;
 use super::error::SharedError;
 
 /// What a call does, as far as it can fail apart from the others: a full engine refuses writes and
-/// answers reads.
+/// answers reads, and a user may lack the permission for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
     Write,
+    ReadPlans,
+    Script,
 }
 
 /// Where a call failed.
@@ -38,6 +40,8 @@ struct State {
     connection_fails: bool,
     reads_fail: bool,
     writes_fail: bool,
+    plan_reads_fail: bool,
+    scripts_fail: bool,
     /// Whether the last log line says that the state is unreachable.
     is_down: bool,
     last_error: Option<SharedError>,
@@ -86,7 +90,11 @@ impl Health {
 
     /// Logs a change.
     fn compare(&self, state: &mut State) {
-        let is_down = state.connection_fails || state.reads_fail || state.writes_fail;
+        let is_down = state.connection_fails
+            || state.reads_fail
+            || state.writes_fail
+            || state.plan_reads_fail
+            || state.scripts_fail;
         self.up.set(i64::from(!is_down));
         let was_down = std::mem::replace(&mut state.is_down, is_down);
         let server = &*self.server;
@@ -115,6 +123,8 @@ impl State {
         match access {
             Access::Read => &mut self.reads_fail,
             Access::Write => &mut self.writes_fail,
+            Access::ReadPlans => &mut self.plan_reads_fail,
+            Access::Script => &mut self.scripts_fail,
         }
     }
 }
@@ -164,6 +174,14 @@ mod tests {
             (Access::Write, Some(full()), 0),
             (Access::Write, None, 1),
             (Access::Write, Some(skipped()), 1),
+            // Neither of the others hides scripts or plans that fail.
+            (Access::Script, Some(full()), 0),
+            (Access::Write, None, 0),
+            (Access::ReadPlans, None, 0),
+            (Access::Script, None, 1),
+            (Access::ReadPlans, Some(full()), 0),
+            (Access::Read, None, 0),
+            (Access::ReadPlans, None, 1),
         ];
         for (index, (access, failure, expected)) in calls.into_iter().enumerate() {
             match failure {

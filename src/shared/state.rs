@@ -1,8 +1,11 @@
 //! The calls, their deadline, and when a connection is opened.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, MutexGuard, PoisonError},
+};
 
-use redis::Pipeline;
+use redis::{Pipeline, ServerError, Value};
 use tokio::{
     sync::Mutex,
     time::{Duration, Instant, timeout},
@@ -16,6 +19,8 @@ use super::{
     health::{Access, Failure, Health},
     metrics::SharedMetrics,
     options::Options,
+    plan::{Lease, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanWrite, PlansRead, StoredPlan},
+    plan_commands::{self, LeaseRequest, PLANS_PER_REPLY, PlanKeys, PlanUpdate},
 };
 
 /// The state that replicas share. Cheap to clone; the clones use one connection.
@@ -29,6 +34,9 @@ struct Inner {
     options: Arc<Options>,
     connector: Connector,
     keys: Keys,
+    plan_keys: PlanKeys,
+    /// The holder of the lease whose last call succeeded.
+    leader: std::sync::Mutex<Option<u64>>,
     slot: Mutex<Slot>,
     health: Health,
     metrics: SharedMetrics,
@@ -52,6 +60,10 @@ enum Operation {
     EndOfLog,
     Scan,
     Time,
+    ReadPlans,
+    ReplacePlan,
+    RestorePlan,
+    Lease,
 }
 
 impl SharedState {
@@ -65,6 +77,8 @@ impl SharedState {
         Ok(Self(Arc::new(Inner {
             connector: Connector::new(&options)?,
             keys: Keys::new(&options.prefix),
+            plan_keys: PlanKeys::new(&options.prefix),
+            leader: std::sync::Mutex::default(),
             slot: Mutex::default(),
             health: Health::new(servers, metrics.up.clone()),
             metrics,
@@ -159,6 +173,137 @@ impl SharedState {
         .await
     }
 
+    /// The plans of these names in their order, and the clock of the engine. Each plan is read after
+    /// the call began, 512 of them at a time, and each such part may use 64 MiB of memory.
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `Protocol`, with the key, if one of the plans is not as this module writes
+    /// it. No plan is returned then.
+    pub async fn read_plans(&self, names: &[&str]) -> Result<PlansRead, SharedError> {
+        let names = names.iter();
+        let keys: Vec<_> = names.map(|name| self.0.plan_keys.plan(name)).collect();
+        self.call(Operation::ReadPlans, async {
+            let (mut plans, mut rest) = (Vec::with_capacity(keys.len()), &*keys);
+            loop {
+                let part;
+                (part, rest) = rest.split_at(rest.len().min(PLANS_PER_REPLY));
+                let replies = self.query(&plan_commands::read(part)).await?;
+                let (read, engine_time) = reply(replies.plans(part))?;
+                plans.extend(read);
+                if rest.is_empty() {
+                    return Ok(PlansRead { plans, engine_time });
+                }
+            }
+        })
+        .await
+    }
+
+    /// Replaces a plan if its epoch is still `expected`, which is 0 for a plan that does not exist.
+    /// The new one gets `expected + 1`.
+    ///
+    /// Of several such calls with one epoch, on any replicas, one writes. After an error, and when
+    /// this future is dropped, the plan may have been written, or may be written a moment later: the
+    /// next [`SharedState::read_plans`] tells, or the same call again, which returns `Superseded` with
+    /// this very content.
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `TooLarge` beyond [`MAX_PLAN_BYTES`].
+    pub async fn replace_plan(
+        &self,
+        name: &str,
+        expected: u64,
+        rank: u8,
+        content: &[u8],
+    ) -> Result<PlanWrite, SharedError> {
+        let key = &*self.0.plan_keys.plan(name);
+        let epoch = expected;
+        let update = PlanUpdate {
+            key,
+            epoch,
+            rank,
+            content,
+        };
+        self.write_plan(Operation::ReplacePlan, update, PlanUpdate::replace)
+            .await
+    }
+
+    /// Writes a plan that the engine may have lost: only if the engine has none, one with a lower
+    /// epoch, or one with this epoch and a lower rank. The plan gets the next epoch, so that a
+    /// replica that has seen this epoch with another content sees a change.
+    ///
+    /// After an error the plan may have been written, as with [`SharedState::replace_plan`].
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `TooLarge` beyond [`MAX_PLAN_BYTES`].
+    pub async fn restore_plan(
+        &self,
+        name: &str,
+        plan: &StoredPlan,
+    ) -> Result<PlanWrite, SharedError> {
+        let key = &*self.0.plan_keys.plan(name);
+        let update = PlanUpdate {
+            key,
+            epoch: plan.epoch,
+            rank: plan.rank,
+            content: &plan.content,
+        };
+        self.write_plan(Operation::RestorePlan, update, PlanUpdate::restore)
+            .await
+    }
+
+    async fn write_plan<'a>(
+        &self,
+        operation: Operation,
+        update: PlanUpdate<'a>,
+        commands: impl FnOnce(PlanUpdate<'a>) -> Pipeline,
+    ) -> Result<PlanWrite, SharedError> {
+        SharedError::check_size("a plan", update.content.len(), MAX_PLAN_BYTES)?;
+        let commands = commands(update);
+        self.call(operation, async {
+            reply(self.query(&commands).await?.plan_write(update))
+        })
+        .await
+    }
+
+    /// Takes the lease of the leader for `ttl`, of at least 1 ms, or renews it. The clock is that of
+    /// the engine.
+    ///
+    /// `note` is what the holder wants the next holder to know, of at most [`MAX_NOTE_BYTES`]. It is
+    /// stored when the lease is renewed, and stays for a day. A holder that takes the lease gets the
+    /// note and stores none. After an error, and when this future is dropped, the lease may be taken
+    /// or renewed; the next call then returns `Taken`, with the note, and not `Renewed`.
+    ///
+    /// Two replicas may take themselves for the leader after a failover, and when the holder has not
+    /// noticed that its time is over. The epochs of plans are the safeguard.
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `TooLarge` for a larger note.
+    pub async fn lease(
+        &self,
+        holder: u64,
+        ttl: Duration,
+        note: &[u8],
+    ) -> Result<Lease, SharedError> {
+        SharedError::check_size("the note of the leader", note.len(), MAX_NOTE_BYTES)?;
+        let keys = &self.0.plan_keys;
+        let is_known = self.0.leader().take_if(|last| *last == holder).is_some();
+        let commands = keys.lease(LeaseRequest {
+            holder,
+            ttl,
+            note,
+            is_known,
+        });
+        let lease = self
+            .call(Operation::Lease, async {
+                reply(self.query(&commands).await?.lease(keys))
+            })
+            .await?;
+        if lease != Lease::Held {
+            *self.0.leader() = Some(holder);
+        }
+        Ok(lease)
+    }
+
     /// Runs a call within the timeout, and records its result.
     async fn call<T>(
         &self,
@@ -211,6 +356,10 @@ impl SharedState {
         };
         let values = connection.query(commands).await;
         let values = values.map_err(Failure::of_command)?;
+        if let Some(error) = values.iter().find_map(fatal_error) {
+            let error = SharedError::of_reply(connection.server(), error);
+            return Err(Failure::of_command(error));
+        }
         let reply = Reply {
             values,
             run: Arc::clone(&connection.run),
@@ -225,6 +374,10 @@ impl SharedState {
 }
 
 impl Inner {
+    fn leader(&self) -> MutexGuard<'_, Option<u64>> {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Opens a connection, unless the last attempt began a moment ago.
     async fn connect(&self, slot: &mut Slot) -> Result<Connection, Failure> {
         let now = Instant::now();
@@ -253,6 +406,10 @@ impl Operation {
             Self::EndOfLog => "end_of_log",
             Self::Scan => "scan",
             Self::Time => "time",
+            Self::ReadPlans => "read_plans",
+            Self::ReplacePlan => "replace_plan",
+            Self::RestorePlan => "restore_plan",
+            Self::Lease => "lease",
         }
     }
 
@@ -260,7 +417,18 @@ impl Operation {
         match self {
             Self::Write => Access::Write,
             Self::ReadLog | Self::EndOfLog | Self::Scan | Self::Time => Access::Read,
+            Self::ReadPlans => Access::ReadPlans,
+            Self::ReplacePlan | Self::RestorePlan | Self::Lease => Access::Script,
         }
+    }
+}
+
+/// An error among the replies to commands that fail one by one, unless it is that of a key alone,
+/// which the reader of the replies reports.
+fn fatal_error(value: &Value) -> Option<&ServerError> {
+    match value {
+        Value::ServerError(error) if !plan_commands::is_wrong_type(error) => Some(error),
+        _ => None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The state that replicas share, in a real Redis or Valkey.
 
+mod plans;
+
 use std::{
     fs,
     net::TcpListener,
@@ -22,7 +24,7 @@ use crate::support::{Ca, Engine, free_port, poll_until, sentinel};
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// The permissions that the documentation of `bundlegate::shared` names.
 const PERMISSIONS: &str = "~{bundlegate}:* +info +select +time +hset +pexpire +xadd +xrange \
-                           +xrevrange +scan +hgetall";
+                           +xrevrange +scan +hgetall +hmget +eval +get +set";
 
 /// Access to an engine by the library.
 trait Access {
@@ -361,6 +363,7 @@ async fn a_user_needs_the_documented_permissions_and_a_password_may_change() {
     let end = state.end_of_log().await.unwrap();
     assert_eq!(messages(&state, &end, 9).await.0, [""; 0]);
     assert_eq!(records(&state).await.unwrap(), [a]);
+    plans::use_all_calls(&state).await;
 
     // What is refused, and how it is told.
     let refused = async |options: Options, expected: &str| {
