@@ -115,6 +115,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // A table and pure functions; the server and the gateway do the I/O.
     // `publish` for `TagHash`.
     ("fleet", &["publish"]),
+    // Pure functions. `fleet` for `Millis`.
+    ("rollout", &["fleet"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
