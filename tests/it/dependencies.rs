@@ -117,6 +117,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("fleet", &["publish"]),
     // Pure functions. `fleet` for `Millis`.
     ("rollout", &["fleet"]),
+    // `oci` to read the file of a credential; `rollout` for `Sample`, so that `rollout` does no I/O.
+    ("promql", &["oci", "rollout"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),
