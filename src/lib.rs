@@ -29,6 +29,7 @@
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | `publish` (its `TagHash`) |
 //! | [`rollout`] | which of two versions a client gets: plans, steps, criteria; no I/O | `fleet`, `oci`, `publish` |
+//! | [`promql`] | instant queries of Prometheus' HTTP API | `oci` (to read files), `rollout` (its `Sample`) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `rollout`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`shared`] | the state that replicas share, in Valkey or Redis; the only code that names `redis` | `oci` (to read files) |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
@@ -362,6 +363,8 @@
 //! | TUF metadata of a root | 16 MiB | – |
 //! | batch written to the shared state; message of its log; reply | 4 MiB; 64 KiB; 64 MiB in `shared.timeout` | –; –; – |
 //! | entries of the log of the shared state; time for which an unused log stays | about 1 024; 24 hours | – |
+//! | query of a check; value of a variable in it; reason of an inconclusive result | 4 KiB; 1 KiB; 1 KiB | – |
+//! | answer of Prometheus | 1 MiB in `prometheus.timeout` | –; `prometheus.timeout` |
 //! | spans that wait for their export; answer of the collector | 4 096; 64 KiB in 10 seconds | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
@@ -413,6 +416,7 @@ pub mod images;
 pub mod metrics;
 pub mod oci;
 pub mod opa_check;
+pub mod promql;
 pub mod publish;
 pub mod registry;
 pub mod rollout;

@@ -122,6 +122,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // Pure functions over what the fleet view knows; `publish` for `Handle`, which an entry of the
     // catalog has of the candidate.
     ("rollout", &["fleet", "oci", "publish"]),
+    // `oci` to read the file of a credential; `rollout` for `Sample`, so that `rollout` does no I/O.
+    ("promql", &["oci", "rollout"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),

@@ -39,6 +39,7 @@ mod outages;
 mod page;
 mod policy_change;
 mod prometheus;
+mod promql;
 mod pushes;
 mod quirks;
 mod readme;

@@ -44,7 +44,7 @@ pub(crate) use registry::{HTPASSWD, Kind, PASSWORD, Registry, USER};
 pub(crate) use sigstore::{Evidence, Identity, KeyKind, Signer, Signing, Sigstore};
 pub(crate) use simulated::Simulated;
 pub(crate) use terminal::Terminal;
-pub(crate) use tls_front::{Clients, TlsFront};
+pub(crate) use tls_front::{Clients, TlsFront, nginx};
 pub(crate) use tokens::{Issued, READER as TOKEN_READER, RealTokenServer, TokenServer};
 
 pub(crate) use crate::shared::{PATIENCE, Process, TestGateway, poll_until};
