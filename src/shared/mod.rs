@@ -20,8 +20,8 @@
 //! and fails if the engine has another one ([`SharedState::replace_plan`]). A replica that knows a
 //! higher epoch than the engine, which has lost data, writes its plan again
 //! ([`SharedState::restore_plan`]). Of two plans with one epoch, which two primaries may have got
-//! during a failover, the higher **rank** wins. A former primary that takes itself for the primary
-//! answers reads with old plans until its connections are closed; the epoch shows it.
+//! during a failover, the higher **rank** wins. A former primary whose connections are still open
+//! answers reads with old plans; the epoch shows it.
 //!
 //! Changes of plans and of the lease are scripts, sent with their text, so that they need nothing
 //! that a new primary may lack. After an error, a change of a plan may have happened or not; see

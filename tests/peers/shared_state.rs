@@ -11,8 +11,8 @@ use std::{
 use bundlegate::{
     metrics::Metrics,
     shared::{
-        Batch, Cursor, Endpoint, LogPosition, LogRead, MIN_LOG_LENGTH, Options, Record, Servers,
-        SharedError, SharedMetrics, SharedState,
+        Batch, Cursor, Endpoint, LogPosition, LogRead, MIN_LOG_LENGTH, Options, PlanWrite, Record,
+        Servers, SharedError, SharedMetrics, SharedState,
     },
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -456,6 +456,7 @@ async fn a_failover_leads_to_the_new_primary() {
     let state = state(options(servers("main")));
     let a = record("a", &[("x", "1")]);
     state.write(&batch(vec![a.clone()], &["m"])).await.unwrap();
+    state.replace_plan("p", 0, 0, b"1").await.unwrap();
     let end = state.end_of_log().await.unwrap();
     poll_until("replication", async || {
         (replica.command(&["XLEN", "{bundlegate}:log"]) == "1").then_some(())
@@ -489,6 +490,9 @@ async fn a_failover_leads_to_the_new_primary() {
     assert_eq!(records(&state).await.unwrap(), [a, b]);
     // The new primary may lack what was written last.
     assert_eq!(state.read_log(&end, 9).await, Ok(LogRead::Missed));
+    // It has seen no script before.
+    let write = state.replace_plan("p", 1, 0, b"2").await.unwrap();
+    assert!(matches!(write, PlanWrite::Written(plan) if plan.epoch == 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

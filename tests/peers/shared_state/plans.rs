@@ -214,7 +214,7 @@ async fn one_replica_has_the_lease_and_the_next_one_gets_its_note() {
     assert_eq!(other.lease(2, LEASE, b"x").await, Ok(Lease::Held));
     assert_eq!(one.lease(1, LEASE, b"first").await, Ok(Lease::Renewed));
     let note = [b"\0\r\n".as_slice(), &vec![0xff; MAX_NOTE_BYTES - 3]].concat();
-    let short = Duration::from_millis(300);
+    let short = Duration::from_secs(1);
     assert_eq!(one.lease(1, short, &note).await, Ok(Lease::Renewed));
     assert_eq!(other.lease(2, LEASE, b"x").await, Ok(Lease::Held));
     let ttl: i64 = engine
@@ -246,6 +246,29 @@ async fn one_replica_has_the_lease_and_the_next_one_gets_its_note() {
         one.lease(1, LEASE, b"unread").await,
         Ok(Lease::Taken(vec![]))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_former_primary_takes_no_plan() {
+    let (engine, primary) = (Engine::start().await, Engine::start().await);
+    let state = engine.state();
+    state.replace_plan("p", 0, 0, b"c").await.unwrap();
+    engine.command(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+    // Over the connection of before, and over a new one.
+    for expected in ["READONLY", "it is no primary"] {
+        let error = state.replace_plan("p", 1, 0, b"d").await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, SharedError::Refused { .. }), "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(!state.is_up());
+    engine.command(&["REPLICAOF", "NO", "ONE"]);
+    engine.command(&["FLUSHALL"]);
+    let write = poll_until("a write", async || {
+        state.replace_plan("p", 0, 0, b"d").await.ok()
+    });
+    assert_eq!(write.await.0, written(1, 0, "d"));
+    assert!(state.is_up());
 }
 
 #[tokio::test(flavor = "multi_thread")]
