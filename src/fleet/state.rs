@@ -102,6 +102,13 @@ impl ClientState {
     }
 }
 
+impl Facts {
+    /// Whether it was not seen for three of its intervals, and for ten minutes at least.
+    pub fn is_silent(&self, now: Millis) -> bool {
+        is_silent(self, now)
+    }
+}
+
 /// The state of a client at a time.
 pub fn state_of(facts: &Facts, expected: Expected, now: Millis) -> ClientState {
     let runs_candidate = facts.runs.is_some() && facts.runs == expected.candidate;

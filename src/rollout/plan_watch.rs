@@ -10,7 +10,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{ActivePlan, EngineState};
+use super::{ActivePlan, EngineState, Strategy};
 use crate::publish::Handle;
 
 /// The readings of the plans. Requests ask for one and wait for it; one task reads. Cheap to clone.
@@ -42,6 +42,8 @@ pub struct Staged {
     pub watch: PlanWatch,
     /// Whether this replica has halted the roll-out by itself.
     pub halt: LocalHalt,
+    /// How the next version is rolled out; `None` if the configuration no longer says.
+    pub strategy: Option<Arc<Strategy>>,
 }
 
 /// Whether this replica has halted a roll-out by itself. Cheap to clone; all clones are one.
