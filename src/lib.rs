@@ -29,6 +29,7 @@
 //! | [`access`] | how clients prove who they are: password files, certificates, tokens; fetches the keys of issuers | `verify` (its `Pattern`) |
 //! | [`fleet`] | which client runs which version: the table of clients, their states, OPA's status reports; no I/O | `publish` (its `TagHash`) |
 //! | [`rollout`] | which of two versions a client gets: plans, steps, criteria; no I/O | `fleet`, `oci`, `publish` |
+//! | [`promql`] | queries of Prometheus, for the checks of roll-outs | `oci` (to read files) |
 //! | [`server`] | the bundle API, the admin API, listeners, drain | `access`, `catalog`, `fleet`, `publish`, `oci`, `rollout`, `webhooks`; never `registry`, `verify`, `store`, `watch` |
 //! | [`shared`] | the state that replicas share, in Valkey or Redis; the only code that names `redis` | `oci` (to read files) |
 //! | [`service_manager`] | messages to systemd: ready, reloading, stopping, status, watchdog | – |
@@ -413,6 +414,7 @@ pub mod images;
 pub mod metrics;
 pub mod oci;
 pub mod opa_check;
+pub mod promql;
 pub mod publish;
 pub mod registry;
 pub mod rollout;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Millis, strategy::milliseconds};
+use super::{Millis, QueryTemplate, strategy::milliseconds};
 
 /// A query whose result must be in a range.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,10 +25,6 @@ pub struct Check {
     /// What a result without a number means.
     pub no_data: NoData,
 }
-
-/// A PromQL query with variables.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueryTemplate(String);
 
 /// What a result without a number means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

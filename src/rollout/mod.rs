@@ -18,6 +18,7 @@
 //! | `tally` | how the clients are doing |
 //! | `progress` | what the leader observes of a step, and what follows from it |
 //! | `check` | queries whose results must be in a range |
+//! | `query_template` | the query of a check, with variables |
 //! | `reconcile` | what a replica makes of the plan that it reads, and when it proposes a version |
 //! | `plan_watch` | how current the plans of this replica are |
 //!
@@ -30,6 +31,7 @@ mod moves;
 mod plan;
 mod plan_watch;
 mod progress;
+mod query_template;
 mod reconcile;
 mod selection;
 mod strategy;
@@ -38,13 +40,14 @@ mod tally;
 mod tests;
 
 pub use self::{
-    check::{Check, CheckState, NoData, QueryTemplate},
+    check::{Check, CheckState, NoData},
     cohort::{Cohort, Member, threshold_of},
     machine::{Context, Event, Operation, Operator, Unchanged, next},
     moves::Moves,
     plan::{Cause, Phase, Plan, PlanError, Transition, Version},
     plan_watch::{LocalHalt, PlanWatch, Staged},
     progress::{Criteria, Progress, too_many_failures},
+    query_template::{QueryTemplate, TemplateError, Variables, VersionText},
     reconcile::{Newest, Reconciled, proposal, reconcile, restored},
     selection::{ActivePlan, Availability, Decision, EngineState, Situation, Variant},
     strategy::{Halt, OnStableLost, Order, Rollback, Share, Step, Strategy, Tolerance},
