@@ -102,6 +102,8 @@ pub(super) struct Applied {
     pub(super) suspensions: usize,
     /// Bundles whose fallback has changed, to another one or to none.
     pub(super) fallbacks: usize,
+    /// Bundles whose strategy of roll-outs has changed, to another one or to none.
+    pub(super) rollouts: usize,
 }
 
 impl Bundles {
@@ -361,6 +363,12 @@ impl Bundles {
                         bundle.config.on_withdraw =
                             fallback.clone().map(|fallback| OnWithdraw { fallback });
                         applied.fallbacks += 1;
+                    }
+                }
+                Change::SetRollout { bundle, rollout } => {
+                    if let Some(bundle) = self.bundles.get_mut(bundle) {
+                        bundle.config.rollout = rollout.clone();
+                        applied.rollouts += 1;
                     }
                 }
                 Change::SetPatterns(patterns) => {

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Config,
+    config::{Config, SharedConfig},
     fleet::{ClockOffset, Encoded, Fleet, Replication},
     metrics::Metrics,
     shared::{
@@ -67,7 +67,8 @@ impl FleetSync {
         fleet: Option<&Fleet>,
         metrics: &Metrics,
     ) -> anyhow::Result<Option<Self>> {
-        let Some((options, fleet)) = config.shared.clone().zip(fleet) else {
+        let engine = config.shared.as_ref().and_then(SharedConfig::engine);
+        let Some((options, fleet)) = engine.cloned().zip(fleet) else {
             return Ok(None);
         };
         let metrics = SharedMetrics::new(metrics).context("metrics")?;
