@@ -181,7 +181,10 @@ impl Bundles {
             .bundles
             .iter()
             .filter(|(name, bundle)| {
-                let stage = bundle.staging.as_ref().map(|staging| staging.stage(&bundle.shown));
+                let stage = bundle
+                    .staging
+                    .as_ref()
+                    .map(|staging| staging.stage(&bundle.shown));
                 let shown = self.entries.get(*name).map(|(shown, _)| shown.3);
                 stage.is_some() && shown != Some(stage)
             })
@@ -191,9 +194,10 @@ impl Bundles {
             self.show_changed(&name);
         }
         let outdated = |bundle: &Bundle| {
-            bundle.staging.as_ref().is_some_and(|staging| {
-                staging.strategy.is_none() && staging.is_over(&bundle.shown)
-            })
+            bundle
+                .staging
+                .as_ref()
+                .is_some_and(|staging| staging.strategy.is_none() && staging.is_over(&bundle.shown))
         };
         let over: Vec<_> = self
             .bundles
@@ -208,7 +212,10 @@ impl Bundles {
 
     /// Serves what the reference names.
     fn drop_staging(&mut self, name: &str) {
-        let staging = self.bundles.get_mut(name).and_then(|bundle| bundle.staging.take());
+        let staging = self
+            .bundles
+            .get_mut(name)
+            .and_then(|bundle| bundle.staging.take());
         if let Some(staging) = staging {
             self.show_changed(name);
             staging.end();
@@ -514,7 +521,10 @@ impl Bundles {
             tracing::info!(bundle = name, reference = %config.reference, "bundle changed: fetching it anew");
             watched.run(&mut self.watchers);
         }
-        let is_staged = bundle.staging.as_ref().is_some_and(|staging| staging.plan().is_some());
+        let is_staged = bundle
+            .staging
+            .as_ref()
+            .is_some_and(|staging| staging.plan().is_some());
         if is_staged || matches!(*shown.handle.subscribe().borrow(), State::Pending) {
             // Clients get other watchers' versions, or the watcher has nothing that could be served until the second one is ready.
             return Some(std::mem::replace(shown, watched));

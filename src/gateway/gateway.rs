@@ -2,7 +2,8 @@
 //! drained.
 
 use std::{
-    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::Path, sync::Arc, time::Duration,
+    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::Path, sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -113,7 +114,11 @@ impl Gateway {
         let shared = shared_state(&config, &metrics.registry).await?;
         let fleet = options.fleet.clone();
         let fleet_sync = FleetSync::of(shared.clone(), fleet.as_ref());
-        let folder = config.cache.directory.clone().filter(|_| store.is_persistent());
+        let folder = config
+            .cache
+            .directory
+            .clone()
+            .filter(|_| store.is_persistent());
         let plan_file = PlanFile::new(folder.as_deref());
         let prometheus = config.prometheus.clone().map(PromqlClient::new).transpose();
         let prometheus = prometheus.context("prometheus")?;
@@ -354,7 +359,12 @@ async fn roll_out(rollout_sync: Option<RolloutSync>) -> Infallible {
 /// # Errors
 /// When its certificates are unusable, or its metrics exist already.
 async fn shared_state(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<SharedState>> {
-    let Some(options) = config.shared.as_ref().and_then(SharedConfig::engine).cloned() else {
+    let Some(options) = config
+        .shared
+        .as_ref()
+        .and_then(SharedConfig::engine)
+        .cloned()
+    else {
         return Ok(None);
     };
     let metrics = SharedMetrics::new(metrics).context("metrics")?;

@@ -95,7 +95,10 @@ impl Staging {
     ) -> anyhow::Result<Vec<Watched>> {
         let digests = digests(&plan.plan);
         let mut added = BTreeMap::new();
-        for digest in digests.iter().filter(|digest| !self.pinned.contains_key(*digest)) {
+        for digest in digests
+            .iter()
+            .filter(|digest| !self.pinned.contains_key(*digest))
+        {
             let siblings = Siblings {
                 waiters: Some(Arc::clone(&self.waiters)),
                 version: version_of(&newest.handle, digest),
@@ -112,7 +115,9 @@ impl Staging {
         }
         self.pinned.extend(added);
         self.plan = Some(plan);
-        let gone = self.pinned.extract_if(.., |digest, _| !digests.contains(digest));
+        let gone = self
+            .pinned
+            .extract_if(.., |digest, _| !digests.contains(digest));
         Ok(gone.map(|(_, watched)| watched).collect())
     }
 
@@ -125,7 +130,10 @@ impl Staging {
             generation: plan.map_or(0, |plan| plan.generation),
             stable: plan.and_then(|plan| number(&plan.stable.manifest)),
             candidate: plan.and_then(|plan| number(&plan.live_candidate()?.manifest)),
-            strategy: self.strategy.as_ref().map_or(0, |it| Arc::as_ptr(it) as usize),
+            strategy: self
+                .strategy
+                .as_ref()
+                .map_or(0, |it| Arc::as_ptr(it) as usize),
             is_withdrawn: is_withdrawn(newest),
         }
     }

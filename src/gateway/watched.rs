@@ -165,7 +165,8 @@ impl WatcherFactory {
             siblings,
         };
         let metrics = newest.metrics.clone();
-        self.make(config, metrics, self.registries(), watching).await
+        self.make(config, metrics, self.registries(), watching)
+            .await
     }
 
     async fn make(

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{ActivePlan, EngineState, Strategy};
@@ -72,6 +72,11 @@ impl PlanWatch {
             .borrow()
             .began
             .is_some_and(|began| began >= since)
+    }
+
+    /// The time since the last reading whose result is in force began; `None` if there was none.
+    pub fn age(&self) -> Option<Duration> {
+        self.0.reads.borrow().began.map(|began| began.elapsed())
     }
 
     /// Whether the plans can be read.

@@ -56,10 +56,17 @@ impl Evaluations {
             return;
         }
         let text = |version: &crate::rollout::Version| {
-            (version.revision.clone().unwrap_or_default(), version.manifest.clone())
+            (
+                version.revision.clone().unwrap_or_default(),
+                version.manifest.clone(),
+            )
         };
         let (stable, candidate) = (text(&plan.stable), text(candidate));
-        let percent = plan.strategy.steps.get(plan.step).map(|step| step.share.percent());
+        let percent = plan
+            .strategy
+            .steps
+            .get(plan.step)
+            .map(|step| step.share.percent());
         let query = check.query.render(&Variables {
             bundle: &key.bundle,
             stable: VersionText {
@@ -76,7 +83,10 @@ impl Evaluations {
         let client = self.client.clone();
         self.running.spawn(async move {
             let result = match client {
-                Some(client) => client.query(&query).await.map_err(|error| error.to_string()),
+                Some(client) => client
+                    .query(&query)
+                    .await
+                    .map_err(|error| error.to_string()),
                 None => Err("`prometheus` is not configured on this replica".to_owned()),
             };
             Evaluated {

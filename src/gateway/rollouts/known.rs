@@ -43,7 +43,10 @@ impl Known {
             // Versions are named anew under this plan.
             self.named = None;
         }
-        if self.plan().is_none_or(|known| known.generation != plan.plan.generation) {
+        if self
+            .plan()
+            .is_none_or(|known| known.generation != plan.plan.generation)
+        {
             self.tally = Tally::default();
         }
         self.plan = Some(plan);

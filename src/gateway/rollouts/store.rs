@@ -44,7 +44,10 @@ impl PlanStore {
             Self::Local(plans) => {
                 let plans = plans.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(PlansRead {
-                    plans: bundles.iter().map(|name| plans.get(*name).cloned()).collect(),
+                    plans: bundles
+                        .iter()
+                        .map(|name| plans.get(*name).cloned())
+                        .collect(),
                     engine_time: Duration::from_millis(now_millis()),
                 })
             }
@@ -52,7 +55,11 @@ impl PlanStore {
     }
 
     /// Replaces a plan whose epoch is the one before that of `plan`.
-    pub(super) async fn replace(&self, bundle: &str, plan: &Plan) -> Result<PlanWrite, SharedError> {
+    pub(super) async fn replace(
+        &self,
+        bundle: &str,
+        plan: &Plan,
+    ) -> Result<PlanWrite, SharedError> {
         let (expected, stored) = (plan.epoch.saturating_sub(1), stored(plan));
         match self {
             Self::Engine(shared) => {
@@ -73,7 +80,11 @@ impl PlanStore {
     }
 
     /// Writes a plan that the store has lost.
-    pub(super) async fn restore(&self, bundle: &str, plan: &Plan) -> Result<PlanWrite, SharedError> {
+    pub(super) async fn restore(
+        &self,
+        bundle: &str,
+        plan: &Plan,
+    ) -> Result<PlanWrite, SharedError> {
         match self {
             Self::Engine(shared) => shared.restore_plan(bundle, &stored(plan)).await,
             Self::Local(_) => self.replace(bundle, plan).await,

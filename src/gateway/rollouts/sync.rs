@@ -25,8 +25,9 @@ use crate::{
     promql::PromqlClient,
     publish::Hint,
     rollout::{
-        ActivePlan, Context, Event, Operation, Plan, PlanWatch, Progress, Reconciled, RolloutMetrics,
-        Staged, Strategy, Unchanged, next, proposal, reconcile, restored, too_many_failures,
+        ActivePlan, Context, Event, Operation, Plan, PlanWatch, Progress, Reconciled,
+        RolloutMetrics, RolloutSample, Staged, Strategy, Unchanged, next, proposal, reconcile,
+        restored, too_many_failures,
     },
     server::{
         Catalog, Entry, RolloutReply, RolloutRequest, RolloutRequests, RolloutStatus, Rollouts,
@@ -185,11 +186,14 @@ impl RolloutSync {
         let began = Instant::now();
         let names = self.catalog.filter_map(|entry| {
             let staged = entry.staged()?;
-            staged.strategy.is_some().then(|| Arc::<str>::from(entry.name()))
+            staged
+                .strategy
+                .is_some()
+                .then(|| Arc::<str>::from(entry.name()))
         });
         self.known.retain(|name, _| names.contains(name));
-        let read = self.store.read(&names.iter().map(|name| &**name).collect::<Vec<_>>());
-        let read = match read.await {
+        let texts: Vec<&str> = names.iter().map(|name| &**name).collect();
+        let read = match self.store.read(&texts).await {
             Ok(read) => read,
             Err(_) => {
                 self.record_failure();
@@ -223,7 +227,8 @@ impl RolloutSync {
         stored: Option<StoredPlan>,
     ) -> Result<Option<Plan>, SharedError> {
         let known = self.known.entry(Arc::clone(name)).or_default();
-        let is_known = |stored: &StoredPlan| known.plan().is_some_and(|plan| plan.epoch == stored.epoch);
+        let is_known =
+            |stored: &StoredPlan| known.plan().is_some_and(|plan| plan.epoch == stored.epoch);
         // Most readings find the same epoch; the content is compared only then.
         let read = match stored.as_ref().map(decode).transpose() {
             Ok(read) => read,
@@ -260,7 +265,8 @@ impl RolloutSync {
     fn record_failure(&mut self) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.is_leader = false;
-        self.watch.record_failure(is_longer(Some(since), self.grace));
+        self.watch
+            .record_failure(is_longer(Some(since), self.grace));
     }
 
     fn record_success(&mut self, began: Instant) {
@@ -281,7 +287,8 @@ impl RolloutSync {
             // Updated below.
         }
         let plans = self.known.iter();
-        let plans = plans.filter_map(|(bundle, known)| Some((bundle.to_string(), known.plan()?.clone())));
+        let plans =
+            plans.filter_map(|(bundle, known)| Some((bundle.to_string(), known.plan()?.clone())));
         self.file.write(plans.collect()).await;
         let entries = self.staged();
         for (bundle, _, staged) in entries {
@@ -339,7 +346,11 @@ impl RolloutSync {
         };
         if too_many_failures(plan, &known.tally).is_some() && staged.halt.set(plan.generation) {
             let failed = known.tally.failed;
-            tracing::warn!(bundle = &**bundle, failed, "this replica halts the roll-out");
+            tracing::warn!(
+                bundle = &**bundle,
+                failed,
+                "this replica halts the roll-out"
+            );
             entry.handle().wake_waiters();
         }
     }
@@ -391,11 +402,16 @@ impl RolloutSync {
     }
 
     /// Changes a plan. Returns the plan that is in force then, or why it was not changed.
-    async fn apply(&mut self, bundle: &Arc<str>, event: &Event) -> Result<Arc<ActivePlan>, Refused> {
+    async fn apply(
+        &mut self,
+        bundle: &Arc<str>,
+        event: &Event,
+    ) -> Result<Arc<ActivePlan>, Refused> {
         let plan = self.known.get(bundle).and_then(|known| known.plan.clone());
         let plan = plan.ok_or(Refused::Unchanged(Unchanged::NoEffect))?;
         let table = self.fleet.table.clone();
-        let threshold_of = |plan: &Plan, count: u32| clients::threshold(&table, bundle, plan, count);
+        let threshold_of =
+            |plan: &Plan, count: u32| clients::threshold(&table, bundle, plan, count);
         let context = Context {
             now: self.engine_now(),
             threshold_of: &threshold_of,
@@ -503,7 +519,8 @@ impl RolloutSync {
         known.progress.follow(plan);
         let check = plan.strategy.checks.get(key.index);
         if let Some((check, state)) = check.zip(known.progress.checks_mut().get_mut(key.index)) {
-            self.metrics.count_check(&key.bundle, &check.name, &outcome);
+            self.metrics
+                .count_check(&key.bundle, &check.name, outcome.label());
             state.record(outcome, now);
         }
     }
@@ -537,9 +554,9 @@ impl RolloutSync {
         };
         match refused {
             Refused::Unchanged(unchanged) => RolloutReply::Conflict(unchanged.to_string()),
-            Refused::Superseded => RolloutReply::Conflict(
-                "the plan has changed meanwhile; read it again".to_owned(),
-            ),
+            Refused::Superseded => {
+                RolloutReply::Conflict("the plan has changed meanwhile; read it again".to_owned())
+            }
             Refused::Unreachable(_)
                 if request.operation == Operation::Abort && plan.plan.phase.is_live() =>
             {
@@ -577,7 +594,14 @@ impl RolloutSync {
             }
         });
         let statuses: Vec<_> = statuses.collect();
-        self.metrics.set(&statuses.iter().map(RolloutStatus::shown).collect::<Vec<_>>());
+        self.metrics
+            .set(statuses.iter().map(|status| RolloutSample {
+                bundle: &status.bundle,
+                plan: status.plan.as_deref(),
+                tally: &status.tally,
+            }));
+        self.metrics.set_leader(self.is_leader);
+        self.metrics.set_plan_age(self.watch.age());
         self.rollouts.replace(statuses);
     }
 
