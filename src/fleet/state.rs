@@ -175,6 +175,7 @@ mod tests {
         let expected = Expected {
             tag: Some(TagHash::of("new")),
             since: NOW - 2 * MINUTE,
+            candidate: None,
         };
         state_of(&facts, expected, NOW)
     }
@@ -218,6 +219,7 @@ mod tests {
         let old = Expected {
             tag: new,
             since: NOW - 10 * MINUTE,
+            candidate: Option::None,
         };
         let mut facts = facts(Some("old"));
         assert_eq!(state_of(&facts, old, NOW), Changing);

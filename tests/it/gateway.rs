@@ -96,6 +96,7 @@ impl Default for Setup {
                 on_missing: OnMissing::Keep,
                 max_stale: None,
                 first_wait: Duration::from_secs(2),
+                is_staged: false,
             },
             clients: None,
             drain: Drain {

@@ -409,14 +409,9 @@ impl RolloutSync {
     ) -> Result<Arc<ActivePlan>, Refused> {
         let plan = self.known.get(bundle).and_then(|known| known.plan.clone());
         let plan = plan.ok_or(Refused::Unchanged(Unchanged::NoEffect))?;
-        let table = self.fleet.table.clone();
-        let threshold_of =
-            |plan: &Plan, count: u32| clients::threshold(&table, bundle, plan, count);
-        let context = Context {
-            now: self.engine_now(),
-            threshold_of: &threshold_of,
-        };
-        let after = next(&plan.plan, event, &context).map_err(Refused::Unchanged)?;
+        let after = self
+            .next(bundle, &plan.plan, event)
+            .map_err(Refused::Unchanged)?;
         match self.store.replace(bundle, &after).await {
             Ok(PlanWrite::Written(stored)) => {
                 let plan = decode(&stored).map_err(|_| Refused::Superseded)?;
@@ -433,6 +428,16 @@ impl RolloutSync {
                 Err(Refused::Unreachable(error.to_string()))
             }
         }
+    }
+
+    fn next(&self, bundle: &str, plan: &Plan, event: &Event) -> Result<Plan, Unchanged> {
+        let table = &self.fleet.table;
+        let threshold_of = |plan: &Plan, count: u32| clients::threshold(table, bundle, plan, count);
+        let context = Context {
+            now: self.engine_now(),
+            threshold_of: &threshold_of,
+        };
+        next(plan, event, &context)
     }
 
     /// Observes the steps, if this replica holds the lease.
