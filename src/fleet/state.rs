@@ -102,6 +102,13 @@ impl ClientState {
     }
 }
 
+impl Facts {
+    /// Whether it was not seen for three of its intervals, and for ten minutes at least.
+    pub fn is_silent(&self, now: Millis) -> bool {
+        is_silent(self, now)
+    }
+}
+
 /// The state of a client at a time.
 pub fn state_of(facts: &Facts, expected: Expected, now: Millis) -> ClientState {
     let runs_candidate = facts.runs.is_some() && facts.runs == expected.candidate;
@@ -168,6 +175,7 @@ mod tests {
         let expected = Expected {
             tag: Some(TagHash::of("new")),
             since: NOW - 2 * MINUTE,
+            candidate: None,
         };
         state_of(&facts, expected, NOW)
     }
@@ -211,6 +219,7 @@ mod tests {
         let old = Expected {
             tag: new,
             since: NOW - 10 * MINUTE,
+            candidate: Option::None,
         };
         let mut facts = facts(Some("old"));
         assert_eq!(state_of(&facts, old, NOW), Changing);

@@ -416,6 +416,7 @@ mod tests {
         let expected = Expected {
             tag: Some(TagHash::of("new")),
             since: NOW,
+            candidate: None,
         };
         state_of(&client.facts(now), expected, now)
     }

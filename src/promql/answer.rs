@@ -58,9 +58,8 @@ struct Failure {
 /// When the body is not an answer of the API.
 pub(super) fn sample(body: &[u8]) -> Result<Sample, QueryFailure> {
     let answer: Answer<'_> = serde_json::from_slice(body).map_err(malformed)?;
-    let data = match (answer.status, answer.data) {
-        ("success", Some(data)) => data,
-        _ => return Err(QueryFailure::Malformed("no data".to_owned())),
+    let ("success", Some(data)) = (answer.status, answer.data) else {
+        return Err(QueryFailure::Malformed("no data".to_owned()));
     };
     let mut warnings = answer.warnings.iter().flatten();
     if let Some(warning) = warnings.find(|warning| !warning.starts_with(ANNOTATION)) {
@@ -134,10 +133,6 @@ pub(super) fn failure(status: StatusCode, body: Option<&[u8]>) -> QueryFailure {
     QueryFailure::Status { status, detail }
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the signature of the argument of `map_err`"
-)]
 fn malformed(error: serde_json::Error) -> QueryFailure {
     QueryFailure::Malformed(cut(&error.to_string(), SENTENCE_BYTES).into_owned())
 }

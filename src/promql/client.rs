@@ -1,7 +1,5 @@
 //! Sends queries.
 
-use std::time::Duration;
-
 use reqwest::{
     Client, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
@@ -17,9 +15,6 @@ use crate::{
 
 /// The maximum size of an answer, in bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// How long an idle connection is kept: long enough for checks that are due at once, shorter than
-/// servers and balancers keep one.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A client of Prometheus' HTTP API, or of one that answers like it.
 #[derive(Debug)]
@@ -126,7 +121,8 @@ fn http_client(options: &Options) -> reqwest::Result<Client> {
         // The configuration alone decides which hosts are contacted.
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
-        .pool_idle_timeout(IDLE_TIMEOUT)
+        // An idle connection could be closed by the server while a query is sent on it.
+        .pool_max_idle_per_host(0)
         .https_only(is_tls);
     // A proxy would read the credential.
     if !is_tls {

@@ -113,6 +113,8 @@ mod tests {
 
     use super::*;
 
+    type Kind = fn(PathBuf) -> Credential;
+
     fn options(url: &str) -> Options {
         Options {
             url: Url::parse(url).unwrap(),
@@ -163,8 +165,8 @@ mod tests {
     fn a_file_has_one_credential_and_no_error_quotes_it() {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("file");
-        let (bearer, basic): (fn(PathBuf) -> Credential, fn(PathBuf) -> Credential) =
-            (Credential::BearerFile, Credential::BasicFile);
+        let bearer: Kind = Credential::BearerFile;
+        let basic: Kind = Credential::BasicFile;
         for (credential, content, header) in [
             (bearer, " secret\n", Ok("Bearer secret")),
             (bearer, "secret secret", Err("has white space or control")),

@@ -201,9 +201,9 @@ impl Handle {
         });
     }
 
-    /// The held requests that this handle wakes.
-    pub(crate) fn waiters(&self) -> Arc<Notify> {
-        Arc::clone(&self.waiters)
+    /// Whether another handle is one to the same watcher.
+    pub fn is_of_same_watcher(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.status, &other.status)
     }
 
     /// The policy that decides now.

@@ -19,6 +19,7 @@
 //! | `check` | a check: a query with a range, what its results mean, and what the leader counts |
 //! | `query_template` | the query of a check, with variables |
 //! | `reconcile` | what a replica makes of the plan that it reads, and when it proposes a version |
+//! | `metrics` | what is counted |
 //! | `plan_watch` | how current the plans of this replica are |
 //!
 //! Times are milliseconds since 1970, by the clock of the engine unless said otherwise; they are passed in.
@@ -26,6 +27,7 @@
 mod check;
 mod cohort;
 mod machine;
+mod metrics;
 mod plan;
 mod plan_watch;
 mod progress;
@@ -41,6 +43,7 @@ pub use self::{
     check::{Check, CheckState, NoData, Outcome, Sample},
     cohort::{Cohort, Member, threshold_of},
     machine::{Context, Event, Operation, Operator, Unchanged, next},
+    metrics::{Held, RolloutMetrics, RolloutSample},
     plan::{Cause, Phase, Plan, PlanError, Transition, Version},
     plan_watch::{LocalHalt, PlanWatch, Staged},
     progress::{Criteria, Progress, too_many_failures},

@@ -330,7 +330,7 @@ mod tests {
         for (text, message) in [
             (
                 "state=bad",
-                "state: \"bad\" is no state; the states are failing, silent, none, current, behind, changing",
+                "state: \"bad\" is no state; the states are failing, silent, none, candidate, current, behind, changing",
             ),
             ("limit=0", "limit: \"0\" is not a number from 1 to 1000"),
             (

@@ -19,12 +19,13 @@ use crate::{
 /// Rows that are listed. A client has one for each bundle.
 const MAX_ROWS: usize = 100;
 /// In the order in which they are listed.
-const ORDER: [ClientState; 6] = [
+const ORDER: [ClientState; 7] = [
     ClientState::Failing,
     ClientState::Behind,
     ClientState::Silent,
     ClientState::None,
     ClientState::Changing,
+    ClientState::Candidate,
     ClientState::Current,
 ];
 
@@ -230,6 +231,7 @@ mod tests {
         let expected = Expected {
             tag: Some(TagHash::of("new")),
             since: NOW - 20 * MINUTE,
+            candidate: None,
         };
         let many = (0..150).map(|number| format!("bundle-{number:03}"));
         let names = many.chain(["authz".to_owned(), "unused".to_owned()]);

@@ -30,6 +30,7 @@ fn bundle(name: &str, status: Status) -> BundleOverview {
         withdrawn: None,
         lost: None,
         fallback: None,
+        rollout: None,
     }
 }
 
@@ -120,7 +121,7 @@ fn failing_client(text: &str, has_reported: bool) -> Row {
 }
 
 /// Counts of clients in the order of [`ClientState::ALL`].
-fn counted(bundle: &str, states: [u64; 6]) -> Clients {
+fn counted(bundle: &str, states: [u64; 7]) -> Clients {
     let counts = BundleCounts {
         states,
         shared_addresses: 2,
@@ -351,7 +352,7 @@ fn hostile_text_of_a_client_changes_no_element_wherever_it_stands() {
     let document = |text: &str| {
         let (_publisher, handle) = serving("authz", 1);
         let overview = overview(vec![bundle(text, handle.status())]);
-        let mut clients = counted(text, [1, 2, 3, 4, 5, 6]);
+        let mut clients = counted(text, [1, 2, 3, 0, 4, 5, 6]);
         clients.rows = vec![failing_client(text, true), failing_client(text, false)];
         let selection = crate::server::fleet_selection::Selection {
             bundle: Some(text.to_owned()),
@@ -391,11 +392,11 @@ fn a_bundle_has_its_clients_by_state_and_those_that_fail_make_it_a_problem() {
         bundle("fine", handle.status()),
         bundle("team/a&b", handle.status()),
     ]);
-    // In the order of `ClientState::ALL`: failing, silent, none, current, behind, changing.
+    // In the order of `ClientState::ALL`: failing, silent, none, candidate, current, behind, changing.
     for (states, is_problem) in [
-        ([1, 0, 0, 40, 0, 0], true),
-        ([0, 0, 0, 40, 1, 0], true),
-        ([0, 7, 7, 40, 0, 7], false),
+        ([1, 0, 0, 2, 40, 0, 0], true),
+        ([0, 0, 0, 2, 40, 1, 0], true),
+        ([0, 7, 7, 7, 40, 0, 7], false),
     ] {
         let fleet = listing(Listing::Attention, Some(counted("team/a&b", states)));
         let html = rendered_with(&overview, &fleet);
@@ -429,7 +430,7 @@ fn the_section_says_whose_clients_are_listed_and_how_many() {
             is_complete,
             has_more,
             total,
-            ..counted("authz", [250, 0, 0, 0, 0, 0])
+            ..counted("authz", [250, 0, 0, 0, 0, 0, 0])
         })
     };
     let none = || Some(Clients::default());
@@ -440,11 +441,11 @@ fn the_section_says_whose_clients_are_listed_and_how_many() {
         ),
         (section("", none()), "No client has asked for a bundle."),
         (
-            section("", Some(counted("authz", [0, 0, 0, 9, 0, 0]))),
+            section("", Some(counted("authz", [0, 0, 0, 0, 9, 0, 0]))),
             "No client is failing, behind or silent.",
         ),
         (
-            section("search=x", Some(counted("authz", [0, 0, 0, 9, 0, 0]))),
+            section("search=x", Some(counted("authz", [0, 0, 0, 0, 9, 0, 0]))),
             "No client matches the search.",
         ),
         (

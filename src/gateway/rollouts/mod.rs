@@ -1,0 +1,24 @@
+//! Staged roll-outs: one task reads and writes the plans of all bundles, counts their clients, and, on the replica
+//! that holds the lease, observes the steps. What it decides, it decides by [`crate::rollout`].
+//!
+//! | file | holds |
+//! |---|---|
+//! | `sync` | the task |
+//! | `known` | what is known of one bundle's roll-out |
+//! | `store` | where plans are: the shared state, or this replica alone |
+//! | `plan_file` | the plans on disk, for the time after a restart |
+//! | `clients` | counting clients |
+//! | `checks` | evaluating checks |
+
+mod checks;
+mod clients;
+mod known;
+mod plan_file;
+mod store;
+mod sync;
+
+pub(super) use self::{
+    plan_file::PlanFile,
+    store::PlanStore,
+    sync::{RolloutSync, SyncOptions},
+};
