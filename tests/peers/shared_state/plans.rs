@@ -429,12 +429,12 @@ async fn a_broken_plan_is_named_and_affects_no_other_one() {
         ),
     ] {
         engine.command(&command);
-        let read = read_all(&state, &["absent", "bad", "good"]).await;
+        let all = read_all(&state, &["absent", "bad", "good"]).await;
         let expected =
             format!("{reason}; delete the key {key:?}, which another program has changed");
         let good = PlanRead::Plan(plan(1, 0, "g"));
         assert_eq!(
-            read,
+            all,
             [PlanRead::Absent, PlanRead::Broken(expected.clone()), good]
         );
         for error in [
