@@ -28,6 +28,7 @@ use super::{
     request_body::RequestBody,
     response,
     response_body::ResponseBody,
+    rollout_api,
     service::{Answer, Service},
     status,
     webhook_api::{self, WebhookApi},
@@ -115,6 +116,9 @@ impl AdminApi {
                 false => webhook_api::method_not_allowed(),
             };
         }
+        if is_post && path.starts_with(rollout_api::PREFIX) {
+            return self.operate(Operation::Rollout, request, &peer).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return response::method_not_allowed();
         }
@@ -127,9 +131,13 @@ impl AdminApi {
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
             fleet_api::PATH => self.fleet.get(request.uri().query()).await,
+            "/rollouts" => rollout_api::list(&self.state.options.rollouts),
+            path if path.starts_with(rollout_api::PREFIX) => {
+                rollout_api::get(&self.state.options.rollouts, path)
+            }
             "/" => self.page(request.uri().query().unwrap_or_default()).await,
             _ => {
-                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /fleet, /refresh/NAME or /reload";
+                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /fleet, /rollouts, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
@@ -181,6 +189,7 @@ impl AdminApi {
 enum Operation {
     Refresh,
     Reload,
+    Rollout,
 }
 
 impl Operation {
@@ -200,8 +209,8 @@ impl AdminApi {
         request: Request<RequestBody>,
         peer: &Peer,
     ) -> Response<ResponseBody> {
-        let head = match self.access.admit(request, peer).await {
-            Ok(head) => head,
+        let (head, body) = match self.access.admit(request, peer).await {
+            Ok(admitted) => admitted,
             Err(refused) => return refused,
         };
         let context = &self.state.context;
@@ -211,6 +220,9 @@ impl AdminApi {
                 span.run(refresh_api::handle(&context.catalog, &head)).await
             }
             Operation::Reload => reload_api::handle(&self.state.options.reloads, &head).await,
+            Operation::Rollout => {
+                rollout_api::operate(&self.state.options.rollouts, &head, &body).await
+            }
         }
     }
 }
@@ -308,6 +320,7 @@ impl AdminState {
             withdrawn: handle.withdrawal().map(|withdrawal| withdrawal.reason),
             lost: self.withdrawn_version(handle),
             fallback: handle.fallback_status(),
+            rollout: self.options.rollouts.get(handle.name()),
         }
     }
 

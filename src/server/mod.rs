@@ -31,6 +31,7 @@
 //! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something, and which browsers may read |
 //! | `refresh_api` | checks of the registry on request |
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
+//! | `rollout_api`, `rollouts` | staged roll-outs as JSON, and what operators ask for |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
 //! | `report_limit` | how many status reports are read |
@@ -101,6 +102,8 @@ mod request_body;
 mod request_head;
 mod response;
 mod response_body;
+mod rollout_api;
+mod rollouts;
 mod service;
 mod socket;
 mod status;
@@ -126,6 +129,7 @@ pub use self::{
         LiveSettings, LongPoll, Options, ServerTls, Settings,
     },
     readiness::Readiness,
+    rollouts::{RolloutReply, RolloutRequest, RolloutRequests, RolloutStatus, Rollouts},
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
 };

@@ -30,6 +30,7 @@ fn bundle(name: &str, status: Status) -> BundleOverview {
         withdrawn: None,
         lost: None,
         fallback: None,
+        rollout: None,
     }
 }
 
