@@ -73,6 +73,11 @@ impl Progress {
         self.soaked += passed;
     }
 
+    /// Ends an observation: the time until the next one does not count.
+    pub fn interrupt(&mut self) {
+        self.last = None;
+    }
+
     /// Starts anew, after the engine has lost data.
     pub fn restart(&mut self) {
         *self = Self::default();
