@@ -279,6 +279,9 @@ impl RolloutSync {
     fn record_failure(&mut self) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.is_leader = false;
+        for known in self.known.values_mut() {
+            known.progress.interrupt();
+        }
         self.watch
             .record_failure(is_longer(Some(since), self.grace));
     }
@@ -519,6 +522,7 @@ impl RolloutSync {
         for (bundle, progress) in note {
             if let Some(known) = self.known.get_mut(&*bundle) {
                 known.progress = progress;
+                known.progress.interrupt();
             }
         }
     }
