@@ -236,7 +236,10 @@ impl RolloutSync {
     ) -> Result<Option<Plan>, SharedError> {
         let known = self.known.entry(Arc::clone(name)).or_default();
         let stored = match read {
-            PlanRead::Unchanged => return Ok(None),
+            PlanRead::Unchanged => {
+                known.broken = None;
+                return Ok(None);
+            }
             PlanRead::Absent => None,
             PlanRead::Plan(stored) => Some(stored),
             PlanRead::Broken(reason) => {
@@ -251,9 +254,13 @@ impl RolloutSync {
                 return Ok(None);
             }
         };
-        known.version = stored.as_ref().map(StoredPlan::version);
+        known.broken = None;
         match reconcile(known.plan(), read.as_ref()) {
-            Reconciled::Same => Ok(None),
+            Reconciled::Same => {
+                // Only now: what a failed restoration leaves in the store has to be read again.
+                known.version = stored.as_ref().map(StoredPlan::version);
+                Ok(None)
+            }
             Reconciled::Adopt => Ok(read),
             Reconciled::Restore => {
                 let Some(plan) = known.plan().map(restored) else {
@@ -267,7 +274,6 @@ impl RolloutSync {
                 );
                 match self.store.restore(name, &plan).await? {
                     PlanWrite::Written(stored) | PlanWrite::Superseded(Some(stored)) => {
-                        known.version = Some(stored.version());
                         Ok(decode(&stored).ok())
                     }
                     PlanWrite::Superseded(None) => Ok(None),
@@ -425,6 +431,13 @@ impl RolloutSync {
         version: crate::rollout::Version,
         strategy: &Arc<Strategy>,
     ) {
+        if self
+            .known
+            .get(bundle)
+            .is_some_and(|known| known.broken.is_some())
+        {
+            return;
+        }
         let mut plan = Plan::first(version, Strategy::clone(strategy), self.engine_now());
         plan.epoch = 1;
         if let Ok(PlanWrite::Written(stored)) = self.store.replace(bundle, &plan).await {
@@ -434,8 +447,6 @@ impl RolloutSync {
 
     /// Puts a plan in force that this replica has written.
     async fn adopt_written(&mut self, bundle: &Arc<str>, stored: &StoredPlan) {
-        let known = self.known.entry(Arc::clone(bundle)).or_default();
-        known.version = Some(stored.version());
         if let Ok(plan) = decode(stored) {
             self.adopt(vec![(Arc::clone(bundle), plan)]).await;
         }
@@ -449,6 +460,13 @@ impl RolloutSync {
     ) -> Result<Arc<ActivePlan>, Refused> {
         let plan = self.known.get(bundle).and_then(|known| known.plan.clone());
         let plan = plan.ok_or(Refused::Unchanged(Unchanged::NoEffect))?;
+        let broken = self
+            .known
+            .get(bundle)
+            .and_then(|known| known.broken.clone());
+        if let Some(reason) = broken {
+            return Err(Refused::Unreachable(reason));
+        }
         let after = self
             .next(bundle, &plan.plan, event)
             .map_err(Refused::Unchanged)?;
