@@ -65,7 +65,8 @@ pub struct FallbackStatus {
 pub struct View {
     own: watch::Receiver<State>,
     fallback: Option<watch::Receiver<State>>,
-    candidate: Option<watch::Receiver<State>>,
+    /// Boxed, because few bundles have one, and each held request keeps this.
+    candidate: Option<Box<watch::Receiver<State>>>,
 }
 
 /// The states of a [`View`] at one moment.
@@ -153,7 +154,7 @@ impl Handle {
     /// wakes the same requests.
     pub fn view_with(&self, candidate: Option<&Self>) -> View {
         View {
-            candidate: candidate.map(|candidate| candidate.state.clone()),
+            candidate: candidate.map(|candidate| Box::new(candidate.state.clone())),
             ..self.view()
         }
     }
