@@ -363,6 +363,7 @@
 //! | TUF metadata of a root | 16 MiB | – |
 //! | batch written to the shared state; message of its log; reply | 4 MiB; 64 KiB; 64 MiB in `shared.timeout` | –; –; – |
 //! | entries of the log of the shared state; time for which an unused log stays | about 1 024; 24 hours | – |
+//! | steps and checks of a strategy of roll-outs; its size in a plan | 16 each; 32 KiB | – |
 //! | spans that wait for their export; answer of the collector | 4 096; 64 KiB in 10 seconds | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |
 //! | passwords that are checked at a time; that wait; that wait of one address | 2; 128; 16 | – |
