@@ -226,6 +226,10 @@ impl Bundles {
     /// the versions that no longer have to be watched.
     fn set_rollout(&mut self, name: &str) -> Option<Staging> {
         let bundle = self.bundles.get_mut(name)?;
+        let is_staged = matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
+        for watched in [&bundle.shown].into_iter().chain(&bundle.successor) {
+            watched.handle.set_staged(is_staged);
+        }
         match &bundle.config.rollout {
             RolloutChoice::Strategy(strategy) => {
                 let watch = &self.plan_watch;
@@ -372,11 +376,15 @@ impl Bundles {
                         applied.fallbacks += 1;
                     }
                 }
-                Change::SetRollout { bundle, rollout } => {
-                    if let Some(bundle) = self.bundles.get_mut(bundle) {
+                Change::SetRollout {
+                    bundle: name,
+                    rollout,
+                } => {
+                    if let Some(bundle) = self.bundles.get_mut(name) {
                         bundle.config.rollout = rollout.clone();
                         applied.rollouts += 1;
                     }
+                    unstaged.extend(self.set_rollout(name));
                 }
                 Change::SetPatterns(patterns) => {
                     self.on_demand.set_patterns(patterns, &self.families);

@@ -73,6 +73,7 @@ pub(crate) fn pending(bundle: &str) -> (Publisher, Handle) {
         confirm_within: Duration::ZERO,
         metrics: Arc::new(metrics.bundle(&BundleScope::new(bundle.into()))),
         waiters: None,
+        is_staged: false,
     };
     let (publisher, handle, _requests) = Publisher::new(options);
     (publisher, handle)

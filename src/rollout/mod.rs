@@ -26,6 +26,8 @@
 
 mod check;
 mod cohort;
+#[cfg(test)]
+mod fixture;
 mod machine;
 mod metrics;
 mod plan;
@@ -36,8 +38,6 @@ mod reconcile;
 mod selection;
 mod strategy;
 mod tally;
-#[cfg(test)]
-mod tests;
 
 pub use self::{
     check::{Check, CheckState, NoData, Outcome, Sample},

@@ -214,3 +214,6 @@ impl ActivePlan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

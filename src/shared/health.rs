@@ -25,6 +25,9 @@ pub(super) enum Failure {
     Connection(SharedError),
     /// The engine answered, but not as it should.
     Reply(SharedError),
+    /// The engine did as it should, but another program has broken the plan of this call. It says
+    /// nothing about other calls.
+    Plan(SharedError),
 }
 
 /// The failures since the last successes.
@@ -75,6 +78,10 @@ impl Health {
         let mut state = self.lock();
         match failure {
             Failure::Skipped(_) => return,
+            Failure::Plan(_) => {
+                state.connection_fails = false;
+                *state.fails(access) = false;
+            }
             Failure::Connection(error) => {
                 state.connection_fails = true;
                 state.last_error = Some(error.clone());
@@ -142,7 +149,10 @@ impl Failure {
 
     pub(super) fn into_error(self) -> SharedError {
         match self {
-            Self::Skipped(error) | Self::Connection(error) | Self::Reply(error) => error,
+            Self::Skipped(error)
+            | Self::Connection(error)
+            | Self::Reply(error)
+            | Self::Plan(error) => error,
         }
     }
 }
@@ -157,6 +167,7 @@ mod tests {
         let health = Health::new("server".to_owned(), up.clone());
         let dead = || Failure::of_command(SharedError::unreachable("server", "closed"));
         let full = || Failure::of_command(SharedError::refused("server", "OOM"));
+        let broken = || Failure::Plan(SharedError::protocol("server", "a plan without content"));
         let skipped = || Failure::Skipped(SharedError::unreachable("server", "closed"));
         assert_eq!(up.get(), 0);
         let calls = [
@@ -182,6 +193,12 @@ mod tests {
             (Access::ReadPlans, Some(full()), 0),
             (Access::Read, None, 0),
             (Access::ReadPlans, None, 1),
+            // A broken plan is that of its own calls; the script has run.
+            (Access::Script, Some(broken()), 1),
+            (Access::Script, Some(full()), 0),
+            (Access::Script, Some(broken()), 1),
+            (Access::Script, Some(dead()), 0),
+            (Access::Script, Some(broken()), 1),
         ];
         for (index, (access, failure, expected)) in calls.into_iter().enumerate() {
             match failure {

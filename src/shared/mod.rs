@@ -23,6 +23,10 @@
 //! during a failover, the higher **rank** wins. A former primary whose connections are still open
 //! answers reads with old plans; the epoch shows it.
 //!
+//! A reader names the [version](PlanVersion) that it knows of each plan, and gets only the contents
+//! that have changed ([`SharedState::read_plans`]). A plan that another program has damaged is
+//! reported in its place and affects no other one.
+//!
 //! Changes of plans and of the lease are scripts, sent with their text, so that they need nothing
 //! that a new primary may lack. After an error, a change of a plan may have happened or not; see
 //! [`SharedState::replace_plan`].
@@ -47,7 +51,7 @@
 //! |---|---|---|
 //! | `{bundlegate}:record:KEY` | hash | [`Batch::ttl`] |
 //! | `{bundlegate}:log` | stream | a day without writes |
-//! | `{bundlegate}:plan:NAME` | hash: `epoch`, `rank`, `content` | – |
+//! | `{bundlegate}:plan:NAME` | hash: `epoch`, `rank`, `digest`, `content` | – |
 //! | `{bundlegate}:lead` | string: the holder | the time that the holder asks for |
 //! | `{bundlegate}:lead-note` | string | a day without a renewal of the lease |
 //!
@@ -86,6 +90,9 @@ pub use self::{
     error::SharedError,
     metrics::SharedMetrics,
     options::{Endpoint, Options, Servers},
-    plan::{Lease, MAX_EPOCH, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanWrite, PlansRead, StoredPlan},
+    plan::{
+        Lease, MAX_EPOCH, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanRead, PlanVersion, PlanWrite,
+        PlansRead, StoredPlan,
+    },
     state::SharedState,
 };

@@ -7,11 +7,18 @@ use redis::{FromRedisValue, Pipeline, ServerError, Value};
 use super::{
     commands::{Reply, milliseconds},
     error::SharedError,
-    plan::{Lease, MAX_EPOCH, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanWrite, StoredPlan, next_epoch},
+    plan::{
+        Lease, MAX_EPOCH, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanRead, PlanVersion, PlanWrite,
+        StoredPlan, digest, next_epoch,
+    },
 };
+use crate::telemetry::{SENTENCE_BYTES, cut};
 
-/// The most plans of one reply: with the largest content they are less than the largest reply.
-pub(super) const PLANS_PER_REPLY: usize = 512;
+/// The most versions of plans in one reply, which is some 200 KiB.
+pub(super) const VERSIONS_PER_REPLY: usize = 4096;
+/// The most contents of plans in one reply. With the largest ones it has 8 MiB, whose digests take a
+/// few ten milliseconds.
+pub(super) const CONTENTS_PER_REPLY: usize = 128;
 /// The time after which a note without a leader is removed.
 const NOTE_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -25,6 +32,13 @@ pub(super) struct PlanKeys {
     plan_prefix: String,
     lease: String,
     note: String,
+}
+
+/// The key of a plan, and the version that the caller knows.
+#[derive(Debug)]
+pub(super) struct PlanLookup {
+    pub(super) key: String,
+    pub(super) known: Option<PlanVersion>,
 }
 
 /// The key of a plan, and what is written there.
@@ -73,15 +87,25 @@ impl PlanKeys {
     }
 }
 
-/// Reads plans, and asks for the time.
-pub(super) fn read(keys: &[String]) -> Pipeline {
+/// Reads the versions of plans, and asks for the time.
+pub(super) fn read_versions(lookups: &[PlanLookup]) -> Pipeline {
+    let mut commands = Pipeline::new();
+    commands.ignore_errors();
+    for PlanLookup { key, .. } in lookups {
+        commands.cmd("HMGET").arg(key).arg(&["epoch", "digest"]);
+    }
+    commands.cmd("TIME");
+    commands
+}
+
+/// Reads plans with their contents.
+pub(super) fn read(keys: &[&str]) -> Pipeline {
     let mut commands = Pipeline::new();
     commands.ignore_errors();
     for key in keys {
-        let fields = ["epoch", "rank", "content"];
+        let fields = ["epoch", "rank", "digest", "content"];
         commands.cmd("HMGET").arg(key).arg(&fields);
     }
-    commands.cmd("TIME");
     commands
 }
 
@@ -100,6 +124,7 @@ impl PlanUpdate<'_> {
             .arg(self.epoch)
             .arg(next_epoch(self.epoch))
             .arg(self.rank)
+            .arg(&digest(self.rank, self.content))
             .arg(self.content);
         commands
     }
@@ -114,31 +139,41 @@ fn script(text: &str, keys: &[&str]) -> Pipeline {
 }
 
 impl Reply {
-    /// The reply to [`read`].
-    pub(super) fn plans(
+    /// The reply to [`read_versions`]; `None` for a plan whose content must be read.
+    pub(super) fn plan_versions(
         self,
-        keys: &[String],
-    ) -> Result<(Vec<Option<StoredPlan>>, Duration), SharedError> {
+        lookups: &[PlanLookup],
+    ) -> Result<(Vec<Option<PlanRead>>, Duration), SharedError> {
         let Self {
             mut values,
             run,
             server,
         } = self;
         let time = values.pop().unwrap_or(Value::Nil);
-        if values.len() != keys.len() {
-            let reason = "the number of replies is not that of the commands";
-            return Err(SharedError::protocol(&server, reason));
-        }
-        let plans = keys.iter().zip(values);
-        let plans = plans.map(|(key, value)| plan(&server, key, value));
-        let plans = plans.collect::<Result<_, _>>()?;
+        check_number(&server, values.len(), lookups.len())?;
+        let versions = lookups.iter().zip(values);
+        let versions = versions.map(|(lookup, value)| compare(lookup, value));
+        let versions = versions.collect();
         let values = vec![time];
         let time = Self {
             values,
             run,
             server,
         };
-        Ok((plans, time.time()?))
+        Ok((versions, time.time()?))
+    }
+
+    /// The reply to [`read`].
+    pub(super) fn plans(self, keys: &[&str]) -> Result<Vec<PlanRead>, SharedError> {
+        let Self { values, server, .. } = self;
+        check_number(&server, values.len(), keys.len())?;
+        let plans = keys.iter().zip(values);
+        let plans = plans.map(|(key, value)| match plan(key, value) {
+            Ok(Some(plan)) => PlanRead::Plan(plan),
+            Ok(None) => PlanRead::Absent,
+            Err(reason) => PlanRead::Broken(reason),
+        });
+        Ok(plans.collect())
     }
 
     /// The reply to [`PlanUpdate::replace`] and [`PlanUpdate::restore`].
@@ -150,7 +185,9 @@ impl Reply {
                 rank: update.rank,
                 content: update.content.to_vec(),
             })),
-            value => Ok(PlanWrite::Superseded(plan(&server, update.key, value)?)),
+            value => plan(update.key, value)
+                .map(PlanWrite::Superseded)
+                .map_err(|reason| SharedError::protocol(&server, &reason)),
         }
     }
 
@@ -163,11 +200,12 @@ impl Reply {
             Value::BulkString(note) if note.len() <= MAX_NOTE_BYTES => Ok(Lease::Taken(note)),
             Value::BulkString(note) => {
                 let reason = format!("a note of {} bytes", note.len());
-                Err(broken(&server, &reason, &[&keys.note]))
+                let reason = broken(&reason, &[&keys.note]);
+                Err(SharedError::protocol(&server, &reason))
             }
             Value::ServerError(_) => {
                 let keys = [&*keys.lease, &*keys.note];
-                Err(broken(&server, WRONG_TYPE, &keys))
+                Err(SharedError::protocol(&server, &broken(WRONG_TYPE, &keys)))
             }
             _ => Err(SharedError::protocol(&server, "no lease")),
         }
@@ -182,18 +220,37 @@ pub(super) fn is_wrong_type(error: &ServerError) -> bool {
     error.code() == CODE || error.details().is_some_and(in_script)
 }
 
-/// The plan of a reply to `HMGET`.
-fn plan(server: &str, key: &str, value: Value) -> Result<Option<StoredPlan>, SharedError> {
-    let broken = |reason: &str| broken(server, reason, &[key]);
-    if let Value::ServerError(_) = value {
-        return Err(broken(WRONG_TYPE));
+fn check_number(server: &str, replies: usize, commands: usize) -> Result<(), SharedError> {
+    if replies == commands {
+        return Ok(());
     }
-    type Field = Option<Vec<u8>>;
-    let fields = <(Field, Field, Field)>::from_redis_value(value);
-    let (epoch, rank, content) = match fields.map_err(|error| broken(&error.to_string()))? {
-        (None, None, None) => return Ok(None),
-        (epoch, rank, Some(content)) => (number(epoch), number(rank), content),
-        _ => return Err(broken("a plan without content")),
+    let reason = "the number of replies is not that of the commands";
+    Err(SharedError::protocol(server, reason))
+}
+
+type Field = Option<Vec<u8>>;
+
+/// What the version in a reply to `HMGET` tells of a plan; `None` if its content must be read.
+fn compare(lookup: &PlanLookup, value: Value) -> Option<PlanRead> {
+    match fields::<(Field, Field)>(&lookup.key, value) {
+        Ok((None, None)) => Some(PlanRead::Absent),
+        Ok((epoch, digest)) => lookup
+            .known
+            .filter(|known| number(epoch) == Some(known.epoch))
+            .filter(|known| digest.is_some_and(|digest| digest == known.digest))
+            .map(|_| PlanRead::Unchanged),
+        Err(reason) => Some(PlanRead::Broken(reason)),
+    }
+}
+
+/// The plan of a reply to `HMGET`, or what is wrong with the key.
+fn plan(key: &str, value: Value) -> Result<Option<StoredPlan>, String> {
+    let broken = |reason: &str| broken(reason, &[key]);
+    let fields = fields::<(Field, Field, Field, Field)>(key, value)?;
+    let (epoch, rank, stored, content) = match fields {
+        (None, None, None, None) => return Ok(None),
+        (epoch, rank, stored, Some(content)) => (number(epoch), number(rank), stored, content),
+        (_, _, _, None) => return Err(broken("a plan without content")),
     };
     let Some(epoch) = epoch.filter(|epoch| (1..=MAX_EPOCH).contains(epoch)) else {
         return Err(broken("a plan without an epoch"));
@@ -205,11 +262,22 @@ fn plan(server: &str, key: &str, value: Value) -> Result<Option<StoredPlan>, Sha
         let reason = format!("a plan of {} bytes", content.len());
         return Err(broken(&reason));
     }
+    if stored.is_none_or(|stored| stored != digest(rank, &content)) {
+        return Err(broken("a plan without its digest"));
+    }
     Ok(Some(StoredPlan {
         epoch,
         rank,
         content,
     }))
+}
+
+/// The fields of a reply to `HMGET`.
+fn fields<T: FromRedisValue>(key: &str, value: Value) -> Result<T, String> {
+    match value {
+        Value::ServerError(_) => Err(broken(WRONG_TYPE, &[key])),
+        value => T::from_redis_value(value).map_err(|error| broken(&error.to_string(), &[key])),
+    }
 }
 
 /// A number as it is written here. The scripts compare it as text.
@@ -220,15 +288,15 @@ fn number(field: Option<Vec<u8>>) -> Option<u64> {
         .filter(|number: &u64| number.to_string() == text)
 }
 
-/// The error for a key that another program has changed, which is one of `keys`.
-fn broken(server: &str, reason: &str, keys: &[&str]) -> SharedError {
+/// What is wrong with a key that another program has changed, which is one of `keys`.
+fn broken(reason: &str, keys: &[&str]) -> String {
     let keys: Vec<_> = keys.iter().map(|key| format!("{key:?}")).collect();
     // The reason first: a long key is cut.
     let reason = format!(
         "{reason}; delete the key {}, which another program has changed",
         keys.join(" or ")
     );
-    SharedError::protocol(server, &reason)
+    cut(&reason, SENTENCE_BYTES).into_owned()
 }
 
 const WRONG_TYPE: &str = "a key with another type";
@@ -251,8 +319,11 @@ mod tests {
         Value::BulkString(text.into())
     }
 
+    /// The reply for a plan with the digest of `rank`, or of another one if it is not valid.
     fn fields(epoch: &str, rank: &str, content: &str) -> Value {
-        Value::Array(vec![text(epoch), text(rank), text(content)])
+        let digest = digest(rank.parse().unwrap_or(0), content.as_bytes());
+        let digest = Value::BulkString(digest.to_vec());
+        Value::Array(vec![text(epoch), text(rank), digest, text(content)])
     }
 
     fn time() -> Value {
@@ -260,36 +331,43 @@ mod tests {
     }
 
     /// The reply to the read of one plan.
-    fn read(value: Value) -> Result<Option<StoredPlan>, SharedError> {
-        let (mut plans, time) = reply(vec![value, time()]).plans(&["{b}:plan:a".to_owned()])?;
-        assert_eq!(time, Duration::new(7, 5000));
-        Ok(plans.remove(0))
+    fn read(value: Value) -> PlanRead {
+        reply(vec![value]).plans(&[KEY]).unwrap().remove(0)
     }
 
+    const KEY: &str = "{b}:plan:a";
+
     #[test]
-    fn a_plan_is_three_fields() {
+    fn a_plan_is_four_fields() {
         let highest = MAX_EPOCH.to_string();
         let largest = "x".repeat(MAX_PLAN_BYTES);
-        let absent = Value::Array(vec![Value::Nil, Value::Nil, Value::Nil]);
-        assert_eq!(read(absent), Ok(None));
+        assert_eq!(read(Value::Array(vec![Value::Nil; 4])), PlanRead::Absent);
         for (epoch, rank, content) in [("1", "0", ""), (&highest, "255", &largest)] {
             let expected = StoredPlan {
                 epoch: epoch.parse().unwrap(),
                 rank: rank.parse().unwrap(),
                 content: content.into(),
             };
-            assert_eq!(read(fields(epoch, rank, content)), Ok(Some(expected)));
+            assert_eq!(read(fields(epoch, rank, content)), PlanRead::Plan(expected));
         }
     }
 
     #[test]
-    fn a_broken_plan_is_an_error_with_its_key() {
+    fn a_broken_plan_is_reported_with_its_key() {
         let above = (MAX_EPOCH + 1).to_string();
         let large = "x".repeat(MAX_PLAN_BYTES + 1);
-        let [epoch, rank] =
-            ["without an epoch", "without a rank"].map(|what| format!("a plan {what}"));
-        let incomplete = Value::Array(vec![text("1"), text("1"), Value::Nil]);
-        let no_epoch = Value::Array(vec![Value::Nil, text("1"), text("c")]);
+        let [epoch, rank, digest] =
+            ["an epoch", "a rank", "its digest"].map(|what| format!("a plan without {what}"));
+        let content = "a plan without content";
+        // A good plan without one of its fields, and with one of another plan.
+        let with = |index: usize, field: Value| {
+            let Value::Array(mut values) = fields("1", "1", "c") else {
+                unreachable!()
+            };
+            values[index] = field;
+            Value::Array(values)
+        };
+        let without = |index| with(index, Value::Nil);
         for (value, reason) in [
             (fields("0", "1", "c"), &*epoch),
             (fields("01", "1", "c"), &epoch),
@@ -297,30 +375,81 @@ mod tests {
             (fields("1.0", "1", "c"), &epoch),
             (fields("inf", "1", "c"), &epoch),
             (fields(&above, "1", "c"), &epoch),
-            (no_epoch, &epoch),
+            (without(0), &epoch),
             (fields("1", "256", "c"), &rank),
             (fields("1", "-1", "c"), &rank),
             (fields("1", "", "c"), &rank),
-            (incomplete, "a plan without content"),
+            (without(1), &rank),
+            (with(1, text("2")), &digest),
+            (without(2), &digest),
+            (with(2, text("")), &digest),
+            (without(3), content),
+            (with(3, text("d")), &digest),
             (fields("1", "1", &large), "a plan of 65537 bytes"),
         ] {
-            let error = read(value).unwrap_err().to_string();
-            let expected = format!(
-                "server answered unexpectedly: {reason}; delete the key \"{{b}}:plan:a\", \
-                 which another program has changed"
-            );
-            assert_eq!(error, expected);
+            let expected =
+                format!("{reason}; delete the key {KEY:?}, which another program has changed");
+            assert_eq!(read(value), PlanRead::Broken(expected));
         }
         for value in [Value::Nil, Value::Int(1), Value::Array(vec![])] {
-            let error = read(value.clone()).unwrap_err().to_string();
-            assert!(error.contains(r#""{b}:plan:a""#), "{value:?}: {error}");
+            let PlanRead::Broken(text) = read(value.clone()) else {
+                panic!("{value:?}")
+            };
+            assert!(text.contains(&format!("{KEY:?}")), "{value:?}: {text}");
         }
-        for values in [vec![], vec![time()], vec![fields("1", "1", "c"); 3]] {
-            let result = reply(values.clone()).plans(&["{b}:plan:a".to_owned()]);
-            assert!(
-                matches!(result, Err(SharedError::Protocol { .. })),
-                "{values:?}"
-            );
+    }
+
+    /// The content is read only where the version does not suffice.
+    #[test]
+    fn a_version_tells_whether_a_plan_is_absent_or_unchanged() {
+        let known = PlanVersion {
+            epoch: 7,
+            digest: [b'd'; 16],
+        };
+        let (version, digest) = (
+            |epoch, digest| Value::Array(vec![epoch, digest]),
+            "d".repeat(16),
+        );
+        let unchanged = version(text("7"), text(&digest));
+        let absent = version(Value::Nil, Value::Nil);
+        for (known, value, expected) in [
+            (Some(known), unchanged.clone(), Some(PlanRead::Unchanged)),
+            (None, unchanged, None),
+            (Some(known), version(text("8"), text(&digest)), None),
+            (Some(known), version(text("6"), text(&digest)), None),
+            (Some(known), version(text("07"), text(&digest)), None),
+            (Some(known), version(text("7"), text("other")), None),
+            (Some(known), version(Value::Nil, text(&digest)), None),
+            (Some(known), version(text("7"), Value::Nil), None),
+            (Some(known), absent.clone(), Some(PlanRead::Absent)),
+            (None, absent, Some(PlanRead::Absent)),
+        ] {
+            let text = format!("{value:?}");
+            let key = KEY.to_owned();
+            let result = reply(vec![value, time()]).plan_versions(&[PlanLookup { key, known }]);
+            let time = Duration::new(7, 5000);
+            assert_eq!(result, Ok((vec![expected], time)), "{known:?}, {text}");
+        }
+    }
+
+    #[test]
+    fn replies_that_do_not_match_their_commands_are_an_error() {
+        let absent = || Value::Array(vec![Value::Nil; 2]);
+        for values in [
+            vec![],
+            vec![time()],
+            vec![absent()],
+            vec![absent(), absent()],
+            vec![absent(), absent(), time()],
+        ] {
+            let (key, known) = (KEY.to_owned(), None);
+            let result = reply(values.clone()).plan_versions(&[PlanLookup { key, known }]);
+            let is_protocol = matches!(result, Err(SharedError::Protocol { .. }));
+            assert!(is_protocol, "{values:?}");
+        }
+        for number in [0, 2] {
+            let result = reply(vec![fields("1", "1", "c"); number]).plans(&[KEY]);
+            assert!(matches!(result, Err(SharedError::Protocol { .. })));
         }
     }
 
@@ -328,7 +457,7 @@ mod tests {
     fn a_written_plan_has_the_next_epoch() {
         let write = |epoch, value| {
             let update = PlanUpdate {
-                key: "{b}:plan:a",
+                key: KEY,
                 epoch,
                 rank: 3,
                 content: b"new",
@@ -356,7 +485,7 @@ mod tests {
         let superseded = Ok(PlanWrite::Superseded(Some(stands)));
         assert_eq!(write(7, fields("9", "1", "old")), superseded);
         let error = write(7, fields("nine", "1", "old")).unwrap_err();
-        assert!(error.to_string().contains("{b}:plan:a"), "{error}");
+        assert!(error.to_string().contains(KEY), "{error}");
     }
 
     #[test]

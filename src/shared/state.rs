@@ -19,8 +19,14 @@ use super::{
     health::{Access, Failure, Health},
     metrics::SharedMetrics,
     options::Options,
-    plan::{Lease, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanWrite, PlansRead, StoredPlan},
-    plan_commands::{self, LeaseRequest, PLANS_PER_REPLY, PlanKeys, PlanUpdate},
+    plan::{
+        Lease, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanRead, PlanVersion, PlanWrite, PlansRead,
+        StoredPlan,
+    },
+    plan_commands::{
+        self, CONTENTS_PER_REPLY, LeaseRequest, PlanKeys, PlanLookup, PlanUpdate,
+        VERSIONS_PER_REPLY,
+    },
 };
 
 /// The state that replicas share. Cheap to clone; the clones use one connection.
@@ -173,31 +179,72 @@ impl SharedState {
         .await
     }
 
-    /// The plans of these names in their order, and the clock of the engine. Every plan is read after
-    /// the call began. They are read in parts of 512, each a reply of at most 64 MiB, and all parts
-    /// within [`Options::timeout`]: 5 000 plans of 4 KiB take some 0.1 s, in which other calls wait for
-    /// the current part.
+    /// Reads plans by their names. Of a plan whose version the caller knows, the content is read only
+    /// if the plan has another version now.
+    ///
+    /// Every plan is read after the call began. Its epoch, rank and content belong together; between
+    /// two plans there is no such relation. The versions of 4 096 plans are one reply, then the
+    /// contents of 128 changed ones, all within [`Options::timeout`]; other calls wait for the current
+    /// reply only. A reply has at most 64 MiB, which a plan of this module never exceeds.
+    ///
+    /// A broken plan is reported as such at each call until it is repaired, and is no error. A content
+    /// that another program has changed without the digest is noticed only by callers that read it.
     ///
     /// # Errors
-    /// See [`SharedError`]; `Protocol`, with the key, if one of the plans is not as this module writes
-    /// it. No plan is returned then.
-    pub async fn read_plans(&self, names: &[&str]) -> Result<PlansRead, SharedError> {
-        let names = names.iter();
-        let keys: Vec<_> = names.map(|name| self.0.plan_keys.plan(name)).collect();
+    /// See [`SharedError`].
+    pub async fn read_plans(
+        &self,
+        plans: &[(&str, Option<PlanVersion>)],
+    ) -> Result<PlansRead, SharedError> {
+        let lookups = plans.iter().map(|(name, known)| PlanLookup {
+            key: self.0.plan_keys.plan(name),
+            known: *known,
+        });
+        let lookups: Vec<_> = lookups.collect();
         self.call(Operation::ReadPlans, async {
-            let (mut plans, mut rest) = (Vec::with_capacity(keys.len()), &*keys);
-            loop {
-                let part;
-                (part, rest) = rest.split_at(rest.len().min(PLANS_PER_REPLY));
-                let replies = self.query(&plan_commands::read(part)).await?;
-                let (read, engine_time) = reply(replies.plans(part))?;
-                plans.extend(read);
-                if rest.is_empty() {
-                    return Ok(PlansRead { plans, engine_time });
-                }
-            }
+            let (mut reads, engine_time) = self.plan_versions(&lookups).await?;
+            self.read_changed(&lookups, &mut reads).await?;
+            let plans = reads.into_iter().flatten().collect();
+            Ok(PlansRead { plans, engine_time })
         })
         .await
+    }
+
+    /// Compares the versions of plans; `None` for those whose content must be read.
+    async fn plan_versions(
+        &self,
+        lookups: &[PlanLookup],
+    ) -> Result<(Vec<Option<PlanRead>>, Duration), Failure> {
+        let (mut reads, mut rest) = (Vec::with_capacity(lookups.len()), lookups);
+        loop {
+            let part;
+            (part, rest) = rest.split_at(rest.len().min(VERSIONS_PER_REPLY));
+            let replies = self.query(&plan_commands::read_versions(part)).await?;
+            let (versions, engine_time) = reply(replies.plan_versions(part))?;
+            reads.extend(versions);
+            if rest.is_empty() {
+                return Ok((reads, engine_time));
+            }
+        }
+    }
+
+    /// Reads the plans that have no result yet.
+    async fn read_changed(
+        &self,
+        lookups: &[PlanLookup],
+        reads: &mut [Option<PlanRead>],
+    ) -> Result<(), Failure> {
+        let changed = lookups.iter().zip(reads);
+        let mut changed: Vec<_> = changed.filter(|(_, read)| read.is_none()).collect();
+        for part in changed.chunks_mut(CONTENTS_PER_REPLY) {
+            let keys: Vec<_> = part.iter().map(|(lookup, _)| &*lookup.key).collect();
+            let replies = self.query(&plan_commands::read(&keys)).await?;
+            let plans = reply(replies.plans(&keys))?;
+            for ((_, read), plan) in part.iter_mut().zip(plans) {
+                **read = Some(plan);
+            }
+        }
+        Ok(())
     }
 
     /// Replaces a plan if its epoch is still `expected`, which is 0 for a plan that does not exist.
@@ -262,7 +309,8 @@ impl SharedState {
         SharedError::check_size("a plan", update.content.len(), MAX_PLAN_BYTES)?;
         let commands = commands(update);
         self.call(operation, async {
-            reply(self.query(&commands).await?.plan_write(update))
+            let written = self.query(&commands).await?.plan_write(update);
+            written.map_err(Failure::Plan)
         })
         .await
     }

@@ -24,7 +24,7 @@ use crate::{
     oci::Digest,
     publish::{
         CheckEnd, Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist,
-        Publisher, PublisherOptions, Snapshot, VerdictStatus, Wanted,
+        Publisher, PublisherOptions, Snapshot, StableVersion, VerdictStatus, Wanted,
     },
     registry::{SourceChange, SourceWatch},
     telemetry,
@@ -82,8 +82,8 @@ pub struct Watcher {
     held_until: Option<Instant>,
     /// When the last early check was due.
     early_check: Option<Instant>,
-    /// The version that counts as served, where versions are rolled out in steps.
-    stable: watch::Receiver<Option<Arc<Snapshot>>>,
+    /// The version that counts as served.
+    stable: watch::Receiver<StableVersion>,
     /// A version to begin with.
     first_version: Option<Arc<Snapshot>>,
     /// Why a check is wanted.
@@ -119,6 +119,7 @@ impl Watcher {
             confirm_within: options.confirm_within,
             metrics: Arc::clone(&pipeline.metrics.publisher),
             waiters: siblings.waiters,
+            is_staged: options.is_staged,
         });
         let watcher = Self {
             hints: Hints::default(),
@@ -449,7 +450,7 @@ impl Watcher {
 
     /// Whether versions are rolled out in steps.
     pub(super) fn is_staged(&self) -> bool {
-        self.options.is_staged
+        !matches!(*self.stable.borrow(), StableVersion::Published)
     }
 
     fn suspend(&mut self) {
@@ -628,13 +629,13 @@ fn millis(duration: Duration) -> f64 {
 }
 
 /// Waits for another version that counts as served. Cancel-safe.
-async fn next_stable(stable: &mut watch::Receiver<Option<Arc<Snapshot>>>) -> Arc<Snapshot> {
+async fn next_stable(stable: &mut watch::Receiver<StableVersion>) -> Arc<Snapshot> {
     loop {
         if stable.changed().await.is_err() {
             // Every handle is gone, so nothing can change.
             return std::future::pending().await;
         }
-        if let Some(snapshot) = stable.borrow_and_update().clone() {
+        if let StableVersion::Version(snapshot) = stable.borrow_and_update().clone() {
             return snapshot;
         }
     }

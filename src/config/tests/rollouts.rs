@@ -125,6 +125,40 @@ fn every_key_of_a_strategy_is_read() {
     assert_eq!((two.every, two.failures), (secs(60), 1));
 }
 
+/// The lines of a key that the example has in comments.
+fn commented(key: &str) -> String {
+    let first = format!("# {key}:");
+    let lines = EXAMPLE.lines().skip_while(|line| **line != first);
+    let lines = lines.map_while(|line| line.strip_prefix("# "));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+#[test]
+fn the_comments_of_the_example_are_a_configuration() {
+    let folder = trust::folder();
+    folder.write("prometheus.token", "s3cret\n");
+    folder.write(
+        "prometheus-ca.pem",
+        &std::fs::read_to_string(folder.0.path().join("ca.pem")).unwrap(),
+    );
+    let bundle = BUNDLE.replace("prometheus: { url: 'http://p' }\n", "");
+    let text = [bundle, commented("rollouts"), commented("prometheus")].concat();
+    let config = folder.with(&text).unwrap();
+    let RolloutChoice::Strategy(followed) = &config.bundles[0].rollout else {
+        panic!("no strategy")
+    };
+    assert_eq!((followed.steps.len(), followed.checks.len()), (4, 1));
+    assert_eq!(config.prometheus.unwrap().timeout, secs(10));
+    // What it shows of the keys of a strategy are the defaults.
+    let least = strategy("{ steps: [{ percent: 1, soak: 6m }] }");
+    let shown = Strategy {
+        steps: least.steps.clone(),
+        checks: Vec::new(),
+        ..Strategy::clone(followed)
+    };
+    assert_eq!(shown, least);
+}
+
 #[test]
 fn a_bundle_follows_a_strategy_none_or_nothing() {
     let folder = trust::folder();

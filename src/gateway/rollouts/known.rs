@@ -12,6 +12,7 @@ use crate::{
         ActivePlan, Event, LocalHalt, Newest, Phase, Plan, Progress, Staged, Tally, Version,
     },
     server::Entry,
+    shared::PlanVersion,
 };
 
 /// What is known of one bundle's roll-out.
@@ -19,12 +20,19 @@ use crate::{
 pub(super) struct Known {
     /// The plan in force, or about to be.
     pub(super) plan: Option<Arc<ActivePlan>>,
+    /// The plan in the store when it was last read.
+    pub(super) version: Option<PlanVersion>,
+    /// Why the plan in the store can't be read.
+    broken: Option<String>,
     pub(super) progress: Progress,
     pub(super) tally: Tally,
     /// The newest version of the plan that this replica has seen the reference name.
     seen: Option<Digest>,
     /// What the reference names, since when, and since when under this plan.
     named: Option<(Digest, Instant)>,
+    /// Why this replica has halted the roll-out of a generation by itself; the plan is changed by that as soon
+    /// as the engine answers.
+    pub(super) halt: Option<(u64, Event)>,
     /// The generation at which the reference was last checked because of the plan.
     pub(super) hinted: u64,
 }
@@ -32,6 +40,14 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref().map(|active| &active.plan)
+    }
+
+    /// Records that the plan in the store can't be read; the one that is known stays.
+    pub(super) fn set_broken(&mut self, bundle: &str, reason: &str) {
+        if self.broken.as_deref() != Some(reason) {
+            tracing::error!(bundle, "the plan of the roll-out is ignored: {reason}");
+            self.broken = Some(reason.to_owned());
+        }
     }
 
     /// Takes a plan.
@@ -85,6 +101,44 @@ impl Known {
             return Some(Event::Withdrawn(withdrawal.reason.to_string()));
         }
         distrust(entry.handle()).map(Event::StableLost)
+    }
+
+    /// Halts the roll-out on this replica. Returns whether it was not halted before.
+    pub(super) fn halt(&mut self, halt: &LocalHalt, event: Event) -> bool {
+        let Some(generation) = self.plan().map(|plan| plan.generation) else {
+            return false;
+        };
+        let is_new = halt.set(generation);
+        if is_new {
+            self.halt = Some((generation, event));
+        }
+        is_new
+    }
+
+    /// Why this replica has halted the roll-out, while the plan does not say so.
+    pub(super) fn halt_event(&self) -> Option<Event> {
+        let plan = self.plan().filter(|plan| plan.phase.is_live())?;
+        let (generation, event) = self.halt.as_ref()?;
+        (*generation == plan.generation).then(|| event.clone())
+    }
+
+    /// Continues a halt of the same candidate, after the plan was restored.
+    pub(super) fn continue_halt(&mut self, before: &Plan, halt: &LocalHalt) {
+        let Some((generation, candidate)) = self
+            .plan()
+            .map(|plan| (plan.generation, plan.candidate.clone()))
+        else {
+            return;
+        };
+        if generation != before.generation
+            && candidate == before.candidate
+            && before.phase.is_live()
+            && halt.is_set(before.generation)
+            && let Some((of, _)) = &mut self.halt
+        {
+            *of = generation;
+            halt.set(generation);
+        }
     }
 
     /// Whether this replica has halted the roll-out by itself.

@@ -8,7 +8,9 @@ use std::{
 
 use crate::{
     rollout::Plan,
-    shared::{Lease, PlanWrite, PlansRead, SharedError, SharedState, StoredPlan},
+    shared::{
+        Lease, PlanRead, PlanVersion, PlanWrite, PlansRead, SharedError, SharedState, StoredPlan,
+    },
     telemetry::now_millis,
 };
 
@@ -37,21 +39,25 @@ impl PlanStore {
         Self::Local(Mutex::new(plans.collect()))
     }
 
-    /// The plans of these bundles, and the clock by which they are timed.
-    pub(super) async fn read(&self, bundles: &[&str]) -> Result<PlansRead, SharedError> {
-        match self {
-            Self::Engine(shared) => shared.read_plans(bundles).await,
-            Self::Local(plans) => {
-                let plans = plans.lock().unwrap_or_else(PoisonError::into_inner);
-                Ok(PlansRead {
-                    plans: bundles
-                        .iter()
-                        .map(|name| plans.get(*name).cloned())
-                        .collect(),
-                    engine_time: Duration::from_millis(now_millis()),
-                })
-            }
-        }
+    /// The plans of these bundles, each with the version that the caller knows, and the clock by which they are
+    /// timed.
+    pub(super) async fn read(
+        &self,
+        bundles: &[(&str, Option<PlanVersion>)],
+    ) -> Result<PlansRead, SharedError> {
+        let plans = match self {
+            Self::Engine(shared) => return shared.read_plans(bundles).await,
+            Self::Local(plans) => plans.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        let read = |(name, known): &(&str, Option<PlanVersion>)| match plans.get(*name) {
+            None => PlanRead::Absent,
+            Some(plan) if *known == Some(plan.version()) => PlanRead::Unchanged,
+            Some(plan) => PlanRead::Plan(plan.clone()),
+        };
+        Ok(PlansRead {
+            plans: bundles.iter().map(read).collect(),
+            engine_time: Duration::from_millis(now_millis()),
+        })
     }
 
     /// Replaces a plan whose epoch is the one before that of `plan`.

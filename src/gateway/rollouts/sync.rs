@@ -32,7 +32,7 @@ use crate::{
     server::{
         Catalog, Entry, RolloutReply, RolloutRequest, RolloutRequests, RolloutStatus, Rollouts,
     },
-    shared::{Lease, PlanWrite, SharedError, StoredPlan},
+    shared::{Lease, PlanRead, PlanWrite, SharedError, StoredPlan},
     telemetry::now_millis,
 };
 
@@ -192,8 +192,16 @@ impl RolloutSync {
                 .then(|| Arc::<str>::from(entry.name()))
         });
         self.known.retain(|name, _| names.contains(name));
-        let texts: Vec<&str> = names.iter().map(|name| &**name).collect();
-        let read = match self.store.read(&texts).await {
+        let wanted: Vec<_> = names
+            .iter()
+            .map(|name| {
+                (
+                    &**name,
+                    self.known.get(name).and_then(|known| known.version),
+                )
+            })
+            .collect();
+        let read = match self.store.read(&wanted).await {
             Ok(read) => read,
             Err(_) => {
                 self.record_failure();
@@ -224,21 +232,26 @@ impl RolloutSync {
     async fn reconcile(
         &mut self,
         name: &Arc<str>,
-        stored: Option<StoredPlan>,
+        read: PlanRead,
     ) -> Result<Option<Plan>, SharedError> {
         let known = self.known.entry(Arc::clone(name)).or_default();
-        let is_known =
-            |stored: &StoredPlan| known.plan().is_some_and(|plan| plan.epoch == stored.epoch);
-        // Most readings find the same epoch; the content is compared only then.
-        let read = match stored.as_ref().map(decode).transpose() {
-            Ok(read) => read,
-            Err(error) => {
-                if !stored.as_ref().is_some_and(is_known) {
-                    tracing::error!(bundle = &**name, %error, "the plan of the roll-out is ignored");
-                }
+        let stored = match read {
+            PlanRead::Unchanged => return Ok(None),
+            PlanRead::Absent => None,
+            PlanRead::Plan(stored) => Some(stored),
+            PlanRead::Broken(reason) => {
+                known.set_broken(name, &reason);
                 return Ok(None);
             }
         };
+        let read = match stored.as_ref().map(decode).transpose() {
+            Ok(read) => read,
+            Err(error) => {
+                known.set_broken(name, &error.to_string());
+                return Ok(None);
+            }
+        };
+        known.version = stored.as_ref().map(StoredPlan::version);
         match reconcile(known.plan(), read.as_ref()) {
             Reconciled::Same => Ok(None),
             Reconciled::Adopt => Ok(read),
@@ -254,6 +267,7 @@ impl RolloutSync {
                 );
                 match self.store.restore(name, &plan).await? {
                     PlanWrite::Written(stored) | PlanWrite::Superseded(Some(stored)) => {
+                        known.version = Some(stored.version());
                         Ok(decode(&stored).ok())
                     }
                     PlanWrite::Superseded(None) => Ok(None),
@@ -265,6 +279,9 @@ impl RolloutSync {
     fn record_failure(&mut self) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.is_leader = false;
+        for known in self.known.values_mut() {
+            known.progress.interrupt();
+        }
         self.watch
             .record_failure(is_longer(Some(since), self.grace));
     }
@@ -286,18 +303,18 @@ impl RolloutSync {
             known.set_plan(Arc::new(ActivePlan::new(plan)));
             // Updated below.
         }
-        let plans = self.known.iter();
-        let plans =
-            plans.filter_map(|(bundle, known)| Some((bundle.to_string(), known.plan()?.clone())));
-        self.file.write(plans.collect()).await;
         let entries = self.staged();
+        self.file.write(self.plans_to_keep(&entries)).await;
         for (bundle, _, staged) in entries {
-            let Some(plan) = self.known.get(&bundle).and_then(|known| known.plan.clone()) else {
+            let Some(known) = self.known.get_mut(&bundle) else {
                 continue;
             };
             let shown = staged.plan.as_ref().map(|shown| &shown.plan);
-            if shown == Some(&plan.plan) {
+            let Some(plan) = known.plan.clone().filter(|plan| shown != Some(&plan.plan)) else {
                 continue;
+            };
+            if let Some(shown) = shown {
+                known.continue_halt(shown, &staged.halt);
             }
             log_transition(&bundle, shown, &plan.plan);
             let (done, in_force) = oneshot::channel();
@@ -311,6 +328,19 @@ impl RolloutSync {
                 let _ = in_force.await;
             }
         }
+    }
+
+    /// The plans that outlive a restart: also those of bundles whose `rollout` was removed.
+    fn plans_to_keep(&self, entries: &[(Arc<str>, Arc<Entry>, Staged)]) -> Vec<(String, Plan)> {
+        let plan_of = |bundle: &Arc<str>, staged: &Staged| {
+            let known = self.known.get(bundle).and_then(|known| known.plan.clone());
+            known.or_else(|| staged.plan.clone())
+        };
+        let plans = entries.iter().filter_map(|(bundle, _, staged)| {
+            let plan = plan_of(bundle, staged)?;
+            Some((bundle.to_string(), plan.plan.clone()))
+        });
+        plans.collect()
     }
 
     /// Counts the clients of live roll-outs.
@@ -338,14 +368,17 @@ impl RolloutSync {
 
     /// Rule R5: a replica that counts too many failures halts at once; the engine learns of it when it can.
     fn halt_locally(&mut self, bundle: &Arc<str>, entry: &Entry, staged: &Staged) {
-        let Some(known) = self.known.get(bundle) else {
+        let Some(known) = self.known.get_mut(bundle) else {
             return;
         };
-        let Some(plan) = known.plan() else {
-            return;
-        };
-        if too_many_failures(plan, &known.tally).is_some() && staged.halt.set(plan.generation) {
-            let failed = known.tally.failed;
+        let tally = known.tally;
+        let event = known
+            .plan()
+            .and_then(|plan| too_many_failures(plan, &tally));
+        if let Some(event) = event
+            && known.halt(&staged.halt, event)
+        {
+            let failed = tally.failed;
             tracing::warn!(
                 bundle = &**bundle,
                 failed,
@@ -373,8 +406,8 @@ impl RolloutSync {
             .as_ref()
             .is_none_or(|newest| newest.version.manifest != plan.newest().manifest);
         let generation = plan.generation;
-        let failures = too_many_failures(plan, &known.tally);
-        let event = failures.or_else(|| known.trust_event(entry, staged));
+        let halt = known.halt_event();
+        let event = halt.or_else(|| known.trust_event(entry, staged));
         let event = event.or_else(|| proposal(plan, newest.as_ref()?, &strategy, is_leader));
         if is_behind && known.hinted != generation {
             known.hinted = generation;
@@ -394,9 +427,16 @@ impl RolloutSync {
     ) {
         let mut plan = Plan::first(version, Strategy::clone(strategy), self.engine_now());
         plan.epoch = 1;
-        if let Ok(PlanWrite::Written(stored)) = self.store.replace(bundle, &plan).await
-            && let Ok(plan) = decode(&stored)
-        {
+        if let Ok(PlanWrite::Written(stored)) = self.store.replace(bundle, &plan).await {
+            self.adopt_written(bundle, &stored).await;
+        }
+    }
+
+    /// Puts a plan in force that this replica has written.
+    async fn adopt_written(&mut self, bundle: &Arc<str>, stored: &StoredPlan) {
+        let known = self.known.entry(Arc::clone(bundle)).or_default();
+        known.version = Some(stored.version());
+        if let Ok(plan) = decode(stored) {
             self.adopt(vec![(Arc::clone(bundle), plan)]).await;
         }
     }
@@ -414,11 +454,10 @@ impl RolloutSync {
             .map_err(Refused::Unchanged)?;
         match self.store.replace(bundle, &after).await {
             Ok(PlanWrite::Written(stored)) => {
-                let plan = decode(&stored).map_err(|_| Refused::Superseded)?;
-                if let Some(transition) = plan.history.last() {
+                if let Some(transition) = after.history.last() {
                     self.metrics.count_transition(bundle, transition);
                 }
-                self.adopt(vec![(Arc::clone(bundle), plan)]).await;
+                self.adopt_written(bundle, &stored).await;
                 let known = self.known.get(bundle).and_then(|known| known.plan.clone());
                 known.ok_or(Refused::Superseded)
             }
@@ -483,6 +522,7 @@ impl RolloutSync {
         for (bundle, progress) in note {
             if let Some(known) = self.known.get_mut(&*bundle) {
                 known.progress = progress;
+                known.progress.interrupt();
             }
         }
     }
@@ -565,7 +605,9 @@ impl RolloutSync {
             Refused::Unreachable(_)
                 if request.operation == Operation::Abort && plan.plan.phase.is_live() =>
             {
-                staged.halt.set(plan.plan.generation);
+                if let Some(known) = self.known.get_mut(&bundle) {
+                    known.halt(&staged.halt, event);
+                }
                 entry.handle().wake_waiters();
                 RolloutReply::HaltedHere
             }

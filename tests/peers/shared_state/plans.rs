@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bundlegate::shared::{
-    Lease, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanWrite, SharedError, SharedState, StoredPlan,
+    Lease, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanRead, PlanVersion, PlanWrite, SharedError,
+    SharedState, StoredPlan,
 };
 use tokio::task::JoinSet;
 
@@ -24,8 +25,23 @@ fn written(epoch: u64, rank: u8, content: impl AsRef<[u8]>) -> PlanWrite {
     PlanWrite::Written(plan(epoch, rank, content))
 }
 
+/// Reads plans of which no version is known.
+async fn read_all(state: &SharedState, names: &[&str]) -> Vec<PlanRead> {
+    let names: Vec<_> = names.iter().map(|name| (*name, None)).collect();
+    state.read_plans(&names).await.unwrap().plans
+}
+
+/// Reads a plan that is absent or in order.
 async fn read(state: &SharedState, name: &str) -> Option<StoredPlan> {
-    state.read_plans(&[name]).await.unwrap().plans.remove(0)
+    match read_all(state, &[name]).await.remove(0) {
+        PlanRead::Absent => None,
+        PlanRead::Plan(plan) => Some(plan),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn read_as(plan: Option<StoredPlan>) -> PlanRead {
+    plan.map_or(PlanRead::Absent, PlanRead::Plan)
 }
 
 /// The text of an error that is no failure of the connection.
@@ -67,21 +83,94 @@ async fn plans_are_read_in_the_order_of_their_names() {
     let mut expected: Vec<_> = (0..6).map(|rank| Some(plan(1, rank, &content))).collect();
     expected.extend([None, Some(plan(1, 0, &largest))]);
     let all: Vec<_> = names.into_iter().chain(["absent", "largest"]).collect();
+    let all: Vec<_> = all.into_iter().map(|name| (name, None)).collect();
     let read = other.read_plans(&all).await.unwrap();
+    let expected: Vec<_> = expected.into_iter().map(read_as).collect();
     assert_eq!(read.plans, expected);
     assert!(read.engine_time >= none.engine_time);
     assert_eq!(engine.command(&["PTTL", "{bundlegate}:plan:a"]), "-1");
+}
 
-    // More than one reply has, among them some that do not exist.
-    let many: Vec<_> = (0..1300).map(|index| format!("many-{index}")).collect();
-    for name in many.iter().step_by(10) {
-        one.replace_plan(name, 0, 1, name.as_bytes()).await.unwrap();
+/// More plans than one reply has, among them some that do not exist, in both kinds of replies.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_plans_are_read_in_parts_and_only_what_has_changed() {
+    let engine = Engine::start().await;
+    let state = engine.state();
+    let names: Vec<_> = (0..5000).map(|index| format!("many-{index}")).collect();
+    let plans = names.iter().enumerate();
+    let plans: Vec<_> = plans
+        .map(|(index, name)| (index % 10 == 0).then(|| plan(1, 1, name)))
+        .collect();
+    for name in names.iter().step_by(10) {
+        state
+            .replace_plan(name, 0, 1, name.as_bytes())
+            .await
+            .unwrap();
     }
-    let names: Vec<_> = many.iter().map(String::as_str).collect();
-    let read = other.read_plans(&names).await.unwrap();
-    let expected = many.iter().enumerate();
-    let expected = expected.map(|(index, name)| (index % 10 == 0).then(|| plan(1, 1, name)));
+    let mut known: Vec<_> = names.iter().map(|name| (name.as_str(), None)).collect();
+    let read = state.read_plans(&known).await.unwrap();
+    assert!(
+        read.plans
+            .into_iter()
+            .eq(plans.iter().cloned().map(read_as))
+    );
+
+    for ((_, version), plan) in known.iter_mut().zip(&plans) {
+        *version = plan.as_ref().map(StoredPlan::version);
+    }
+    state.replace_plan("many-4990", 1, 2, b"x").await.unwrap();
+    engine.command(&["DEL", "{bundlegate}:plan:many-10"]);
+    let read = state.read_plans(&known).await.unwrap();
+    let expected = (0..5000).map(|index| match index {
+        4990 => PlanRead::Plan(plan(2, 2, "x")),
+        10 => PlanRead::Absent,
+        _ if index % 10 == 0 => PlanRead::Unchanged,
+        _ => PlanRead::Absent,
+    });
     assert!(read.plans.into_iter().eq(expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_content_of_a_plan_is_read_only_if_the_version_is_another() {
+    let engine = Engine::start().await;
+    let state = engine.state();
+    let PlanWrite::Written(stands) = state.replace_plan("p", 0, 1, b"c").await.unwrap() else {
+        panic!("it was not written")
+    };
+    let version = stands.version();
+    let known = async |known| {
+        let read = state.read_plans(&[("p", known)]).await.unwrap();
+        let reply = state.read_plans(&[("absent", known)]).await.unwrap();
+        assert_eq!(reply.plans, [PlanRead::Absent]);
+        read.plans
+    };
+    assert_eq!(known(Some(version)).await, [PlanRead::Unchanged]);
+    let (epoch, digest) = (version.epoch, version.digest);
+    for other in [
+        None,
+        Some(PlanVersion { epoch: 2, digest }),
+        // A plan of another primary with this epoch.
+        Some(plan(epoch, 1, "d").version()),
+        Some(plan(epoch, 2, "c").version()),
+    ] {
+        assert_eq!(known(other).await, [PlanRead::Plan(stands.clone())]);
+    }
+    // Without the content, a plan is still found to be unchanged: the content is not read.
+    engine.command(&["HDEL", "{bundlegate}:plan:p", "content"]);
+    assert_eq!(known(Some(version)).await, [PlanRead::Unchanged]);
+    let [PlanRead::Broken(text)] = &*known(None).await else {
+        panic!("a plan without content was read")
+    };
+    assert!(text.starts_with("a plan without content"), "{text}");
+    // Both kinds of writes store the version that they return.
+    let write = state.replace_plan("p", 1, 3, b"new").await;
+    let new = plan(2, 3, "new");
+    assert_eq!(write, Ok(PlanWrite::Written(new.clone())));
+    assert_eq!(known(Some(new.version())).await, [PlanRead::Unchanged]);
+    let write = state.restore_plan("p", &plan(7, 3, "newer")).await;
+    let newer = plan(8, 3, "newer");
+    assert_eq!(write, Ok(PlanWrite::Written(newer.clone())));
+    assert_eq!(known(Some(newer.version())).await, [PlanRead::Unchanged]);
 }
 
 /// Each writer replaces the newest plan that it knows until it has written 50.
@@ -296,37 +385,59 @@ async fn what_is_too_large_is_not_sent() {
     assert_eq!(engine.command(&["DBSIZE"]), "0");
 }
 
-/// What another program has written to the keys, and how it is reported. The connection stays.
+/// What another program has written to the key of a plan, and how it is reported: alone, and over the
+/// same connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broken_key_is_named_and_works_once_it_is_deleted() {
+async fn a_broken_plan_is_named_and_affects_no_other_one() {
     let engine = Engine::start().await;
     let state = engine.state();
     state.replace_plan("good", 0, 0, b"g").await.unwrap();
-    let connection = engine.command(&["CLIENT", "LIST", "TYPE", "normal"]);
-    let connection = connection.split_whitespace().next().unwrap().to_owned();
+    let connection = connection(&engine);
     let (key, large) = ("{bundlegate}:plan:bad", "x".repeat(MAX_PLAN_BYTES + 1));
+    let set = |fields: &[&'static str]| [&["HSET", key], fields].concat();
     for (command, reason) in [
-        (["SET", key, "text"].as_slice(), "a key with another type"),
+        (vec!["SET", key, "text"], "a key with another type"),
+        (set(&["epoch", "9", "rank", "1"]), "a plan without content"),
         (
-            &["HSET", key, "epoch", "9", "rank", "1"],
-            "a plan without content",
-        ),
-        (
-            &["HSET", key, "epoch", "x", "rank", "1", "content", "c"],
+            set(&["epoch", "x", "rank", "1", "content", "c"]),
             "a plan without an epoch",
         ),
         (
-            &["HSET", key, "epoch", "9", "rank", "x", "content", "c"],
+            set(&["epoch", "9", "rank", "x", "content", "c"]),
             "a plan without a rank",
         ),
         (
-            &["HSET", key, "epoch", "9", "rank", "1", "content", &large],
+            set(&["epoch", "9", "rank", "1", "content", "c"]),
+            "a plan without its digest",
+        ),
+        (
+            set(&[
+                "epoch",
+                "9",
+                "rank",
+                "1",
+                "digest",
+                "0123456789abcdef",
+                "content",
+                "c",
+            ]),
+            "a plan without its digest",
+        ),
+        (
+            vec!["HSET", key, "epoch", "9", "rank", "1", "content", &large],
             "a plan of 65537 bytes",
         ),
     ] {
-        engine.command(command);
+        engine.command(&command);
+        let all = read_all(&state, &["absent", "bad", "good"]).await;
+        let expected =
+            format!("{reason}; delete the key {key:?}, which another program has changed");
+        let good = PlanRead::Plan(plan(1, 0, "g"));
+        assert_eq!(
+            all,
+            [PlanRead::Absent, PlanRead::Broken(expected.clone()), good]
+        );
         for error in [
-            state.read_plans(&["good", "bad"]).await.unwrap_err(),
             state.replace_plan("bad", 1, 0, b"c").await.unwrap_err(),
             state
                 .restore_plan("bad", &plan(9, 0, "c"))
@@ -334,28 +445,43 @@ async fn a_broken_key_is_named_and_works_once_it_is_deleted() {
                 .unwrap_err(),
         ] {
             let text = protocol(&error);
-            assert!(text.contains(reason), "{text}");
-            assert!(text.contains(&format!("delete the key {key:?}")), "{text}");
+            assert!(text.ends_with(&expected), "{text}");
         }
-        assert!(!state.is_up());
-        // Other calls that succeed do not hide it.
-        state.write(&batch(vec![], &["m"])).await.unwrap();
-        assert!(!state.is_up());
-        engine.command(&["DEL", key]);
-        assert_eq!(state.read_plans(&["bad"]).await.unwrap().plans, [None]);
-        let write = state.replace_plan("bad", 0, 1, b"c").await;
-        assert_eq!(write, Ok(written(1, 1, "c")), "{reason}");
         assert!(state.is_up());
         engine.command(&["DEL", key]);
+        assert_eq!(read(&state, "bad").await, None);
+        let write = state.replace_plan("bad", 0, 1, b"c").await;
+        assert_eq!(write, Ok(written(1, 1, "c")), "{reason}");
+        engine.command(&["DEL", key]);
     }
+    assert_eq!(self::connection(&engine), connection);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_key_of_the_lease_is_named_and_makes_the_state_unusable() {
+    let engine = Engine::start().await;
+    let state = engine.state();
+    state.lease(1, LEASE, b"").await.unwrap();
+    let connection = connection(&engine);
+    engine.command(&["DEL", "{bundlegate}:lead"]);
     for key in ["{bundlegate}:lead", "{bundlegate}:lead-note"] {
         engine.command(&["HSET", key, "f", "v"]);
         let text = protocol(&state.lease(1, LEASE, b"").await.unwrap_err());
         assert!(text.contains(&format!("{key:?}")), "{text}");
+        // Other calls that succeed do not hide it.
+        state.write(&batch(vec![], &["m"])).await.unwrap();
+        assert!(!state.is_up());
         engine.command(&["DEL", key]);
         assert_eq!(state.lease(1, LEASE, b"").await, Ok(Lease::Taken(vec![])));
+        assert!(state.is_up());
         engine.command(&["DEL", "{bundlegate}:lead"]);
     }
+    assert_eq!(self::connection(&engine), connection);
+}
+
+/// The identifier of the only connection apart from that of the command, which is the oldest one.
+fn connection(engine: &Engine) -> String {
     let clients = engine.command(&["CLIENT", "LIST", "TYPE", "normal"]);
-    assert!(clients.contains(&connection), "{connection} of {clients}");
+    let id = clients.split_whitespace().next();
+    id.unwrap_or_default().to_owned()
 }
