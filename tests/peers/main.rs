@@ -47,6 +47,7 @@ mod refusals;
 mod reload;
 mod replicas;
 mod rolling_restart;
+mod rollouts;
 mod session;
 mod setups;
 #[path = "../shared/mod.rs"]
