@@ -364,6 +364,7 @@
 //! | batch written to the shared state; message of its log; reply | 4 MiB; 64 KiB; 64 MiB in `shared.timeout` | –; –; – |
 //! | entries of the log of the shared state; time for which an unused log stays | about 1 024; 24 hours | – |
 //! | query of a check; value of a variable in it; reason of an inconclusive result | 4 KiB; 1 KiB; 1 KiB | – |
+//! | steps and checks of a strategy of roll-outs; its size in a plan | 16 each; 32 KiB | – |
 //! | answer of Prometheus | 1 MiB in `prometheus.timeout` | –; `prometheus.timeout` |
 //! | spans that wait for their export; answer of the collector | 4 096; 64 KiB in 10 seconds | – |
 //! | output of `opa`; its memory | 1 MiB; 2 GiB | – |

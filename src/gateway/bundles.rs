@@ -56,6 +56,8 @@ pub(super) struct Bundles {
     plan_updates: mpsc::Sender<PlanUpdate>,
     /// How current the plans are.
     plan_watch: PlanWatch,
+    /// Whether a task reads plans. The configuration at the start decides.
+    can_roll_out: bool,
     /// What clients ask for that is not in the catalog.
     demands: mpsc::Receiver<Demand>,
     /// Whether watchers that are added start at once.
@@ -126,6 +128,7 @@ impl Bundles {
             plans,
             plan_updates,
             plan_watch: PlanWatch::default(),
+            can_roll_out: config.shared.is_some() && config.fleet.is_enabled,
             demands,
             entries: BTreeMap::new(),
             watchers: JoinSet::new(),
@@ -226,11 +229,20 @@ impl Bundles {
     /// the versions that no longer have to be watched.
     fn set_rollout(&mut self, name: &str) -> Option<Staging> {
         let bundle = self.bundles.get_mut(name)?;
-        let is_staged = matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
+        let is_staged =
+            self.can_roll_out && matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
         for watched in [&bundle.shown].into_iter().chain(&bundle.successor) {
             watched.handle.set_staged(is_staged);
         }
         match &bundle.config.rollout {
+            RolloutChoice::Strategy(_) if !self.can_roll_out => {
+                tracing::error!(
+                    bundle = name,
+                    "`rollout` needs a restart, because `shared` or `fleet.enabled` does: until then, \
+                     new versions reach all clients at once"
+                );
+                None
+            }
             RolloutChoice::Strategy(strategy) => {
                 let watch = &self.plan_watch;
                 let staging = bundle

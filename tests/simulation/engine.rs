@@ -58,10 +58,18 @@ pub(crate) struct Process {
 #[derive(Debug, Clone)]
 pub(crate) enum Call {
     Read,
-    Replace { expected: u64, plan: Box<Plan> },
+    Replace {
+        expected: u64,
+        plan: Box<Plan>,
+    },
     Restore(Box<Plan>),
-    Lease { note: Vec<u8> },
-    Exchange { after: Position, entry: Option<Arc<LogEntry>> },
+    Lease {
+        note: Vec<u8>,
+    },
+    Exchange {
+        after: Position,
+        entry: Option<Arc<LogEntry>>,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -251,9 +259,9 @@ impl Engine {
             false => {
                 let records = self.records.iter();
                 let owned = |(key, fields): (&Vec<u8>, &BTreeMap<_, _>)| {
-                    let fields = fields.iter().map(|(name, value): (&Vec<u8>, &Vec<u8>)| {
-                        (name.clone(), value.clone())
-                    });
+                    let fields = fields
+                        .iter()
+                        .map(|(name, value): (&Vec<u8>, &Vec<u8>)| (name.clone(), value.clone()));
                     (key.clone(), fields.collect())
                 };
                 Answer::Missed(records.map(owned).collect(), position)
