@@ -4,7 +4,7 @@ h2load sends N and then 2N requests, one at a time, on one connection. The diffe
 a request. What the idle process does in the same time is subtracted, and of the repeats the minimum counts,
 because other load on the machine only adds.
 """
-import os, re, shutil, tempfile, time
+import os, re, shutil, subprocess, tempfile, time
 from dataclasses import dataclass, field
 
 from lib import artifacts, host, servers
@@ -17,12 +17,13 @@ SIZES = {"2KB": 2000, "20KB": 20000}
 
 @dataclass
 class Case:
-    """Requests for a bundle, `conditional` for a 304; `flags` are those of h2load."""
+    """Requests for a bundle, `conditional` for a 304; `flags` are those of h2load, `headers` of the requests."""
     name: str
     scheme: str
     bundle: str
     conditional: bool
     flags: list = field(default_factory=list)
+    headers: dict = field(default_factory=dict)
 
 
 class Counted(servers.Gateway):
@@ -31,7 +32,7 @@ class Counted(servers.Gateway):
     def __init__(self, program, work, name, scheme, more):
         self.dumps = f"{work}/callgrind-{name}"
         valgrind = [host.program("valgrind"), "--tool=callgrind", f"--callgrind-out-file={self.dumps}"]
-        config = servers.base_config(servers.layout_bundles(SIZES), **more)
+        config = servers.base_config(**{"bundles": servers.layout_bundles(SIZES), **more})
         # One core means one worker thread.
         super().__init__(program, work, f"counted-{name}", config, scheme, prefix=valgrind)
         for bundle in SIZES:
@@ -66,10 +67,10 @@ class Counted(servers.Gateway):
 
     def instructions(self, case):
         """Instructions of one request."""
-        path, flags = f"/bundles/{case.bundle}", case.flags
+        path, headers = f"/bundles/{case.bundle}", case.headers
         if case.conditional:
-            tag = servers.request(self.data, path, scheme=self.scheme)[1]["ETag"]
-            flags = [*flags, "-H", f"If-None-Match: {tag}"]
+            headers = {**headers, "If-None-Match": self.tag(case)}
+        flags = [*case.flags, *(flag for name, value in headers.items() for flag in ("-H", f"{name}: {value}"))]
         self.send(200, path, flags)
         self.count()
         once, twice = [], []
@@ -77,6 +78,10 @@ class Counted(servers.Gateway):
             once.append(self.cost(REQUESTS, path, flags))
             twice.append(self.cost(2 * REQUESTS, path, flags))
         return round((min(twice) - min(once)) / REQUESTS)
+
+    def tag(self, case):
+        """The tag of the version that the client of a case runs."""
+        return servers.request(self.data, f"/bundles/{case.bundle}", case.headers, self.scheme)[1]["ETag"]
 
     def cost(self, count, path, flags):
         """The instructions of so many requests, and of their connection."""
@@ -94,15 +99,26 @@ class Counted(servers.Gateway):
             host.die(f"h2load failed at {url}: {text}")
 
 
-def measure(program, cases, variants):
-    """{variant: {case: instructions}}; `variants` has the further keys of each configuration."""
+def built():
+    """The binary in BUNDLEGATE, or a new build without jemalloc, whose build takes long."""
+    if "BUNDLEGATE" in os.environ:
+        return host.binary()
+    subprocess.run(["cargo", "build", "--profile", "instructions", "--locked", "--bin", "bundlegate"], cwd=host.ROOT,
+                   check=True)
+    target = os.environ.get("CARGO_TARGET_DIR") or os.path.join(host.ROOT, "target")
+    return os.path.join(target, "instructions", "bundlegate")
+
+
+def measure(program, cases, variants, gateway=Counted):
+    """{variant: {case: instructions}}; `variants` has the further keys of each configuration, and `gateway` starts
+    it."""
     work = tempfile.mkdtemp(prefix="bundlegate-instructions-")
     os.mkdir(f"{work}/logs")
     try:
         servers.make_certificate(work)
         for name, size in SIZES.items():
             artifacts.write_artifact(f"{work}/layout-{name}", artifacts.noise(size))
-        gateways = {(variant, scheme): Counted(program, work, f"{variant}-{scheme}", scheme, more)
+        gateways = {(variant, scheme): gateway(program, work, f"{variant}-{scheme}", scheme, more)
                     for variant, more in variants.items() for scheme in ("http", "https")}
         counts = {variant: {} for variant in variants}
         for case in cases:
@@ -114,13 +130,13 @@ def measure(program, cases, variants):
         shutil.rmtree(work, ignore_errors=True)
 
 
-def least(program, cases, variants, enough):
+def least(program, cases, variants, enough, gateway=Counted):
     """The least counts of at most ROUNDS measurements, which end when they are `enough`."""
-    counts = measure(program, cases, variants)
+    counts = measure(program, cases, variants, gateway)
     for _ in range(ROUNDS - 1):
         if enough(counts):
             break
-        again = measure(program, cases, variants)
+        again = measure(program, cases, variants, gateway)
         counts = {variant: {name: min(count, again[variant][name]) for name, count in one.items()}
                   for variant, one in counts.items()}
     return counts
