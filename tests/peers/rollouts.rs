@@ -177,8 +177,8 @@ impl Fixture {
     /// Pushes and signs a version.
     async fn push(&self, name: &str, artifact: &Artifact, flags: &[&str]) -> String {
         let next = format!("acme/{name}:next");
-        let pushed = self.registry.push_with(&next, &artifact.file(), flags);
-        let digest = pushed.await;
+        let file = artifact.file();
+        let digest = self.registry.push_with(&next, &file, flags).await;
         let pinned = format!("acme/{name}@{digest}");
         self.key.sign(&self.registry, &pinned).await;
         digest
@@ -286,7 +286,8 @@ impl Fixture {
         text
     }
 
-    /// What a client without a version gets: the status, the header and the tag.
+    /// What a client gets that runs this version, or none: the status, the header and the tag. It has downloaded
+    /// all of it.
     async fn get(&self, replica: usize, name: &str, runs: Option<&str>) -> (u16, String, String) {
         let gate = &self.gates[replica];
         let url = format!("{}/bundles/authz", gate.url);
@@ -300,7 +301,9 @@ impl Fixture {
             value.map_or("", |value| value.to_str().unwrap()).to_owned()
         };
         let (variant, tag) = (header("Bundlegate-Rollout"), header("ETag"));
-        (response.status().as_u16(), variant, tag)
+        let status = response.status().as_u16();
+        response.bytes().await.unwrap();
+        (status, variant, tag)
     }
 
     /// The configuration of all replicas with another value at a JSON pointer, while they run.

@@ -1,4 +1,4 @@
-//! Ten thousand clients.
+//! Ten thousand clients, of which one in a hundred gets a version first.
 
 use std::time::Duration;
 
@@ -13,9 +13,10 @@ use crate::{
 
 /// Two replicas with clients that all run `first`, and a Prometheus that sees how each version does.
 struct Large {
-    fixture: Fixture,
+    // They end before the gateways.
     clients: Simulated,
     count: usize,
+    fixture: Fixture,
     metrics: MetricServer,
     _prometheus: Prometheus,
 }
@@ -24,9 +25,10 @@ impl Large {
     async fn start() -> Self {
         // Each has a connection of this process.
         let count = 10_000.min(raise_open_files() / 2);
-        let metrics = MetricServer::start("test_denials{revision=\"second\"} 0.01\n").await;
+        let metrics = MetricServer::start(GOOD).await;
         let prometheus = Prometheus::scraping(&[metrics.address], &[]).await;
-        let mut strategy = steps(json!([{ "percent": 1, "soak": "1m" }]));
+        let step = json!({ "percent": 1, "ids": ["failing-*"], "soak": "1m" });
+        let mut strategy = steps(json!([step]));
         strategy["checks"] = json!([{
             "name": "denials", "max": 0.02, "every": "10s",
             "query": r#"test_denials{revision="{{candidate.revision}}"}"#,
@@ -72,54 +74,94 @@ impl Large {
     /// Pushes `second`, and waits until the clients of the first step, one in a hundred, run it.
     async fn push(&self) -> String {
         self.fixture.publish(&answering("second").await).await;
-        let (tag, took) = poll_until("the step", async || {
+        let began = Instant::now();
+        let (tag, _) = poll_until("the step", async || {
             let rollout = self.fixture.rollout(0).await;
-            let tag = format!(
-                "\"{}\"",
-                rollout["candidate"]["etag"].as_str()?.trim_matches('"')
-            );
+            let tag = rollout["candidate"]["etag"].as_str()?;
+            let tag = format!("\"{}\"", tag.trim_matches('"'));
             let clients = &rollout["criteria"]["clients"];
-            let running = self.clients.running(&tag);
-            let is_counted = clients["acknowledged"].as_u64() == Some(running as u64);
-            (running > self.count / 200 && is_counted).then_some(tag)
+            let usage = self.clients.usage(&tag);
+            let is_counted = clients["acknowledged"].as_u64() == Some(usage.now as u64);
+            // No more follow.
+            let is_over = usage.last?.elapsed() > Duration::from_secs(2);
+            (usage.now > self.count / 200 && is_counted && is_over).then_some(tag)
         })
         .await;
-        let running = self.clients.running(&tag);
+        let usage = self.clients.usage(&tag);
+        let took = usage.last.unwrap().duration_since(began);
         self.fixture.tell(&format!(
-            "{running} of {} clients run second after {took:.2?}",
-            self.count
+            "{} of {} clients run second, the last one {took:.2?} after the push",
+            usage.now, self.count
         ));
         tag
     }
+
+    /// Waits until all clients run `first` again, and prints when that was.
+    async fn all_are_back(&self, first: &str, second: &str, cause: &str, began: Instant) {
+        self.all_run(first, "first").await;
+        let last = self.clients.usage(first).last.unwrap();
+        let ever = self.clients.usage(second).ever;
+        self.fixture.tell(&format!(
+            "none runs second {:.2?} after {cause}; {ever} of {} clients ever had it",
+            last.duration_since(began),
+            self.count
+        ));
+        assert!(ever < self.count / 50, "{ever}");
+    }
+
+    /// Stops the engine, and waits until both replicas know it.
+    async fn stop_engine(&self) {
+        self.fixture.engine.process.signal("STOP");
+        self.fixture.tell("the engine hangs");
+        let is_down = |rollout: &Value| rollout["engine"] == "down";
+        for replica in 0..2 {
+            let what = "no engine";
+            self.fixture.rollout_when(replica, what, is_down).await;
+        }
+    }
+
+    /// The plan on both replicas says that the roll-out has ended like this.
+    async fn was_halted_by(&self, cause: &str) {
+        self.fixture.all_in("rolled_back").await;
+        for replica in 0..2 {
+            let rollout = self.fixture.rollout(replica).await;
+            let history = rollout["history"].as_array().unwrap();
+            assert_eq!(history.last().unwrap()["cause"], cause, "{rollout:#}");
+        }
+        self.fixture.have_sent_no_server_errors().await;
+    }
+
+    /// A client of the step downloads the version twice, and then asks with the earlier one, as it can't activate it.
+    async fn fail_to_activate(&self, replica: usize, first: &str, second: &str) {
+        let name = format!("failing-{replica}");
+        for _ in 0..2 {
+            let (status, variant, tag) = self.fixture.get(replica, &name, None).await;
+            assert_eq!((status, &*variant, &*tag), (200, "candidate", second));
+        }
+        // Later than the download by the clock of the replica, which counts milliseconds.
+        sleep(Duration::from_millis(10)).await;
+        let (status, ..) = self.fixture.get(replica, &name, Some(first)).await;
+        assert_eq!(status, 304);
+    }
 }
+
+const GOOD: &str = "test_denials{revision=\"second\"} 0.01\n";
+const BAD: &str = "test_denials{revision=\"second\"} 0.4\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_takes_a_version_back_from_one_client_in_a_hundred() {
     let large = Large::start().await;
     let first = large.tag("stable").await;
     let second = large.push().await;
-    large.metrics.set("test_denials{revision=\"second\"} 0.4\n");
+    large.metrics.set(BAD);
     let began = Instant::now();
     large.fixture.tell("the metric is out of range");
-    let most = async || {
-        let most = large.clients.running(&second);
-        let rollout = large.fixture.rollout(0).await;
-        (rollout["phase"] == "rolled_back").then_some(most)
-    };
-    let (running, took) = poll_until("the roll-out to halt", most).await;
-    large.fixture.tell(&format!(
-        "halted after {took:.2?}, with {running} clients on second"
-    ));
-    large.all_run(&first, "first").await;
-    large.fixture.tell(&format!(
-        "all are back {:.2?} after the metric",
-        began.elapsed()
-    ));
-    let rollout = large.fixture.rollout(1).await;
-    let history = rollout["history"].as_array().unwrap();
-    assert_eq!(history.last().unwrap()["cause"], "check", "{rollout:#}");
-    assert!(running < large.count / 50, "{running}");
-    large.fixture.have_sent_no_server_errors().await;
+    let is_halted = |rollout: &Value| rollout["phase"] == "rolled_back";
+    large.fixture.leader_when("halted", is_halted).await;
+    large
+        .all_are_back(&first, &second, "the metric", began)
+        .await;
+    large.was_halted_by("check").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,12 +169,9 @@ async fn an_engine_that_hangs_keeps_a_version_at_one_client_in_a_hundred() {
     let large = Large::start().await;
     let first = large.tag("stable").await;
     let second = large.push().await;
+    large.stop_engine().await;
     let before = large.clients.running(&second);
-    large.fixture.engine.process.signal("STOP");
-    large.fixture.tell("the engine hangs");
-    large.metrics.set("test_denials{revision=\"second\"} 0.4\n");
-    let down = |rollout: &Value| rollout["engine"] == "down";
-    large.fixture.rollout_when(0, "no engine", down).await;
+    large.metrics.set(BAD);
     // Only real time shows that no client is moved.
     for _ in 0..20 {
         assert_eq!(large.clients.running(&second), before);
@@ -142,11 +181,35 @@ async fn an_engine_that_hangs_keeps_a_version_at_one_client_in_a_hundred() {
     large.fixture.engine.process.signal("CONT");
     let began = Instant::now();
     large.fixture.tell("the engine goes on");
-    large.fixture.all_in("rolled_back").await;
-    large.all_run(&first, "first").await;
-    large.fixture.tell(&format!(
-        "all are back {:.2?} after the engine",
-        began.elapsed()
-    ));
-    large.fixture.have_sent_no_server_errors().await;
+    large
+        .all_are_back(&first, &second, "the engine", began)
+        .await;
+    large.was_halted_by("check").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_client_halts_its_replica_while_the_engine_hangs() {
+    let large = Large::start().await;
+    let first = large.tag("stable").await;
+    let second = large.push().await;
+    large.stop_engine().await;
+    let began = Instant::now();
+    for replica in 0..2 {
+        large.fail_to_activate(replica, &first, &second).await;
+    }
+    large.fixture.tell("a client of each replica has failed");
+    let is_halted = |rollout: &Value| rollout["halted_here"] == true;
+    for replica in 0..2 {
+        let what = "halted here";
+        large.fixture.rollout_when(replica, what, is_halted).await;
+    }
+    large
+        .all_are_back(&first, &second, "the failures", began)
+        .await;
+    // The plan does not say so before the engine answers.
+    assert_eq!(large.fixture.rollout(0).await["phase"], "progressing");
+    large.fixture.engine.process.signal("CONT");
+    large.fixture.tell("the engine goes on");
+    large.was_halted_by("failures").await;
+    assert_eq!(large.clients.running(&first), large.count);
 }

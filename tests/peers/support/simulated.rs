@@ -1,7 +1,7 @@
 //! Clients that long-poll a bundle as OPA does, and take every version.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -10,51 +10,75 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinSet,
+    time::Instant,
 };
 
 /// Clients with names of their own, one connection each, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Simulated {
-    /// How many of them run each version, by its tag.
-    runs: Arc<Mutex<HashMap<String, usize>>>,
+    /// How they run each version, by its tag.
+    versions: Arc<Mutex<HashMap<String, Usage>>>,
     _tasks: JoinSet<()>,
+}
+
+/// The clients that run one version.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Usage {
+    /// How many run it.
+    pub(crate) now: usize,
+    /// How many have run it at any time.
+    pub(crate) ever: usize,
+    /// When the last one began to run it.
+    pub(crate) last: Option<Instant>,
 }
 
 impl Simulated {
     /// `count` clients of the bundle `name`, in turns at these gateways.
     pub(crate) fn start(gateways: &[SocketAddr], name: &str, count: usize) -> Self {
-        let runs = Arc::new(Mutex::new(HashMap::from([(String::new(), count)])));
+        let none = Usage {
+            now: count,
+            ..Usage::default()
+        };
+        let versions = Arc::new(Mutex::new(HashMap::from([(String::new(), none)])));
         let mut tasks = JoinSet::new();
         for number in 0..count {
-            let (runs, gateway) = (Arc::clone(&runs), gateways[number % gateways.len()]);
+            let (versions, gateway) = (Arc::clone(&versions), gateways[number % gateways.len()]);
             let head = format!(
                 "GET /bundles/{name} HTTP/1.1\r\nHost: {gateway}\r\nUser-Agent: simulated\r\n\
                  Prefer: modes=snapshot,delta;wait=60\r\nBundlegate-Client: simulated-{number}\r\n"
             );
             tasks.spawn(async move {
                 let mut stream = TcpStream::connect(gateway).await.unwrap();
-                let mut tag = String::new();
+                let (mut tag, mut earlier) = (String::new(), HashSet::new());
                 loop {
                     let next = poll(&mut stream, &head, &tag).await;
                     if next != tag {
-                        let mut runs = runs.lock().unwrap();
-                        *runs.entry(tag).or_default() -= 1;
-                        *runs.entry(next.clone()).or_default() += 1;
+                        let mut versions = versions.lock().unwrap();
+                        versions.entry(tag).or_default().now -= 1;
+                        let usage = versions.entry(next.clone()).or_default();
+                        usage.now += 1;
+                        usage.ever += usize::from(earlier.insert(next.clone()));
+                        usage.last = Some(Instant::now());
                         tag = next;
                     }
                 }
             });
         }
         Self {
-            runs,
+            versions,
             _tasks: tasks,
         }
     }
 
+    /// The clients that run this version.
+    pub(crate) fn usage(&self, tag: &str) -> Usage {
+        let versions = self.versions.lock().unwrap();
+        versions.get(tag).copied().unwrap_or_default()
+    }
+
     /// How many run this version.
     pub(crate) fn running(&self, tag: &str) -> usize {
-        let runs = self.runs.lock().unwrap();
-        runs.get(tag).copied().unwrap_or_default()
+        self.usage(tag).now
     }
 }
 
