@@ -9,7 +9,7 @@ use std::{
 use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::{Phase, Plan, Tally, Transition};
-use crate::metrics::{BundleScope, BundleSeries, MetricFamily as _, Metrics};
+use crate::metrics::{BundleScope, BundleSeries, Metrics};
 
 /// The label value of a version that there is not.
 const NONE: &str = "(none)";
