@@ -72,6 +72,8 @@ fn every_route_is_in_the_table() {
         "/bundle/NAME",
         "/NAME",
         "/refresh/NAME",
+        "/rollouts/NAME",
+        "/rollouts/NAME/OPERATION",
         "/webhooks/NAME",
     ]
     .map(str::to_owned)
