@@ -19,13 +19,17 @@
 //! | `progress` | what the leader observes of a step, and what follows from it |
 //! | `check` | queries whose results must be in a range |
 //! | `reconcile` | what a replica makes of the plan that it reads, and when it proposes a version |
+//! | `metrics` | what is counted |
 //! | `plan_watch` | how current the plans of this replica are |
 //!
 //! Times are milliseconds since 1970, by the clock of the engine unless said otherwise; they are passed in.
 
 mod check;
 mod cohort;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod machine;
+mod metrics;
 mod moves;
 mod plan;
 mod plan_watch;
@@ -41,6 +45,7 @@ pub use self::{
     check::{Check, CheckState, NoData, QueryTemplate},
     cohort::{Cohort, Member, threshold_of},
     machine::{Context, Event, Operation, Operator, Unchanged, next},
+    metrics::{Held, RolloutMetrics, RolloutSample},
     moves::Moves,
     plan::{Cause, Phase, Plan, PlanError, Transition, Version},
     plan_watch::{LocalHalt, PlanWatch, Staged},
