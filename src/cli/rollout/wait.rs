@@ -13,6 +13,9 @@ use crate::cli::{eprint, one_line, print, print_json};
 /// Between two requests.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// The longest wait.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Arguments of `rollout wait`.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Options {
@@ -22,8 +25,8 @@ pub(in crate::cli) struct Options {
     /// `bundlegate push` prints. Without it, the version that is being rolled out.
     #[arg(long, value_name = "DIGEST", value_parser = digest)]
     manifest: Option<String>,
-    /// How long to wait, such as 1h.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    /// How long to wait, such as 1h; at most 30d.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = timeout)]
     timeout: Duration,
     #[command(flatten)]
     output: Output,
@@ -176,6 +179,12 @@ fn without_times(line: &str) -> String {
     let parts = line.split("; ");
     let parts = parts.filter(|part| !part.starts_with("observed for"));
     parts.collect::<Vec<_>>().join("; ")
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).ok();
+    let timeout = timeout.filter(|timeout| *timeout <= MAX_TIMEOUT);
+    timeout.ok_or_else(|| "write a time of at most 30d, such as 1h".to_owned())
 }
 
 fn digest(text: &str) -> Result<String, String> {
