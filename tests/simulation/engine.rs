@@ -255,9 +255,9 @@ impl Engine {
             false => {
                 let records = self.records.iter();
                 let owned = |(key, fields): (&Vec<u8>, &BTreeMap<_, _>)| {
-                    let fields = fields.iter().map(|(name, value): (&Vec<u8>, &Vec<u8>)| {
-                        (name.clone(), value.clone())
-                    });
+                    let fields = fields
+                        .iter()
+                        .map(|(name, value): (&Vec<u8>, &Vec<u8>)| (name.clone(), value.clone()));
                     (key.clone(), fields.collect())
                 };
                 Answer::Missed(records.map(owned).collect(), position)

@@ -12,7 +12,10 @@
     clippy::panic,
     reason = "a test may panic, and its helpers too"
 )]
-#![allow(clippy::print_stdout, reason = "figures, for developers who ask for them")]
+#![allow(
+    clippy::print_stdout,
+    reason = "figures, for developers who ask for them"
+)]
 
 mod engine;
 mod figures;
@@ -45,7 +48,10 @@ fn roll_outs_end_as_they_must_whatever_fails() {
     };
     let (seeds, clients) = (number("SEEDS", 1), number("CLIENTS", 1000));
     let wanted = env::var("ROWS").unwrap_or_default();
-    let rows: Vec<&Spec> = ROWS.iter().filter(|row| row.name.contains(&wanted)).collect();
+    let rows: Vec<&Spec> = ROWS
+        .iter()
+        .filter(|row| row.name.contains(&wanted))
+        .collect();
     let results = simulate(&rows, u64::from(seeds), clients);
     let mut failures = Vec::new();
     println!("{HEADER}");
@@ -72,12 +78,19 @@ fn simulate(rows: &[&Spec], seeds: u64, clients: u32) -> Vec<Results> {
             let (world, result) = rows[*row].run(*seed, clients);
             let figures = rows::figures(&world);
             let mut results = results.lock().unwrap();
-            if trace.as_ref().is_some_and(|trace| rows[*row].name.contains(trace)) {
+            if trace
+                .as_ref()
+                .is_some_and(|trace| rows[*row].name.contains(trace))
+            {
                 println!("## {}, seed {seed}", rows[*row].name);
                 for (at, text) in &world.figures.log {
                     println!("   {:9.3} {text}", time::seconds(*at));
                 }
-                println!("   at the end: {:?}; {figures:?}; {} stale offers", world.running(), world.never.stale_offers);
+                println!(
+                    "   at the end: {:?}; {figures:?}; {} stale offers",
+                    world.running(),
+                    world.never.stale_offers
+                );
             }
             results[*row].push((figures, result));
         }

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bundlegate::rollout::{
-    Availability, Event, Millis, OnStableLost, Phase, Plan, Variant,
-};
+use bundlegate::rollout::{Availability, Event, Millis, OnStableLost, Phase, Plan, Variant};
 
 use crate::{
     engine::Mode,
@@ -87,7 +85,8 @@ impl Never {
 
     fn violate(&mut self, now: Micros, text: impl FnOnce() -> String) {
         if self.violations.len() < 20 {
-            self.violations.push(format!("{:.3} {}", seconds(now), text()));
+            self.violations
+                .push(format!("{:.3} {}", seconds(now), text()));
         }
     }
 
@@ -119,7 +118,8 @@ impl World {
         }
         let (now, request, version) = (self.now, sent.request, sent.version);
         if one.revoked.contains_key(&version) {
-            self.never.violate(now, || format!("a revoked version is sent: {sent:?}"));
+            self.never
+                .violate(now, || format!("a revoked version is sent: {sent:?}"));
         }
         self.check_fresh(sent);
         if sent.is_offer {
@@ -128,12 +128,15 @@ impl World {
         if !matches!(sent.cause, Cause::Plan(_)) {
             return;
         }
-        let history = self.never.sent[sent.replica].entry(request.identity).or_default();
+        let history = self.never.sent[sent.replica]
+            .entry(request.identity)
+            .or_default();
         if request.runs.is_some() {
             history.moves.retain(|at| at + WINDOW > now);
             history.moves.push(now);
         }
-        let mut broken = (history.moves.len() > MAX_MOVES).then_some("more than four moves a minute");
+        let mut broken =
+            (history.moves.len() > MAX_MOVES).then_some("more than four moves a minute");
         if sent.is_offer {
             if history.candidate.replace(version) != Some(version) {
                 (history.offers, history.last_offer) = (0, 0);
@@ -161,7 +164,9 @@ impl World {
             return;
         }
         if self.tag(runs) == active.stable {
-            self.never.violate(self.now, || format!("moved forward by a stale plan: {sent:?}"));
+            self.never.violate(self.now, || {
+                format!("moved forward by a stale plan: {sent:?}")
+            });
         } else {
             self.never.stale_offers += 1;
         }
@@ -223,9 +228,17 @@ impl World {
 
     /// No epoch goes back in a replica.
     pub(crate) fn check_adopted(&mut self, replica: usize, plan: &Plan) {
-        let known = self.replicas[replica].plan.as_ref().map(|active| active.plan.epoch);
+        let known = self.replicas[replica]
+            .plan
+            .as_ref()
+            .map(|active| active.plan.epoch);
         if known > Some(plan.epoch) {
-            let text = || format!("replica {replica} goes from epoch {known:?} to {}", plan.epoch);
+            let text = || {
+                format!(
+                    "replica {replica} goes from epoch {known:?} to {}",
+                    plan.epoch
+                )
+            };
             self.never.violate(self.now, text);
         }
         for (index, version) in self.versions.iter().enumerate() {
@@ -243,7 +256,10 @@ impl World {
         let Some(candidate) = plan.candidate.as_ref() else {
             return;
         };
-        let is_retry = plan.history.last().is_some_and(|last| last.reason == "retry");
+        let is_retry = plan
+            .history
+            .last()
+            .is_some_and(|last| last.reason == "retry");
         if is_retry {
             let index = self.index_of(candidate);
             self.never.retried.insert(index, plan.epoch);
@@ -264,7 +280,10 @@ impl World {
         let allowed = (self.never.outages - outages) * MAX_GAP;
         let passed = (millis(self.now).saturating_sub(plan.since)) * 1000;
         let soak = plan.strategy.steps[plan.step].soak.as_micros() as Micros;
-        let runs = plan.candidate.as_ref().map(|candidate| self.index_of(candidate));
+        let runs = plan
+            .candidate
+            .as_ref()
+            .map(|candidate| self.index_of(candidate));
         let running = self.figures.active.get(&runs).copied().unwrap_or_default();
         let ever = self.figures.ever.get(&runs).copied().unwrap_or_default();
         if passed + allowed + SECOND < soak + away || running.max(ever) == 0 {
@@ -283,11 +302,15 @@ impl World {
     /// Whether all replicas have one plan, and all clients run what it demands.
     pub(crate) fn check_converged(&mut self) {
         let Some(plan) = self.engine.plan().cloned() else {
-            self.never.violate(self.now, || "no plan at the end".to_owned());
+            self.never
+                .violate(self.now, || "no plan at the end".to_owned());
             return;
         };
         for replica in 0..self.replicas.len() {
-            let known = self.replicas[replica].plan.as_ref().map(|active| active.plan.clone());
+            let known = self.replicas[replica]
+                .plan
+                .as_ref()
+                .map(|active| active.plan.clone());
             if known.as_ref() != Some(&*plan) {
                 let text = || format!("replica {replica} has another plan at the end: {known:?}");
                 self.never.violate(self.now, text);
@@ -295,17 +318,23 @@ impl World {
         }
         let stable = self.index_of(&plan.stable);
         let candidate = plan.live_candidate().map(|version| self.index_of(version));
-        let is_stable_revoked = self.replicas.iter().any(|it| it.revoked.contains_key(&stable));
+        let is_stable_revoked = self
+            .replicas
+            .iter()
+            .any(|it| it.revoked.contains_key(&stable));
         if plan.phase == Phase::Idle && is_stable_revoked {
             return;
         }
         let others = self.clients.iter().filter(|client| {
-            client.runs.is_some_and(|runs| runs != stable && Some(runs) != candidate)
+            client
+                .runs
+                .is_some_and(|runs| runs != stable && Some(runs) != candidate)
         });
         let others = others.count();
         if others > 0 {
             let running = self.running();
-            let text = || format!("{others} clients run an outdated version at the end: {running:?}");
+            let text =
+                || format!("{others} clients run an outdated version at the end: {running:?}");
             self.never.violate(self.now, text);
         }
     }

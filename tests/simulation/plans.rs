@@ -35,8 +35,7 @@ impl World {
         if self.now / MINUTE != (self.now - crate::world::INTERVAL.min(self.now)) / MINUTE {
             assert_eq!(tally, one.full_tally(&self.keys, self.now), "the counts");
         }
-        if too_many_failures(&active.plan, &tally).is_some()
-            && one.halt.set(active.plan.generation)
+        if too_many_failures(&active.plan, &tally).is_some() && one.halt.set(active.plan.generation)
         {
             self.figures.halted(self.now);
             self.say(|_| format!("replica {replica} halts: {tally:?}"));
@@ -88,13 +87,7 @@ impl World {
         self.read_plans(replica);
     }
 
-    fn plan_read(
-        &mut self,
-        replica: usize,
-        plan: Option<Arc<Plan>>,
-        began: Micros,
-        is_tick: bool,
-    ) {
+    fn plan_read(&mut self, replica: usize, plan: Option<Arc<Plan>>, began: Micros, is_tick: bool) {
         self.replicas[replica].last_success = self.now;
         let one = &self.replicas[replica];
         let known = one.plan.as_deref().map(|active| &active.plan);
@@ -141,9 +134,8 @@ impl World {
         let one = &mut self.replicas[replica];
         let before = one.plan.take();
         let before = before.as_deref().map(|active| &active.plan);
-        let is_other = before.is_none_or(|before| {
-            before.differs_for_clients(plan) || before.began != plan.began
-        });
+        let is_other = before
+            .is_none_or(|before| before.differs_for_clients(plan) || before.began != plan.began);
         if before.is_none_or(|before| before.generation != plan.generation) {
             one.metric_failures = 0;
         }
@@ -222,7 +214,11 @@ impl World {
     fn first_plan(&self, replica: usize) -> Option<Plan> {
         let newest = self.replicas[replica].newest?;
         let version = self.versions[newest].clone();
-        Some(Plan::first(version, self.options.strategy.clone(), millis(self.now)))
+        Some(Plan::first(
+            version,
+            self.options.strategy.clone(),
+            millis(self.now),
+        ))
     }
 
     fn following_plan(&mut self, replica: usize, plan: &Plan) -> Option<Plan> {
@@ -270,7 +266,9 @@ impl World {
 
     fn proposal(&self, replica: usize, plan: &Plan) -> Option<Event> {
         let one = &self.replicas[replica];
-        let version = one.newest.filter(|newest| !one.revoked.contains_key(newest))?;
+        let version = one
+            .newest
+            .filter(|newest| !one.revoked.contains_key(newest))?;
         let newest = Newest {
             version: self.versions[version].clone(),
             has_seen_newest: one.seen_newest.as_ref() == Some(&plan.newest().manifest),
@@ -282,7 +280,10 @@ impl World {
     fn renew_lease(&mut self, replica: usize) {
         let one = &mut self.replicas[replica];
         let note = one.is_leader.then(|| serde_json::to_vec(&one.progress));
-        let note = note.transpose().expect("progress is JSON").unwrap_or_default();
+        let note = note
+            .transpose()
+            .expect("progress is JSON")
+            .unwrap_or_default();
         one.stage = Stage::Leasing;
         self.call(replica, Lane::Plans, Call::Lease { note });
     }
@@ -334,7 +335,11 @@ impl World {
             return None;
         }
         one.metric_at = self.now + MINUTE;
-        one.metric_failures = if is_out_of_range { one.metric_failures + 1 } else { 0 };
+        one.metric_failures = if is_out_of_range {
+            one.metric_failures + 1
+        } else {
+            0
+        };
         (one.metric_failures >= 2).then(|| Event::CheckFailed {
             check: "errors".to_owned(),
             value: "1".to_owned(),
@@ -366,13 +371,20 @@ impl World {
     // Versions.
 
     pub(crate) fn index_of(&self, version: &bundlegate::rollout::Version) -> VersionId {
-        let found = self.versions.iter().position(|it| it.manifest == version.manifest);
+        let found = self
+            .versions
+            .iter()
+            .position(|it| it.manifest == version.manifest);
         found.expect("a known version")
     }
 
     fn versions_of(&self, plan: &Plan) -> Vec<VersionId> {
         let named = [Some(&plan.stable), plan.candidate.as_ref()];
-        named.into_iter().flatten().map(|version| self.index_of(version)).collect()
+        named
+            .into_iter()
+            .flatten()
+            .map(|version| self.index_of(version))
+            .collect()
     }
 
     pub(crate) fn fetched(&mut self, replica: usize, version: VersionId) {

@@ -395,7 +395,10 @@ impl Replica {
         let is_in_step = active.cohort.contains(&member(key));
         let began = self.offset.to_own(active.plan.began);
         let facts = bundle.facts(clock);
-        Some((standing(&active, &facts, is_in_step, began, clock), is_in_step))
+        Some((
+            standing(&active, &facts, is_in_step, began, clock),
+            is_in_step,
+        ))
     }
 }
 

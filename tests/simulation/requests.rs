@@ -149,7 +149,9 @@ impl World {
     /// not know of roll-outs serves it to all.
     fn decide_without_plan(&mut self, replica: usize, request: &Request) {
         let one = &self.replicas[replica];
-        let newest = one.newest.filter(|newest| !one.revoked.contains_key(newest));
+        let newest = one
+            .newest
+            .filter(|newest| !one.revoked.contains_key(newest));
         match newest {
             Some(newest) if request.runs.is_none() || one.is_unaware => {
                 match request.runs == Some(newest) {

@@ -131,7 +131,8 @@ pub(crate) const ROWS: &[Spec] = &[
         name: "new replica, empty cache, engine up",
         change: |it| {
             it.minutes = 40;
-            it.faults.push((700 * SECOND, Fault::Replace(0, 3 * SECOND)));
+            it.faults
+                .push((700 * SECOND, Fault::Replace(0, 3 * SECOND)));
         },
         expect: |it| is_promoted(it, 1) && moved_at_most(it, 4),
     },
@@ -140,7 +141,8 @@ pub(crate) const ROWS: &[Spec] = &[
         change: |it| {
             it.minutes = 50;
             it.faults.extend(down(600, 1200));
-            it.faults.push((700 * SECOND, Fault::Replace(0, 3 * SECOND)));
+            it.faults
+                .push((700 * SECOND, Fault::Replace(0, 3 * SECOND)));
         },
         expect: |it| is_promoted(it, 1) && no_plan_between(it, 600, 1200),
     },
@@ -257,16 +259,33 @@ pub(crate) fn figures(world: &World) -> Row {
         let (from, to) = from.zip(to)?;
         Some(seconds(to.saturating_sub(from)))
     };
-    let begun = figures.plans.iter().find(|(_, phase, ..)| *phase == Phase::Progressing);
-    let promoted = figures.plans.iter().rev().find(|(_, phase, ..)| *phase == Phase::Idle);
+    let begun = figures
+        .plans
+        .iter()
+        .find(|(_, phase, ..)| *phase == Phase::Progressing);
+    let promoted = figures
+        .plans
+        .iter()
+        .rev()
+        .find(|(_, phase, ..)| *phase == Phase::Idle);
     Row {
         exposed: figures.exposed(),
         halt: between(figures.first_bad, figures.halted),
         back: between(figures.halted, figures.gone()),
-        moves: world.clients.iter().map(|client| client.moves).max().unwrap_or_default(),
+        moves: world
+            .clients
+            .iter()
+            .map(|client| client.moves)
+            .max()
+            .unwrap_or_default(),
         downloads: figures.downloads,
         commands: world.engine.commands.total as f64 / seconds(world.now),
         peak: world.engine.commands.peak(),
-        promoted: between(begun.map(|it| it.0), promoted.map(|it| it.0).filter(|at| Some(*at) > begun.map(|it| it.0))),
+        promoted: between(
+            begun.map(|it| it.0),
+            promoted
+                .map(|it| it.0)
+                .filter(|at| Some(*at) > begun.map(|it| it.0)),
+        ),
     }
 }

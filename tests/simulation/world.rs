@@ -106,17 +106,40 @@ pub(crate) enum Lane {
 
 #[derive(Debug)]
 enum Event {
-    Request { client: u32, number: u32 },
+    Request {
+        client: u32,
+        number: u32,
+    },
     Delivered(Delivery),
-    Report { client: u32 },
-    Expire { process: Process, client: u32, number: u32 },
-    Decide { process: Process, client: u32, number: u32 },
+    Report {
+        client: u32,
+    },
+    Expire {
+        process: Process,
+        client: u32,
+        number: u32,
+    },
+    Decide {
+        process: Process,
+        client: u32,
+        number: u32,
+    },
     Tick(Process),
     FleetTick(Process),
     RegistryPoll(Process),
     Fetched(Process, VersionId),
-    AtEngine { process: Process, lane: Lane, sent: Micros, is_given_up: bool, call: Box<Call> },
-    Answered { process: Process, lane: Lane, answer: Option<Box<Answer>> },
+    AtEngine {
+        process: Process,
+        lane: Lane,
+        sent: Micros,
+        is_given_up: bool,
+        call: Box<Call>,
+    },
+    Answered {
+        process: Process,
+        lane: Lane,
+        answer: Option<Box<Answer>>,
+    },
     Started(usize),
     Revoked(usize, VersionId),
     CheckRevoked(Process, VersionId),
@@ -266,7 +289,13 @@ impl World {
             };
             self.clients.push(client);
             let at = self.between(SECOND, 60 * SECOND);
-            self.at(at, Event::Request { client: identity, number: 0 });
+            self.at(
+                at,
+                Event::Request {
+                    client: identity,
+                    number: 0,
+                },
+            );
         }
         for replica in 0..self.replicas.len() {
             self.start(replica);
@@ -281,7 +310,13 @@ impl World {
         let index = self.keys.len() as u32;
         let name = format!("opa-{index}-{}", self.options.seed);
         let source = IdentitySource::Name(&name);
-        self.keys.push(Identity { credential: None, source }.key());
+        self.keys.push(
+            Identity {
+                credential: None,
+                source,
+            }
+            .key(),
+        );
         index
     }
 
@@ -293,7 +328,11 @@ impl World {
         let at = self.now + self.between(0, INTERVAL);
         self.at(at, Event::FleetTick(process));
         // After a restart the registry is asked soon.
-        let latest = if process.boot == 0 { REGISTRY_INTERVAL } else { 3 * SECOND };
+        let latest = if process.boot == 0 {
+            REGISTRY_INTERVAL
+        } else {
+            3 * SECOND
+        };
         let at = self.now + self.between(0, latest);
         self.at(at, Event::RegistryPoll(process));
     }
@@ -301,7 +340,11 @@ impl World {
     fn at(&mut self, at: Micros, event: Event) {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.queue.push(Reverse(Queued { at, sequence, event }));
+        self.queue.push(Reverse(Queued {
+            at,
+            sequence,
+            event,
+        }));
     }
 
     pub(crate) fn between(&mut self, from: Micros, to: Micros) -> Micros {
@@ -332,10 +375,18 @@ impl World {
             Event::Request { client, number } => self.request(client, number),
             Event::Delivered(delivery) => self.delivered(&delivery),
             Event::Report { client } => self.report(client),
-            Event::Expire { process, client, number } if self.is_current(process) => {
+            Event::Expire {
+                process,
+                client,
+                number,
+            } if self.is_current(process) => {
                 self.expire(process.replica, client, number);
             }
-            Event::Decide { process, client, number } if self.is_current(process) => {
+            Event::Decide {
+                process,
+                client,
+                number,
+            } if self.is_current(process) => {
                 self.decide_again(process.replica, client, number);
             }
             Event::Tick(process) if self.is_current(process) => {
@@ -355,15 +406,23 @@ impl World {
             Event::Fetched(process, version) if self.is_current(process) => {
                 self.fetched(process.replica, version);
             }
-            Event::AtEngine { process, lane, sent, is_given_up, call } => {
+            Event::AtEngine {
+                process,
+                lane,
+                sent,
+                is_given_up,
+                call,
+            } => {
                 self.arrive_at_engine(process, lane, sent, is_given_up, *call);
             }
-            Event::Answered { process, lane, answer } if self.is_current(process) => {
-                match lane {
-                    Lane::Plans => self.plans_answered(process.replica, answer.map(|it| *it)),
-                    Lane::Fleet => self.fleet_answered(process.replica, answer.map(|it| *it)),
-                }
-            }
+            Event::Answered {
+                process,
+                lane,
+                answer,
+            } if self.is_current(process) => match lane {
+                Lane::Plans => self.plans_answered(process.replica, answer.map(|it| *it)),
+                Lane::Fleet => self.fleet_answered(process.replica, answer.map(|it| *it)),
+            },
             Event::Started(replica) => {
                 self.replicas[replica].is_running = true;
                 self.start(replica);
@@ -399,7 +458,11 @@ impl World {
         };
         let replica = replica.process.replica;
         let one = &self.clients[client as usize];
-        let wait = if one.polls_long { LONG_POLL } else { FIRST_WAIT };
+        let wait = if one.polls_long {
+            LONG_POLL
+        } else {
+            FIRST_WAIT
+        };
         let request = Request {
             client,
             number,
@@ -410,7 +473,14 @@ impl World {
             is_long_poll: one.polls_long,
         };
         let process = self.replicas[replica].process;
-        self.at(request.deadline, Event::Expire { process, client, number });
+        self.at(
+            request.deadline,
+            Event::Expire {
+                process,
+                client,
+                number,
+            },
+        );
         self.receive(replica, request);
     }
 
@@ -436,7 +506,12 @@ impl World {
     }
 
     fn delivered(&mut self, delivery: &Delivery) {
-        let Delivery { process, client, version, .. } = *delivery;
+        let Delivery {
+            process,
+            client,
+            version,
+            ..
+        } = *delivery;
         if self.clients[client as usize].number != delivery.number {
             return;
         }
@@ -561,10 +636,23 @@ impl World {
         let is_given_up = latency * 2 > crate::engine::TIMEOUT;
         if is_given_up {
             let at = self.now + crate::engine::TIMEOUT;
-            self.at(at, Event::Answered { process, lane, answer: None });
+            self.at(
+                at,
+                Event::Answered {
+                    process,
+                    lane,
+                    answer: None,
+                },
+            );
         }
         let (sent, call) = (self.now, Box::new(call));
-        let event = Event::AtEngine { process, lane, sent, is_given_up, call };
+        let event = Event::AtEngine {
+            process,
+            lane,
+            sent,
+            is_given_up,
+            call,
+        };
         self.at(self.now + latency, event);
     }
 
@@ -588,7 +676,14 @@ impl World {
             self.engine.queued.push((process, call));
         }
         if !is_given_up {
-            self.at(at, Event::Answered { process, lane, answer });
+            self.at(
+                at,
+                Event::Answered {
+                    process,
+                    lane,
+                    answer,
+                },
+            );
         }
     }
 
@@ -604,7 +699,14 @@ impl World {
     pub(crate) fn expire_at(&mut self, replica: usize, request: &Request, at: Micros) {
         let process = self.replicas[replica].process;
         let (client, number) = (request.client, request.number);
-        self.at(at, Event::Decide { process, client, number });
+        self.at(
+            at,
+            Event::Decide {
+                process,
+                client,
+                number,
+            },
+        );
     }
 
     /// Fetches and verifies a version, unless the replica has it.
@@ -693,7 +795,10 @@ impl World {
     pub(crate) fn is_check_out_of_range(&self, candidate: Option<VersionId>) -> bool {
         self.options.bad == Bad::Check
             && candidate == Some(self.options.bad_version)
-            && self.figures.bad_since.is_some_and(|since| since + MINUTE <= self.now)
+            && self
+                .figures
+                .bad_since
+                .is_some_and(|since| since + MINUTE <= self.now)
     }
 
     /// What clients run at the end.
