@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bundlegate::rollout::{Availability, Event, OnStableLost, Phase, Plan, Variant};
+use bundlegate::rollout::{Availability, Event, Millis, OnStableLost, Phase, Plan, Variant};
 
 use crate::{
     engine::Mode,
     replica::{Request, VersionId},
     requests::{Cause, REVOKED_WITHIN},
-    time::{MINUTE, Micros, SECOND, millis, seconds},
+    time::{MILLI, MINUTE, Micros, SECOND, millis, seconds},
     world::World,
 };
 
 /// Moves of one client within a minute by one replica.
 const MAX_MOVES: usize = 4;
+/// A minute, by a clock of milliseconds.
+const WINDOW: Micros = MINUTE - MILLI;
 /// Offers of one candidate by one replica before they become rare.
 const QUICK_OFFERS: u32 = 2;
 /// The leader counts at most this time for an outage.
@@ -34,8 +36,8 @@ pub(crate) struct Never {
     away: Micros,
     away_since: Option<Micros>,
     outages: u64,
-    /// `away` and `outages` when the current step began.
-    at_step: (Micros, u64),
+    /// When the current step began, and `away` and `outages` then.
+    at_step: (Millis, Micros, u64),
     /// Candidates that went to clients with outdated tags by a plan that was not read after the request.
     pub(crate) stale_offers: u64,
 }
@@ -68,7 +70,7 @@ impl Never {
             away: 0,
             away_since: None,
             outages: 0,
-            at_step: (0, 0),
+            at_step: (0, 0, 0),
             stale_offers: 0,
         }
     }
@@ -130,7 +132,7 @@ impl World {
             .entry(request.identity)
             .or_default();
         if request.runs.is_some() {
-            history.moves.retain(|at| at + MINUTE > now);
+            history.moves.retain(|at| at + WINDOW > now);
             history.moves.push(now);
         }
         let mut broken =
@@ -139,7 +141,7 @@ impl World {
             if history.candidate.replace(version) != Some(version) {
                 (history.offers, history.last_offer) = (0, 0);
             }
-            let is_rare = history.offers < QUICK_OFFERS || history.last_offer + MINUTE <= now;
+            let is_rare = history.offers < QUICK_OFFERS || history.last_offer + WINDOW <= now;
             if !is_rare {
                 broken = Some("more than two quick offers");
             }
@@ -247,10 +249,10 @@ impl World {
     }
 
     pub(crate) fn check_written(&mut self, plan: &Plan) {
-        self.never.at_step = match plan.since == millis(self.now) {
-            true => (self.never.away(self.now), self.never.outages),
-            false => self.never.at_step,
-        };
+        if self.never.at_step.0 != plan.since {
+            let away = self.never.away(self.now);
+            self.never.at_step = (plan.since, away, self.never.outages);
+        }
         let Some(candidate) = plan.candidate.as_ref() else {
             return;
         };
@@ -273,7 +275,7 @@ impl World {
         if *event != Event::StepComplete {
             return;
         }
-        let (away, outages) = self.never.at_step;
+        let (_, away, outages) = self.never.at_step;
         let away = self.never.away(self.now) - away;
         let allowed = (self.never.outages - outages) * MAX_GAP;
         let passed = (millis(self.now).saturating_sub(plan.since)) * 1000;

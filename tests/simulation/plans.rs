@@ -279,7 +279,11 @@ impl World {
 
     fn renew_lease(&mut self, replica: usize) {
         let one = &mut self.replicas[replica];
-        let note = serde_json::to_vec(&one.progress).expect("progress is JSON");
+        let note = one.is_leader.then(|| serde_json::to_vec(&one.progress));
+        let note = note
+            .transpose()
+            .expect("progress is JSON")
+            .unwrap_or_default();
         one.stage = Stage::Leasing;
         self.call(replica, Lane::Plans, Call::Lease { note });
     }
@@ -417,14 +421,12 @@ impl World {
             return;
         }
         one.is_exchanging = true;
-        let (after, entry) = (one.position, one.outgoing(self.now));
-        self.call(replica, Lane::Fleet, Call::Exchange { after, entry });
+        let after = one.position;
+        self.call(replica, Lane::Fleet, Call::ReadLog(after));
     }
 
     pub(crate) fn fleet_answered(&mut self, replica: usize, answer: Option<Answer>) {
         let one = &mut self.replicas[replica];
-        one.is_exchanging = false;
-        one.written(answer.is_some());
         match answer {
             Some(Answer::Entries(entries, position)) => {
                 one.position = position;
@@ -436,7 +438,15 @@ impl World {
                 one.position = position;
                 one.merge_records(&records);
             }
-            _ => {}
+            answer => {
+                one.written(answer.is_some());
+                one.is_exchanging = false;
+                return;
+            }
+        }
+        match one.outgoing(self.now) {
+            Some(entry) => self.call(replica, Lane::Fleet, Call::WriteLog(entry)),
+            None => one.is_exchanging = false,
         }
     }
 }

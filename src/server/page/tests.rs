@@ -11,7 +11,7 @@ use crate::{
     publish::{FailureClass, FailureStatus, Status, Step, pending, serving},
     rollout::{
         Cause, EngineState, Phase, Plan, Tally, Transition, Version as PlannedVersion,
-        fixture::{idle, version},
+        fixture::{idle, version_named as version},
     },
     server::{CertificateInUse, RolloutStatus},
     telemetry::{SENTENCE_BYTES, cut},
