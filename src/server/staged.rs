@@ -222,9 +222,10 @@ fn is_allowed(
     asked: &Asked<'_>,
 ) -> bool {
     let candidate = (variant == Variant::Candidate).then(|| snapshot.tag_hash());
+    let (is_move, now) = (runs.is_some(), now_millis());
     asked
         .client
-        .is_none_or(|(_, client)| client.allowed_at(candidate, runs.is_some()) <= now_millis())
+        .is_none_or(|(_, client)| client.may_be_sent(candidate, is_move, now))
 }
 
 /// Whether a client is in the current step.
