@@ -282,8 +282,8 @@ fn a_rollout_has_its_phase_candidate_and_last_transition_and_no_text_makes_an_el
     for text in [
         "Paused in step 1 of 1",
         "run by 5 of 7 clients that were offered it, 2 failed",
-        "plain, by plain",
-        "revision plain",
+        "</bdi>, by <bdi>plain</bdi>",
+        "revision <bdi>plain</bdi>",
     ] {
         assert!(plain.contains(text), "{text}: {plain}");
     }
