@@ -21,6 +21,8 @@ const REPLICAS: usize = 3;
 /// No fault begins after this time, and the last one ends at [`CALM`].
 const LAST_FAULT: Micros = 2400 * SECOND;
 const CALM: Micros = 2700 * SECOND;
+/// When versions are pushed, in seconds; faults are further ones.
+const PUSHES: [u64; 5] = [60, 500, 1000, 1500, 2000];
 /// Versions that are pushed.
 const PUSHED: usize = 5;
 
@@ -71,10 +73,13 @@ fn quick(max_failures: u32) -> Strategy {
 
 pub(crate) fn schedules() -> impl Generator<Value = Schedule> {
     let bad = select(vec![Bad::Nothing, Bad::All, Bad::Some, Bad::Check]);
-    let faults = prop::collection::vec(fault(), 1..14);
-    (any::<u32>(), bad, 1..PUSHED, 0..3_u32, faults).prop_map(
-        |(seed, bad, bad_version, max_failures, faults)| {
+    let faults = prop::collection::vec(fault(), 1..20);
+    let pushes = prop::collection::vec(0..PUSHED, PUSHES.len());
+    (any::<u32>(), bad, 1..PUSHED, 0..3_u32, pushes, faults).prop_map(
+        |(seed, bad, bad_version, max_failures, pushes, faults)| {
             let mut faults = faults.concat();
+            let pushes = PUSHES.into_iter().zip(pushes);
+            faults.extend(pushes.map(|(at, version)| (at * SECOND, Fault::Push(version))));
             faults.sort_by_key(|(at, _)| *at);
             Schedule {
                 seed: seed.into(),
@@ -89,7 +94,12 @@ pub(crate) fn schedules() -> impl Generator<Value = Schedule> {
 
 /// A fault, with its end.
 fn fault() -> impl Generator<Value = Vec<(Micros, Fault)>> {
-    let at = (0..LAST_FAULT / MILLI).prop_map(|at| at * MILLI);
+    // Most things happen while a version is being rolled out.
+    let at = prop_oneof![
+        0..LAST_FAULT / MILLI,
+        (select(PUSHES.to_vec()), 0..300_000_u64).prop_map(|(push, after)| push * 1000 + after),
+    ];
+    let at = at.prop_map(|at| at * MILLI);
     let length = prop_oneof![1..20_u64, 20..900_u64].prop_map(|length| length * SECOND);
     (at, length, kind()).prop_map(|(at, length, kind)| {
         let end = (at + length).min(CALM);

@@ -79,7 +79,12 @@ fn nothing_happens_that_never_may_whatever_fails_at_once() {
     seed[..4].copy_from_slice(&number("SEED", 23).to_le_bytes());
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let result = TestRunner::new_with_rng(config, rng).run(&faults::schedules(), |schedule| {
-        let violations = schedule.run().never.violations;
+        let world = schedule.run();
+        if env::var_os("TRACE").is_some() {
+            println!("## {schedule:?}");
+            print_trace(&world);
+        }
+        let violations = world.never.violations;
         prop_assert!(violations.is_empty(), "{violations:#?}");
         Ok(())
     });
