@@ -325,7 +325,7 @@ impl BundleApi {
         let client = request.waiting.as_ref().map(WaitingPoll::client_bundle);
         let fleet = self.fleet.as_ref().map(|recorder| &recorder.fleet);
         Asked {
-            began: request.began,
+            began: Some(request.began),
             if_none_match: request.if_none_match.get(),
             client: fleet.zip(client.map(|client| &**client)),
         }

@@ -18,7 +18,7 @@ use crate::{
     rollout::{
         ActivePlan, Availability, Decision, EngineState, Held, Member, Situation, Staged, Variant,
     },
-    telemetry::now_millis,
+    telemetry::{self, now_millis},
 };
 
 /// Delay before a client is moved because this replica has withdrawn the version that it runs. Where another
@@ -35,7 +35,8 @@ pub(super) struct Versions {
 /// A request, as far as the choice of a version depends on it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
-    pub(super) began: Instant,
+    /// When it arrived; `None` for one that is answered only if that needs no waiting.
+    pub(super) began: Option<Instant>,
     pub(super) if_none_match: IfNoneMatch<'a>,
     /// The client in the fleet view, and whether it counts: a request that is not recorded, such as one with
     /// HEAD, has none.
@@ -62,9 +63,9 @@ pub(super) enum Choice {
 }
 
 impl Versions {
-    /// Those that the watchers serve at this time.
-    pub(super) fn of(entry: &Entry, staged: &Staged, now: Timestamp) -> Self {
-        let served = |handle: &Handle| handle.served_at(|| now);
+    /// Those that the watchers serve now.
+    pub(super) fn of(entry: &Entry, staged: &Staged) -> Self {
+        let served = |handle: &Handle| handle.served_at(telemetry::now);
         Self {
             stable: served(entry.handle()),
             candidate: staged.candidate.as_ref().and_then(served),
@@ -116,7 +117,7 @@ impl Versions {
         match decision {
             Decision::Serve(variant) => self.version(variant, runs, asked),
             Decision::Replace(variant) => {
-                let at = asked.began + REPLACE_DELAY;
+                let at = asked.began.unwrap_or_else(Instant::now) + REPLACE_DELAY;
                 match Instant::now() < at {
                     true => Choice::Delay(at),
                     false => self.version(variant, runs, asked),
@@ -163,8 +164,11 @@ impl Versions {
             runs,
             is_in_step: is_live && is_in_step(plan, asked.client),
             is_halted: is_live && staged.halt.is_set(plan.plan.generation),
-            is_fresh: staged.watch.is_fresh(asked.began),
-            engine: staged.watch.engine(),
+            is_fresh: asked.began.is_some_and(|began| staged.watch.is_fresh(began)),
+            // Without it, a request that has to wait only begins to wait.
+            engine: asked
+                .began
+                .map_or(EngineState::Up, |_| staged.watch.engine()),
         }
     }
 
