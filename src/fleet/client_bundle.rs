@@ -296,11 +296,6 @@ impl ClientBundle {
         record.reported = record.seen;
     }
 
-    /// Whether the table does not have it any more.
-    pub fn is_detached(&self) -> bool {
-        self.lock().is_detached
-    }
-
     pub(super) fn detach(&self) {
         self.lock().is_detached = true;
     }
