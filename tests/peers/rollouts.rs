@@ -177,8 +177,8 @@ impl Fixture {
     /// Pushes and signs a version.
     async fn push(&self, name: &str, artifact: &Artifact, flags: &[&str]) -> String {
         let next = format!("acme/{name}:next");
-        let pushed = self.registry.push_with(&next, &artifact.file(), flags);
-        let digest = pushed.await;
+        let file = artifact.file();
+        let digest = self.registry.push_with(&next, &file, flags).await;
         let pinned = format!("acme/{name}@{digest}");
         self.key.sign(&self.registry, &pinned).await;
         digest
