@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -48,7 +49,7 @@ pub(super) fn read(
     let strategies = raw.into_iter().map(|(name, raw)| {
         let read = check_name(&name)
             .and_then(|()| strategy(name.clone(), raw))
-            .and_then(|strategy| check_size(strategy))
+            .and_then(check_size)
             .and_then(|strategy| check_prometheus(strategy, has_prometheus));
         match read {
             Ok(strategy) => Ok((name, Arc::new(strategy))),
@@ -136,16 +137,13 @@ fn check_prometheus(strategy: Strategy, has_prometheus: bool) -> Result<Strategy
 }
 
 fn strategy(name: String, raw: raw::Rollout) -> Result<Strategy, Problem> {
-    let poll = within(raw.poll, MIN_POLL, MAX_POLL, "a soak is three polls", POLL);
+    let poll = within(raw.poll, MIN_POLL..=MAX_POLL, "a soak is three polls", POLL);
     let poll = poll.map_err(|problem| problem.at("poll"))?;
     let steps = steps(&raw.steps, poll).map_err(|problem| problem.at("steps"))?;
     let why = "a step that takes longer has stopped";
-    let deadline = within(raw.deadline, MIN_DEADLINE, MAX_DEADLINE, why, DEADLINE)
+    let deadline = within(raw.deadline, MIN_DEADLINE..=MAX_DEADLINE, why, DEADLINE)
         .and_then(|deadline| after_each_soak(deadline, &steps));
     let min_clients = number(raw.min_clients, &(0..=MAX_CLIENTS), MIN_CLIENTS);
-    let keyword = |key: &str, written: Option<String>, words: &[(&'static str, Halt)]| {
-        keyword(written.as_deref(), words).map_err(|problem| problem.at(key))
-    };
     Ok(Strategy {
         steps,
         quorum: raw.quorum.map_or_else(default_quorum, |quorum| quorum.0),
@@ -155,35 +153,36 @@ fn strategy(name: String, raw: raw::Rollout) -> Result<Strategy, Problem> {
         deadline: deadline.map_err(|problem| problem.at("deadline"))?,
         on_deadline: keyword("on_deadline", raw.on_deadline, &ON_DEADLINE)?,
         on_failure: keyword("on_failure", raw.on_failure, &ON_FAILURE)?,
-        on_stable_lost: self::keyword(raw.on_stable_lost.as_deref(), &ON_STABLE_LOST)
-            .map_err(|problem| problem.at("on_stable_lost"))?,
-        rollback: self::keyword(raw.rollback.as_deref(), &ROLLBACK)
-            .map_err(|problem| problem.at("rollback"))?,
-        order: self::keyword(raw.salt.as_deref(), &SALT).map_err(|problem| problem.at("salt"))?,
+        on_stable_lost: keyword("on_stable_lost", raw.on_stable_lost, &ON_STABLE_LOST)?,
+        rollback: keyword("rollback", raw.rollback, &ROLLBACK)?,
+        order: keyword("salt", raw.salt, &SALT)?,
         checks: checks(raw.checks).map_err(|problem| problem.at("checks"))?,
         name,
     })
 }
 
-/// The value of a word; the first word is the default.
-fn keyword<T: Copy>(written: Option<&str>, words: &[(&'static str, T)]) -> Result<T, Problem> {
+/// The value of the word at `key`; the first word is the default.
+fn keyword<T: Copy>(
+    key: &str,
+    written: Option<String>,
+    words: &[(&'static str, T)],
+) -> Result<T, Problem> {
     let default = words.first().map(|(word, _)| *word).unwrap_or_default();
-    word(written.unwrap_or(default), words)
+    word(written.as_deref().unwrap_or(default), words).map_err(|problem| problem.at(key))
 }
 
-/// A time within limits, or the default.
+/// A time within limits, or the default; `why` explains the upper one.
 fn within(
     written: Option<Period>,
-    least: Duration,
-    most: Duration,
+    limits: RangeInclusive<Duration>,
     why: &str,
     default: Duration,
 ) -> Result<Duration, Problem> {
     let Some(time) = written else {
         return Ok(default);
     };
-    time.at_least(least, &period(default))?;
-    time.at_most(most, why)
+    time.at_least(*limits.start(), &period(default))?;
+    time.at_most(*limits.end(), why)
 }
 
 /// [`QUORUM`].
@@ -393,13 +392,11 @@ fn check(raw: raw::RolloutCheck) -> Result<Check, Problem> {
     check_range(raw.min, raw.max)?;
     let every = within(
         raw.every,
-        MIN_EVERY,
-        MAX_EVERY,
+        MIN_EVERY..=MAX_EVERY,
         "steps would wait for it",
         EVERY,
     );
     let failures = number(raw.failures, &(1..=MAX_CHECK_FAILURES), CHECK_FAILURES);
-    let no_data = keyword(raw.no_data.as_deref(), &NO_DATA);
     Ok(Check {
         name: raw.name,
         query,
@@ -407,7 +404,7 @@ fn check(raw: raw::RolloutCheck) -> Result<Check, Problem> {
         max: raw.max,
         every: every.map_err(|problem| problem.at("every"))?,
         failures: failures.map_err(|problem| problem.at("failures"))?,
-        no_data: no_data.map_err(|problem| problem.at("no_data"))?,
+        no_data: keyword("no_data", raw.no_data, &NO_DATA)?,
     })
 }
 

@@ -123,7 +123,8 @@ impl ClockOffset {
         }
     }
 
-    pub(super) fn to_own(self, engine: Millis) -> Millis {
+    /// The time of this replica's clock that is a time of the engine's.
+    pub fn to_own(self, engine: Millis) -> Millis {
         match engine {
             0 => 0,
             engine => engine.saturating_add_signed(self.0.saturating_neg()),

@@ -22,7 +22,7 @@ use crate::{
     config::{BundleConfig, Config, RolloutChoice},
     publish::{self, Handle, Hint, OnWithdraw, State},
     registry::Registries,
-    rollout::{ActivePlan, Phase, Plan, PlanWatch},
+    rollout::{ActivePlan, Phase, Plan, PlanWatch, RolloutMetrics},
     server::{Catalog, Demand, Entry},
     store::Store,
     traces::Traces,
@@ -56,6 +56,9 @@ pub(super) struct Bundles {
     plan_updates: mpsc::Sender<PlanUpdate>,
     /// How current the plans are.
     plan_watch: PlanWatch,
+    /// What is counted of roll-outs; `None` while no task reads plans, which the configuration at the start
+    /// decides.
+    rollout_metrics: Option<RolloutMetrics>,
     /// What clients ask for that is not in the catalog.
     demands: mpsc::Receiver<Demand>,
     /// Whether watchers that are added start at once.
@@ -113,6 +116,7 @@ impl Bundles {
         registries: Registries,
         store: Store,
         metrics: BundleFamilies,
+        rollout_metrics: Option<RolloutMetrics>,
         traces: Traces,
     ) -> Self {
         let (catalog, demands) = Catalog::with_demands();
@@ -126,6 +130,7 @@ impl Bundles {
             plans,
             plan_updates,
             plan_watch: PlanWatch::default(),
+            rollout_metrics,
             demands,
             entries: BTreeMap::new(),
             watchers: JoinSet::new(),
@@ -156,7 +161,7 @@ impl Bundles {
                 "`rollout` was removed while a version is rolled back: the stable version stays \
                  until the reference names another one; write `rollout: none` to serve it"
             );
-            bundle.staging = Some(Staging::new(None, self.plan_watch.clone()));
+            bundle.staging = Some(Staging::new(self.plan_watch.clone(), None));
         }
         let Some(staging) = &mut bundle.staging else {
             return;
@@ -226,16 +231,24 @@ impl Bundles {
     /// the versions that no longer have to be watched.
     fn set_rollout(&mut self, name: &str) -> Option<Staging> {
         let bundle = self.bundles.get_mut(name)?;
-        let is_staged = matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
+        let is_staged = self.rollout_metrics.is_some()
+            && matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
         for watched in [&bundle.shown].into_iter().chain(&bundle.successor) {
             watched.handle.set_staged(is_staged);
         }
         match &bundle.config.rollout {
+            RolloutChoice::Strategy(_) if self.rollout_metrics.is_none() => {
+                tracing::error!(
+                    bundle = name,
+                    "`rollout` needs a restart, because `shared` or `fleet.enabled` does: until then, \
+                     new versions reach all clients at once"
+                );
+                None
+            }
             RolloutChoice::Strategy(strategy) => {
-                let watch = &self.plan_watch;
-                let staging = bundle
-                    .staging
-                    .get_or_insert_with(|| Staging::new(None, watch.clone()));
+                let (watch, metrics) = (&self.plan_watch, &self.rollout_metrics);
+                let staging = || Staging::new(watch.clone(), metrics.clone());
+                let staging = bundle.staging.get_or_insert_with(staging);
                 staging.strategy = Some(Arc::clone(strategy));
                 None
             }

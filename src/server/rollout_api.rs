@@ -26,16 +26,15 @@ use crate::{
 /// The path of one roll-out, before the bundle's name.
 pub(super) const PREFIX: &str = "/rollouts/";
 
-/// Answers `GET /rollouts`.
-pub(super) fn list(rollouts: &Rollouts) -> Response<ResponseBody> {
+/// The document of `GET /rollouts`.
+pub(super) fn list(rollouts: &Rollouts) -> Value {
     let statuses = rollouts.all();
     let documents = statuses.iter();
     let documents = documents.map(|status| (status.bundle.clone(), document(status)));
-    let document = json!({
+    json!({
         "at": milliseconds(telemetry::now()),
         "rollouts": documents.collect::<Map<_, _>>(),
-    });
-    response::json(StatusCode::OK, &document)
+    })
 }
 
 /// Answers `GET /rollouts/NAME`.

@@ -16,7 +16,7 @@ use crate::{
     fleet::{ClientBundle, Fleet, TagHash},
     publish::{FailureClass, Handle, Seen, Snapshot, State},
     rollout::{
-        ActivePlan, Availability, Decision, EngineState, Member, Situation, Staged, Variant,
+        ActivePlan, Availability, Decision, EngineState, Held, Member, Situation, Staged, Variant,
     },
     telemetry::now_millis,
 };
@@ -55,9 +55,8 @@ pub(super) enum Choice {
     Confirm,
     /// Its version is replaced at this time.
     Delay(Instant),
-    /// It keeps what it runs: 304 with its own tag. `is_settled`: nothing but a change of the plan can lead to
-    /// another answer.
-    Keep { is_settled: bool },
+    /// It keeps what it runs, for this reason: 304 with its own tag.
+    Keep(Held),
     /// There is nothing to serve; the state of the stable version says why.
     Absent,
 }
@@ -124,7 +123,10 @@ impl Versions {
                 }
             }
             Decision::Confirm(_) => Choice::Confirm,
-            Decision::Keep => Choice::Keep { is_settled: false },
+            Decision::Keep => Choice::Keep(match staged.watch.engine() {
+                EngineState::Up => Held::Digest,
+                EngineState::Down | EngineState::DownForLong => Held::Engine,
+            }),
             Decision::Absent => Choice::Absent,
         }
     }
@@ -181,7 +183,7 @@ impl Versions {
                     is_current: false,
                 },
                 (None, _) => Choice::Absent,
-                (Some(_), _) => Choice::Keep { is_settled: true },
+                (Some(_), _) => Choice::Keep(Held::BackOff),
             };
         }
         Choice::Version {
@@ -192,7 +194,16 @@ impl Versions {
     }
 
     /// 304 for a client that keeps what it runs.
-    pub(super) fn keep(&self, if_none_match: IfNoneMatch<'_>) -> Reply {
+    pub(super) fn keep(
+        &self,
+        entry: &Entry,
+        staged: &Staged,
+        if_none_match: IfNoneMatch<'_>,
+        why: Held,
+    ) -> Reply {
+        if let Some(metrics) = &staged.metrics {
+            metrics.count_held(entry.name(), why);
+        }
         if let Some((snapshot, variant)) = self.running(if_none_match) {
             return Reply::not_modified(Arc::clone(snapshot)).with_variant(variant);
         }
@@ -211,9 +222,10 @@ fn is_allowed(
     asked: &Asked<'_>,
 ) -> bool {
     let candidate = (variant == Variant::Candidate).then(|| snapshot.tag_hash());
+    let (is_move, now) = (runs.is_some(), now_millis());
     asked
         .client
-        .is_none_or(|(_, client)| client.allowed_at(candidate, runs.is_some()) <= now_millis())
+        .is_none_or(|(_, client)| client.may_be_sent(candidate, is_move, now))
 }
 
 /// Whether a client is in the current step.
@@ -252,11 +264,12 @@ fn availability(handle: &Handle, is_served: bool) -> Availability {
 }
 
 impl Choice {
-    /// Whether the answer can change only with the plan, so that a client that does not long-poll need not wait.
-    pub(super) fn is_settled(&self, staged: &Staged) -> bool {
+    /// Why the client is not moved, if it is not.
+    pub(super) fn held(&self) -> Option<Held> {
         match self {
-            Self::Keep { is_settled } => *is_settled || staged.watch.engine() != EngineState::Up,
-            _ => false,
+            Self::Keep(why) => Some(*why),
+            Self::Confirm => Some(Held::Engine),
+            Self::Delay(_) | Self::Version { .. } | Self::Absent => None,
         }
     }
 }

@@ -719,7 +719,9 @@ fn errors_of_the_shared_state_name_the_key_and_a_fix() {
         ),
         (
             "shared: { url: 'http://valkey' }",
-            &format!("shared.url: neither `redis` nor `rediss` (with TLS); {example}"),
+            &format!(
+                "shared.url: neither `redis`, nor `rediss` (with TLS), nor `local:` (a single replica); {example}"
+            ),
         ),
         (
             "shared: { url: 'redis://me:s3cret@valkey' }",

@@ -23,7 +23,7 @@ pub(super) struct Known {
     /// The plan in the store when it was last read.
     pub(super) version: Option<PlanVersion>,
     /// Why the plan in the store can't be read.
-    broken: Option<String>,
+    pub(super) broken: Option<String>,
     pub(super) progress: Progress,
     pub(super) tally: Tally,
     /// The newest version of the plan that this replica has seen the reference name.
@@ -66,6 +66,7 @@ impl Known {
             self.tally = Tally::default();
         }
         self.plan = Some(plan);
+        self.version = None;
     }
 
     /// What the reference names, for a proposal; `None` if nothing of it is verified.

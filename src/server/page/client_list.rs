@@ -340,7 +340,7 @@ mod tests {
         for (query, reason) in [
             (
                 "search=x&state=Failing",
-                "state: \"Failing\" is no state; the states are failing, silent, none, current, behind, changing",
+                "state: \"Failing\" is no state; the states are failing, silent, none, candidate, current, behind, changing",
             ),
             (
                 "limit=7",
