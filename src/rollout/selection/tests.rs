@@ -147,11 +147,21 @@ fn withdraw_withdraws_both() {
     let mut plan = plan(Phase::Paused);
     plan.strategy.on_stable_lost = OnStableLost::Withdraw;
     let plan = ActivePlan::new(plan);
-    let situation = Situation {
-        stable: Withdrawn,
-        ..SITUATION
-    };
-    assert_eq!(plan.decide(&situation), Absent);
+    for (runs, is_in_step) in [
+        (None, false),
+        (None, true),
+        (tag(1), false),
+        (tag(2), true),
+        (tag(2), false),
+    ] {
+        let situation = Situation {
+            stable: Withdrawn,
+            runs,
+            is_in_step,
+            ..SITUATION
+        };
+        assert_eq!(plan.decide(&situation), Absent, "{runs:?} {is_in_step}");
+    }
 }
 
 /// R5: a replica that has halted gives the candidate to no client, and takes it back without the engine.

@@ -100,6 +100,40 @@ async fn an_engine_that_hangs_moves_no_client_and_the_step_goes_on_without_count
     fixture.have_sent_no_server_errors().await;
 }
 
+/// Slow is less than `shared.timeout`, too slow is more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_engine_delays_a_step_and_one_that_is_too_slow_moves_no_client() {
+    let strategy = steps(json!([{ "ids": ["canary-*"], "soak": "5s" }]));
+    let fixture = Fixture::start(2, strategy).await;
+    let opas = opas(&fixture).await;
+    run(&fixture, &opas, "first", "first").await;
+    let slow = |delay| {
+        for link in &fixture.links {
+            link.slow(Duration::from_millis(delay));
+        }
+        fixture.tell(&format!("the engine answers after {} ms", 2 * delay));
+    };
+    slow(100);
+    fixture.publish(&answering("second").await).await;
+    for (name, opa) in opas.iter().filter(|(name, _)| name.starts_with("canary")) {
+        fixture.answers(name, opa, "second").await;
+    }
+    slow(1000);
+    let down = |rollout: &Value| rollout["engine"] == "down";
+    for replica in 0..2 {
+        fixture.rollout_when(replica, "no engine", down).await;
+    }
+    let observed = Observed::start(&named(&opas));
+    for (name, decisions) in observed.end_after(Duration::from_secs(8)).await {
+        let ring = name.starts_with("canary");
+        assert_eq!(decisions, [if ring { "second" } else { "first" }], "{name}");
+    }
+    slow(0);
+    run(&fixture, &opas, "second", "second").await;
+    fixture.all_in("idle").await;
+    fixture.have_sent_no_server_errors().await;
+}
+
 /// Acceptance test 20, and the rest of 19.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_loses_its_data_gets_the_plan_back_and_no_client_is_moved() {
@@ -214,10 +248,14 @@ async fn a_replica_without_the_roll_out_is_noticed_and_clients_are_moved_a_few_t
     let gates: Vec<_> = fixture.gates.iter().collect();
     let balancer = Balancer::start(BalancerKind::Haproxy, &gates).await;
     let mut opas = Vec::new();
-    for version in BOTH {
-        let name = format!("other-{}", version.program());
-        let opa = Client::named(&name).start(version, &balancer.url).await;
-        opas.push((name, opa));
+    // An odd number, so that requests in turns do not lead each of them to one replica.
+    for (version, long_polling) in [(BOTH[0], true), (BOTH[1], true), (BOTH[0], false)] {
+        let name = format!("other-{}-{long_polling}", version.program());
+        let client = Client {
+            long_polling,
+            ..Client::named(&name)
+        };
+        opas.push((name.clone(), client.start(version, &balancer.url).await));
     }
     run(&fixture, &opas, "first", "first").await;
     fixture.publish(&answering("second").await).await;

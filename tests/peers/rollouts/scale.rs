@@ -13,9 +13,10 @@ use crate::{
 
 /// Two replicas with clients that all run `first`, and a Prometheus that sees how each version does.
 struct Large {
-    fixture: Fixture,
+    // They end before the gateways.
     clients: Simulated,
     count: usize,
+    fixture: Fixture,
     metrics: MetricServer,
     _prometheus: Prometheus,
 }
