@@ -100,6 +100,50 @@ async fn an_engine_that_hangs_moves_no_client_and_the_step_goes_on_without_count
     fixture.have_sent_no_server_errors().await;
 }
 
+/// Rule R5, by an operator.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_engine_each_replica_halts_by_itself_and_the_plan_follows_later() {
+    let strategy = steps(json!([{ "ids": ["canary-*"], "approve": true }]));
+    let fixture = Fixture::start(2, strategy).await;
+    let opas = opas(&fixture).await;
+    run(&fixture, &opas, "first", "first").await;
+    fixture.publish(&answering("second").await).await;
+    run(&fixture, &opas, "second", "first").await;
+    fixture.engine.process.signal("STOP");
+    for replica in 0..2 {
+        let down = |rollout: &Value| rollout["engine"] == "down";
+        fixture.rollout_when(replica, "no engine", down).await;
+        let (code, text) = fixture.operate(replica, &["abort", "authz"]).await;
+        assert_eq!(code, 1, "{text}");
+        let rollout = fixture.rollout(replica).await;
+        assert_eq!(
+            (&rollout["phase"], &rollout["halted_here"]),
+            (&json!("progressing"), &json!(true))
+        );
+        let (_, opa) = &opas[replica];
+        fixture
+            .answers("a canary of the replica", opa, "first")
+            .await;
+    }
+    run(&fixture, &opas, "first", "first").await;
+    fixture.engine.process.signal("CONT");
+    fixture.all_in("rolled_back").await;
+    let rollout = fixture.rollout(0).await;
+    let last = rollout["history"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap()
+        .clone();
+    assert_eq!(
+        (&last["cause"], &last["by"]),
+        (&json!("operator"), &json!("ops")),
+        "{rollout:#}"
+    );
+    run(&fixture, &opas, "first", "first").await;
+    fixture.have_sent_no_server_errors().await;
+}
+
 /// Slow is less than `shared.timeout`, too slow is more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_engine_delays_a_step_and_one_that_is_too_slow_moves_no_client() {
