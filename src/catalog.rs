@@ -21,7 +21,8 @@ pub use self::{
 };
 use crate::{
     oci::{Digest, Reference},
-    publish::{Checked, Handle, Hint, Status},
+    publish::{Checked, Handle, Hint, Status, View},
+    rollout::Staged,
     traces::Span,
 };
 
@@ -53,8 +54,11 @@ pub struct Entry<M> {
     /// The same for all entries of a bundle, from its addition to its removal.
     metrics: Arc<M>,
     reference: Reference,
-    /// Watches the configured reference while the bundle is still served from an earlier one.
+    /// Watches the configured reference while the bundle is still served from an earlier one, and where
+    /// versions are rolled out in steps.
     successor: Option<Handle>,
+    /// The roll-out, where versions are rolled out in steps.
+    staged: Option<Staged>,
     outdated: AtomicBool,
     /// `None` for a configured bundle.
     demand: Option<Use>,
@@ -259,6 +263,7 @@ impl<M> Entry<M> {
             metrics,
             reference,
             successor,
+            staged: None,
             outdated: AtomicBool::new(false),
             demand: None,
         }
@@ -275,6 +280,31 @@ impl<M> Entry<M> {
             demand: Some(Use::of(pattern)),
             ..Self::new(handle, reference, None, metrics)
         }
+    }
+
+    /// The same entry of a bundle whose versions are rolled out in steps: `handle` has the stable one, if a
+    /// plan is known.
+    #[must_use]
+    pub fn with_rollout(mut self, staged: Staged) -> Self {
+        self.staged = Some(staged);
+        self
+    }
+
+    /// The roll-out, where versions are rolled out in steps.
+    pub fn staged(&self) -> Option<&Staged> {
+        self.staged.as_ref()
+    }
+
+    /// A subscription to what clients get.
+    pub fn view(&self) -> View {
+        let candidate = self.staged.as_ref();
+        let candidate = candidate.and_then(|staged| staged.candidate.as_ref());
+        self.handle.view_with(candidate)
+    }
+
+    /// The handle to the watcher of the configured reference.
+    pub fn newest(&self) -> &Handle {
+        self.watching()
     }
 
     /// The bundle's name.

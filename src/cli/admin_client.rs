@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
     Certificate, Client, Method, RequestBuilder, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderName},
@@ -85,19 +86,23 @@ fn wait(text: &str) -> Result<Duration, String> {
 }
 
 impl AdminFlags {
-    /// Sends a POST to a path that begins with a slash, and returns the status and the JSON of the
-    /// answer.
+    /// Sends a POST with a JSON body to a path that begins with a slash, and returns the status and the JSON
+    /// of the answer.
     ///
     /// # Errors
     /// When a file can't be read, the gateway does not answer, the answer is an error of it, or it
     /// is not one of bundlegate.
-    pub(super) async fn post(&self, path: &str) -> anyhow::Result<(StatusCode, Value)> {
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> anyhow::Result<(StatusCode, Value)> {
         let seconds = self.wait.as_secs();
         let request = self
             .request(Method::POST, path)?
             .header(CONTENT_TYPE, "application/json")
             .header(HeaderName::from_static("prefer"), format!("wait={seconds}"))
-            .body("{}");
+            .body(body.to_string());
         let request = match &self.admin_token_file {
             Some(file) => request.bearer_auth(token(file)?),
             None => request,
@@ -162,6 +167,19 @@ impl AdminFlags {
         }
     }
 }
+
+/// A bundle's name in a path.
+pub(super) fn name_path(name: &str) -> String {
+    utf8_percent_encode(name, NAME).to_string()
+}
+
+/// Characters of a bundle's name that stay as they are in a URL.
+const NAME: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// The first token in a file. The error does not quote it.
 fn token(file: &Path) -> anyhow::Result<String> {

@@ -7,8 +7,8 @@ use clap::{Parser, Subcommand, error::ErrorKind};
 use super::{
     block_on, block_on_with_server, build, completion, config, copy, dev, diagnostics, eprint,
     eprint_lines, eval, fleet, generate_key_pair, images, init, inspect, login, one_line,
-    path::path_value, pull, push, refresh, reload, repl, rm, save, serve, sign, status, tag, tags,
-    usage, verify, verify_bundle, version,
+    path::path_value, pull, push, refresh, reload, repl, rm, rollout, save, serve, sign, status,
+    tag, tags, usage, verify, verify_bundle, version,
 };
 use crate::telemetry;
 
@@ -28,7 +28,7 @@ const EXAMPLES: &str = "Examples:
 
 Environment:
   BUNDLEGATE_REGISTRY   prefix for references without a host, such as ghcr.io/acme
-  BUNDLEGATE_ADMIN      admin listener for status, fleet, refresh and reload
+  BUNDLEGATE_ADMIN      admin listener for status, fleet, rollout, refresh and reload
   BUNDLEGATE_STORE      folder of the image store
   BUNDLEGATE_LOG        log filter of serve and dev, such as debug
   COSIGN_PASSWORD       password of private key files
@@ -69,6 +69,12 @@ enum Command {
     /// clients.
     #[command(after_help = fleet::EXAMPLES)]
     Fleet(fleet::Options),
+    /// Show and steer staged roll-outs of a running gateway.
+    #[command(after_help = rollout::EXAMPLES)]
+    Rollout {
+        #[command(subcommand)]
+        command: rollout::RolloutCommand,
+    },
     /// Build, sign and serve a policy folder, and rebuild on every change.
     ///
     /// Builds the folder into a bundle, signs it with a temporary key, and serves it verified,
@@ -185,7 +191,8 @@ enum Command {
     },
 }
 
-/// Runs the program. Exit codes: 0 success, 1 failure, 2 usage error.
+/// Runs the program. Exit codes: 0 success, 1 failure, 2 usage error; `rollout wait` also exits with 2 if it
+/// does not learn how the roll-out ends.
 pub fn main() -> ExitCode {
     let command = match Arguments::try_parse() {
         Ok(arguments) => arguments.command,
@@ -197,7 +204,10 @@ pub fn main() -> ExitCode {
             // One line: WHAT: WHY; HINT. Only errors in source files have excerpts below it.
             eprint(&one_line(&error));
             eprint_lines(&diagnostics::source_excerpts(&error));
-            ExitCode::FAILURE
+            match error.is::<rollout::Undecided>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -213,6 +223,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Reload(options) => block_on(reload::run(options)),
         Command::Status(options) => block_on(status::run(options)),
         Command::Fleet(options) => block_on(fleet::run(options)),
+        Command::Rollout { command } => block_on(rollout::run(command)),
         Command::Dev(options) => {
             // `dev` prints its own messages for the author, so only warnings are logged.
             telemetry::init_with(dev::LOG);

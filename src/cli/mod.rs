@@ -33,6 +33,7 @@ mod reload;
 mod remote_list;
 mod repl;
 mod rm;
+mod rollout;
 mod runtime;
 mod save;
 mod serve;

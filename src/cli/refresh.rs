@@ -2,10 +2,12 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{admin_client::AdminFlags, interruptible, print, print_json};
+use super::{
+    admin_client::{AdminFlags, name_path},
+    interruptible, print, print_json,
+};
 
 pub(super) const EXAMPLES: &str = "Examples:
   bundlegate refresh authz/main
@@ -16,14 +18,6 @@ pub(super) const EXAMPLES: &str = "Examples:
 The gateway accepts this from its own machine, and with a token of its server.admin_token_file from
 others. It never asks a registry earlier than the registry allows (Retry-After); the command then
 fails and says until when it has to wait.";
-
-/// Characters of a bundle's name that stay as they are in a URL.
-const NAME: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
 
 /// Arguments of `refresh`.
 #[derive(Debug, Args)]
@@ -43,10 +37,10 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 
 async fn refresh(options: &Options) -> anyhow::Result<()> {
     let (name, json) = (&options.name, options.json);
-    let path = format!("/refresh/{}", utf8_percent_encode(name, NAME));
+    let path = format!("/refresh/{}", name_path(name));
     let (status, answer) = options
         .admin
-        .post(&path)
+        .post(&path, &json!({}))
         .await
         .with_context(|| format!("refresh {name}"))?;
     if !status.is_success() || answer.get("outcome").is_none() {

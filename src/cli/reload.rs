@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{admin_client::AdminFlags, interruptible, print, print_json};
 
@@ -29,7 +29,11 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn reload(options: &Options) -> anyhow::Result<()> {
-    let (status, answer) = options.admin.post("/reload").await.context("reload")?;
+    let (status, answer) = options
+        .admin
+        .post("/reload", &json!({}))
+        .await
+        .context("reload")?;
     if let Some(message) = answer.get("message").and_then(Value::as_str) {
         bail!("reload: {message}");
     }

@@ -12,7 +12,9 @@ use super::{
     limits::Limits,
     opa_check::{self, PartialOptions},
     problem::Problem,
-    raw, tag_rule,
+    raw,
+    rollouts::{self, RolloutChoice, Strategies},
+    tag_rule,
     trust::Policies,
     values,
 };
@@ -54,6 +56,8 @@ pub struct BundleConfig {
     pub opa_check: Option<Options>,
     /// The size limits, which are those of all bundles.
     pub limits: Limits,
+    /// How a new version reaches the clients.
+    pub rollout: RolloutChoice,
 }
 
 /// The keys at the top level that apply to every bundle.
@@ -62,6 +66,8 @@ pub(super) struct Defaults {
     /// `opa_check`; `None` disables the check.
     pub(super) opa_check: Option<PartialOptions>,
     pub(super) limits: Limits,
+    /// `rollouts`, by name.
+    pub(super) rollouts: Strategies,
 }
 
 /// Reads all of `bundles`.
@@ -138,6 +144,8 @@ pub(super) fn bundle(
         opa_check: opa_check::of_bundle(raw.opa_check, defaults.opa_check.as_ref(), base)
             .map_err(|problem| problem.at("opa_check"))?,
         limits: defaults.limits,
+        rollout: rollouts::choice(raw.rollout.as_deref(), &defaults.rollouts)
+            .map_err(|problem| problem.at("rollout"))?,
     })
 }
 

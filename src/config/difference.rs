@@ -68,7 +68,7 @@ pub(super) fn is_live(path: &[&str]) -> bool {
     matches!(
         path,
         ["trust" | "clients" | "bundles" | "patterns" | "opa_check" | "webhooks" | "registries"]
-            | ["tracing"]
+            | ["rollouts" | "tracing"]
             | ["log" | "long_poll" | "limits"]
             | ["cache", "disk" | "memory"]
             | [
@@ -154,6 +154,7 @@ bundles:
   a: { reference: 'r.example/a:v2', trust: dev, poll: 30s }
   d: { reference: 'r.example/d:v1', trust: dev }
 limits: { bundle: 1MiB }
+rollouts: { careful: { steps: [{ percent: 1, approve: true }] } }
 registries: { r.example: { scheme: http } }
 ";
         let expected = ["server.listen"];

@@ -107,7 +107,11 @@ fn retention(time: Period) -> Result<Duration, Problem> {
 }
 
 /// A number within its range, or the default.
-fn number<T>(written: Option<u64>, range: &RangeInclusive<u64>, default: T) -> Result<T, Problem>
+pub(super) fn number<T>(
+    written: Option<u64>,
+    range: &RangeInclusive<u64>,
+    default: T,
+) -> Result<T, Problem>
 where
     T: TryFrom<u64>,
 {

@@ -17,14 +17,15 @@ use super::{
     opa_check,
     patterns::{self, PatternConfig},
     problem::{ConfigError, Problem},
-    raw, reader, registries,
+    prometheus, raw, reader, registries, rollouts,
     server::{self, LongPoll, Server},
-    shared as shared_key, tracing, tree,
+    shared::{self as shared_key, SharedConfig},
+    tracing, tree,
     trust::{CurrentRoot, Policies},
     webhooks,
 };
 use crate::{
-    oci::read_regular_or_pipe, registry, server::CertificateInUse, shared, traces,
+    oci::read_regular_or_pipe, promql, registry, server::CertificateInUse, traces,
     verify::RootSource, webhooks::Webhook,
 };
 
@@ -55,8 +56,10 @@ pub struct Config {
     pub fleet: crate::fleet::Options,
     /// Where traces go; `None` if there are none.
     pub tracing: Option<traces::Options>,
-    /// The state that replicas share; `None` if each replica stands alone. Not live.
-    pub shared: Option<shared::Options>,
+    /// The state that replicas share; `None` if each replica stands alone, without roll-outs. Not live.
+    pub shared: Option<SharedConfig>,
+    /// Where the checks of roll-outs are evaluated; `None` if there are none. Not live.
+    pub prometheus: Option<promql::Options>,
     /// Sources of the trust roots that the policies of bundles and patterns use, by name.
     pub roots: BTreeMap<String, RootSource>,
     /// The trust policies.
@@ -113,6 +116,7 @@ impl Config {
             cache,
             server,
             shared,
+            prometheus,
             text,
             ..
         } = self;
@@ -123,6 +127,7 @@ impl Config {
             },
             server: newer.server.with_addresses_of(server),
             shared: shared.take(),
+            prometheus: prometheus.take(),
             text: std::mem::take(text),
             ..newer
         };
@@ -147,16 +152,25 @@ impl Config {
         let base = files.base();
         let tls = raw.server.tls.as_ref();
         let has_client_ca = tls.is_some_and(|tls| tls.client_ca.is_some());
+        let prometheus = prometheus::read(raw.prometheus, base);
+        let prometheus = prometheus.map_err(|problem| problem.at("prometheus"))?;
+        let cache = limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?;
+        let shared = shared_key::read(raw.shared, &cache, base);
+        let shared = shared.map_err(|problem| problem.at("shared"))?;
         let defaults = Defaults {
             opa_check: opa_check::read(raw.opa_check, base)
                 .map_err(|problem| problem.at("opa_check"))?,
             limits: limits::read(&raw.limits).map_err(|problem| problem.at("limits"))?,
+            rollouts: rollouts::read(raw.rollouts, prometheus.is_some())
+                .map_err(|problem| problem.at("rollouts"))?,
         };
         let bundles = bundles::read(raw.bundles, &policies, &defaults, base);
         let bundles = bundles.map_err(|problem| problem.at("bundles"))?;
         let patterns = patterns::read(raw.patterns, &policies, &defaults, base);
         let patterns = patterns.map_err(|problem| problem.at("patterns"))?;
         let fleet = fleet::read(raw.fleet).map_err(|problem| problem.at("fleet"))?;
+        rollouts::check_bundles(&bundles, shared.as_ref(), &fleet)
+            .map_err(|problem| problem.at("bundles"))?;
         let webhooks = webhooks::read(raw.webhooks, base).and_then(|webhooks| {
             fleet::check_webhooks(&fleet, &webhooks)?;
             Ok(webhooks)
@@ -167,7 +181,7 @@ impl Config {
             certificates: certificates.read(&registries, base),
             registries,
             limits: defaults.limits,
-            cache: limits::cache(raw.cache, base).map_err(|problem| problem.at("cache"))?,
+            cache,
             roots: policies.roots_of(of_bundles.chain(of_patterns)),
             trust: policies,
             bundles,
@@ -179,7 +193,8 @@ impl Config {
             webhooks: webhooks.map_err(|problem| problem.at("webhooks"))?,
             fleet,
             tracing: tracing::read(raw.tracing, base).map_err(|problem| problem.at("tracing"))?,
-            shared: shared_key::read(raw.shared, base).map_err(|problem| problem.at("shared"))?,
+            shared,
+            prometheus,
             // Last: without one of them nothing else would be checked.
             clients: clients::read(raw.clients, has_client_ca, base)
                 .map_err(|problem| problem.at("clients"))?,

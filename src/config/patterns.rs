@@ -114,6 +114,7 @@ fn pattern(
         expect: raw::Expect::default(),
         on_withdraw: None,
         opa_check: raw.opa_check,
+        rollout: None,
     };
     Ok(PatternConfig {
         template: bundles::bundle(raw.resource, options, policies, defaults, base)?,

@@ -215,6 +215,7 @@ impl serde::de::Error for Problem {
             "a string" | "path string" => "text".to_owned(),
             "a boolean" => "true or false".to_owned(),
             "u64" | "usize" => "a whole number".to_owned(),
+            "f64" => "a number".to_owned(),
             other => other.to_owned(),
         };
         let scalar = !matches!(

@@ -5,6 +5,7 @@
 //! editor shows for the key. It says what the key means, its limits, and what its absence means if
 //! there is no default; the default itself and whether a change needs a restart are added.
 
+mod rollout;
 mod trust;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{fleet::Options as FleetOptions, registry};
 
+pub(super) use rollout::{Prometheus, Rollout, RolloutCheck, RolloutStep};
 pub(super) use trust::{
     Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, NONE, Policy,
     PolicyRules, Require, Root as TrustRoot, Scalar, Trust, Tuf, UNSIGNED, X509,
@@ -82,8 +84,16 @@ pub(super) struct Root {
     pub(super) fleet: Fleet,
     /// Traces of requests and checks over OTLP. Absent: none.
     pub(super) tracing: Option<Tracing>,
-    /// The state that replicas share, in Valkey or Redis. Absent: each replica stands alone.
+    /// The state that replicas share, in Valkey or Redis. Absent: each replica stands alone, and there are no
+    /// roll-outs.
     pub(super) shared: Option<Shared>,
+    /// Strategies by name: how a new version reaches first a few clients and then the others. Bundles follow
+    /// one by `bundles.NAME.rollout`.
+    #[serde(default)]
+    #[schemars(transform = schema::strategy_names)]
+    pub(super) rollouts: BTreeMap<String, Rollout>,
+    /// The Prometheus that answers the queries of `rollouts.NAME.checks`. Absent: there are no checks.
+    pub(super) prometheus: Option<Prometheus>,
 }
 
 /// The listeners.
@@ -526,6 +536,10 @@ pub(super) struct Bundle {
     /// The check of every version by `opa`: `none`, or options, of which absent ones are as in the
     /// top-level `opa_check`.
     pub(super) opa_check: Option<OpaCheck>,
+    /// How a new version reaches the clients: the name of a strategy in `rollouts`, or `none`. Absent: at once,
+    /// but a version that was rolled back is served by `none` only.
+    #[schemars(regex(pattern = schema::NAME))]
+    pub(super) rollout: Option<String>,
 }
 
 /// Bundles that are added when a client that may read them asks for one.
@@ -704,7 +718,8 @@ pub(super) struct Tracing {
     pub(super) ca_file: Option<PathBuf>,
 }
 
-/// The state that replicas share, in Valkey or Redis 6 or newer; not in a cluster of them.
+/// The state that replicas share, in Valkey or Redis 6 or newer, not in a cluster of them; or the plans of
+/// roll-outs of a single replica.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend(
@@ -713,7 +728,8 @@ pub(super) struct Tracing {
 ))]
 pub(super) struct Shared {
     /// `redis://HOST:PORT/DATABASE`, or `rediss://` for TLS; without a host if there are sentinels. The
-    /// default port is 6379, the default database 0.
+    /// default port is 6379, the default database 0. For a single replica `local:`, which keeps the plans of
+    /// roll-outs in `cache.directory`; then `grace` is the only other key.
     #[schemars(regex(pattern = schema::SHARED_URL))]
     pub(super) url: String,
     /// The sentinels that name the primary. TLS is used for them as for the primary, and the password if
@@ -740,6 +756,13 @@ pub(super) struct Shared {
         extend("default" = schema::period(shared::TIMEOUT)),
     )]
     pub(super) timeout: Option<Period>,
+    /// How long the plans of roll-outs can't be read before clients whose version this replica does not know
+    /// are given another one, too; from 1m to 24h.
+    #[schemars(
+        transform = schema::between(shared::MIN_GRACE, Some(shared::MAX_GRACE)),
+        extend("default" = schema::period(shared::GRACE)),
+    )]
+    pub(super) grace: Option<Period>,
 }
 
 /// The sentinels that name the primary.

@@ -14,7 +14,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use schemars::{Schema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{difference, fleet, log, raw, values, webhooks};
+use super::{difference, fleet, log, raw, rollouts, shared, values, webhooks};
 use crate::webhooks::{Kind, Pointer};
 
 /// Names this version of the schema. Nothing is fetched from it.
@@ -45,9 +45,8 @@ pub(super) const PROXY: &str =
     r"^([Hh][Tt][Tt][Pp][Ss]?|[Ss][Oo][Cc][Kk][Ss]5[Hh]?)://([^/?#@:\s]*@)?[^/?#@\s]+/?$";
 /// An http or https URL without a user.
 pub(super) const HTTP_URL: &str = r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]+([/?#].*)?$";
-/// The URL of a Valkey or Redis without a user; the host may be absent.
-pub(super) const SHARED_URL: &str =
-    r"^[Rr][Ee][Dd][Ii][Ss][Ss]?://(\[[0-9A-Fa-f:.]+\](:[0-9]+)?|[^/?#@\[\]\s]*)(/[0-9]*)?$";
+/// The URL of a Valkey or Redis without a user, of which the host may be absent; or `local:`.
+pub(super) const SHARED_URL: &str = r"^(local:|[Rr][Ee][Dd][Ii][Ss][Ss]?://(\[[0-9A-Fa-f:.]+\](:[0-9]+)?|[^/?#@\[\]\s]*)(/[0-9]*)?)$";
 /// The URL of a set of keys: https, or http on this machine.
 pub(super) const KEYS_URL: &str =
     r"^([Hh][Tt][Tt][Pp][Ss]://[^/@\s]|[Hh][Tt][Tt][Pp]://(localhost|127\.|\[)).*$";
@@ -230,17 +229,67 @@ pub(super) fn address(address: SocketAddr) -> String {
     }
 }
 
-/// A URL of the shared state has a host unless there are sentinels, and TLS if there is a `ca_file`.
+/// A URL of the shared state has a host unless there are sentinels, and TLS if there is a `ca_file`; `local:`
+/// has no other key but `grace`.
 pub(super) fn shared_url() -> Value {
     let url = |pattern: &str| json!({ "properties": { "url": { "pattern": pattern } } });
     json!([
         {
+            "if": is("url", &json!(shared::LOCAL)),
+            "then": { "not": any_of(&shared::ENGINE_KEYS) },
+        },
+        {
             "if": { "required": ["sentinel"] },
             "then": url(":///?[0-9]*$"),
-            "else": url("://[^/]"),
+            "else": url("^local:|://[^/]"),
         },
         { "if": { "required": ["ca_file"] }, "then": url("^[Rr][Ee][Dd][Ii][Ss][Ss]:") },
     ])
+}
+
+/// A step names clients, and has a soak unless a person promotes it.
+pub(super) fn rollout_step() -> Value {
+    let clients = any_of(&["clients", "ids", "percent", "at_least"]);
+    json!([
+        clients,
+        { "if": is("approve", &json!(true)), "else": { "required": ["soak"] } },
+    ])
+}
+
+/// The names of strategies.
+pub(super) fn strategy_names(schema: &mut Schema) {
+    let names = json!({ "pattern": NAME, "maxLength": 64, "not": { "const": raw::NONE } });
+    schema.insert("propertyNames".to_owned(), names);
+}
+
+/// The schema of a part, as a text or as the number of the percentage.
+pub(super) fn any_percent() -> Schema {
+    schemars::json_schema!({ "anyOf": [
+        { "type": "number", "minimum": 0, "maximum": 100 },
+        percent_text(true),
+    ] })
+}
+
+/// The schema of a number of clients, or of a part of them.
+pub(super) fn any_failures() -> Schema {
+    let most = rollouts::MAX_CLIENTS;
+    let count = format!("^0*{}$", numbers(0, most));
+    schemars::json_schema!({ "anyOf": [
+        { "type": "integer", "minimum": 0, "maximum": most },
+        { "type": "string", "pattern": count },
+        percent_text(false),
+    ] })
+}
+
+/// A percentage with two decimals at most.
+fn percent_text(may_lack_sign: bool) -> Value {
+    let sign = if may_lack_sign { "%?" } else { "%" };
+    let number = r"(100(\.0*)?|[0-9]{1,2}(\.[0-9]{0,2}0*)?|\.[0-9]{1,2}0*)";
+    json!({
+        "type": "string",
+        "pattern": format!("^0*{number}{sign}$"),
+        "patternErrorMessage": "a part such as 90%, from 0% to 100%",
+    })
 }
 
 /// Limits a duration to at least `least`, and to `most` if there is one.

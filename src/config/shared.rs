@@ -4,8 +4,43 @@ use std::time::Duration;
 
 use url::{Host, Url};
 
-use super::{files::Base, problem::Problem, raw};
+use super::{files::Base, limits::Cache, problem::Problem, raw};
 use crate::shared::{Endpoint, Options, Servers};
+
+/// What replicas share, and for how long they do without it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharedConfig {
+    /// Nothing: there is one replica, which keeps the plans of roll-outs in its cache folder.
+    Local {
+        /// See [`SharedConfig::grace`].
+        grace: Duration,
+    },
+    /// The fleet view and the plans of roll-outs, in an engine.
+    Engine {
+        /// How the engine is reached.
+        options: Options,
+        /// See [`SharedConfig::grace`].
+        grace: Duration,
+    },
+}
+
+impl SharedConfig {
+    /// How the engine is reached; `None` without one.
+    pub fn engine(&self) -> Option<&Options> {
+        match self {
+            Self::Local { .. } => None,
+            Self::Engine { options, .. } => Some(options),
+        }
+    }
+
+    /// How long the plans of roll-outs can't be read before clients whose version this replica does not know
+    /// are given another one.
+    pub fn grace(&self) -> Duration {
+        match self {
+            Self::Local { grace } | Self::Engine { grace, .. } => *grace,
+        }
+    }
+}
 
 /// The defaults.
 pub(super) const PREFIX: &str = "bundlegate";
@@ -13,6 +48,20 @@ pub(super) const TIMEOUT: Duration = Duration::from_millis(500);
 /// The limits of a timeout: a call of a replica waits for it.
 pub(super) const MIN_TIMEOUT: Duration = Duration::from_millis(50);
 pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10 * 60);
+pub(super) const MIN_GRACE: Duration = Duration::from_secs(60);
+pub(super) const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
+/// The URL of a replica without an engine.
+pub(super) const LOCAL: &str = "local:";
+/// The keys of an engine.
+pub(super) const ENGINE_KEYS: [&str; 6] = [
+    "sentinel",
+    "username",
+    "password_file",
+    "ca_file",
+    "prefix",
+    "timeout",
+];
 /// The ports of an engine and of a sentinel without one.
 const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
@@ -30,8 +79,49 @@ struct Address {
 }
 
 /// Reads the key; `None` if it is absent.
-pub(super) fn read(raw: Option<raw::Shared>, base: Base<'_>) -> Result<Option<Options>, Problem> {
-    raw.map(|raw| options(raw, base)).transpose()
+pub(super) fn read(
+    raw: Option<raw::Shared>,
+    cache: &Cache,
+    base: Base<'_>,
+) -> Result<Option<SharedConfig>, Problem> {
+    let Some(raw) = raw else {
+        return Ok(None);
+    };
+    let grace = raw.grace.map_or(Ok(GRACE), |grace| {
+        grace.at_least(MIN_GRACE, "10m")?;
+        grace.at_most(MAX_GRACE, "the engine has to be repaired by then")
+    });
+    let grace = grace.map_err(|problem| problem.at("grace"))?;
+    if raw.url == LOCAL {
+        check_local(&raw, cache)?;
+        return Ok(Some(SharedConfig::Local { grace }));
+    }
+    options(raw, base).map(|options| Some(SharedConfig::Engine { options, grace }))
+}
+
+/// Refuses what a replica without an engine can't use, and one that would forget its plans.
+fn check_local(raw: &raw::Shared, cache: &Cache) -> Result<(), Problem> {
+    let written = [
+        raw.sentinel.is_some(),
+        raw.username.is_some(),
+        raw.password_file.is_some(),
+        raw.ca_file.is_some(),
+        raw.prefix.is_some(),
+        raw.timeout.is_some(),
+    ];
+    let mut keys = ENGINE_KEYS.iter().zip(written);
+    if let Some((key, _)) = keys.find(|(_, is_written)| *is_written) {
+        let message = "`url: \"local:\"` has no engine; remove this key, or write the URL of one";
+        return Err(Problem::new(message).at(key));
+    }
+    match cache.directory {
+        Some(_) => Ok(()),
+        None => {
+            let message =
+                "`local:` keeps the plans of roll-outs in `cache.directory`; write that key";
+            Err(Problem::new(message).at("url"))
+        }
+    }
 }
 
 fn options(raw: raw::Shared, base: Base<'_>) -> Result<Options, Problem> {
@@ -90,7 +180,7 @@ fn address(text: &str) -> Result<Address, Problem> {
         "rediss" => true,
         _ => {
             return Err(Problem::new(format!(
-                "neither `redis` nor `rediss` (with TLS); {EXAMPLE}"
+                "neither `redis`, nor `rediss` (with TLS), nor `local:` (a single replica); {EXAMPLE}"
             )));
         }
     };

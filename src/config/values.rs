@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
-use globset::{GlobBuilder, GlobSet};
+use globset::{Glob, GlobBuilder, GlobSet};
 use jiff::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, de::Visitor};
 
 use super::{keys, problem::Problem, schema};
+use crate::rollout::{Share, Tolerance};
 
 /// A duration such as `30s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,14 @@ impl Size {
         self.0
     }
 }
+
+/// A part such as `90%`, or the number of the percentage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Percent(pub(super) Share);
+
+/// A number of clients, or a part of them such as `1%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Failures(pub(super) Tolerance);
 
 /// An address such as `":8443"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,6 +178,36 @@ impl std::str::FromStr for Size {
     }
 }
 
+impl std::str::FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('%').unwrap_or(text);
+        share(number).map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is not a part from 0% to 100% with two decimals at most; write one such as 90%"
+            )
+        })
+    }
+}
+
+impl std::str::FromStr for Failures {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let tolerance = match text.strip_suffix('%') {
+            Some(number) => share(number).map(Tolerance::Share),
+            None if text.starts_with('+') => None,
+            None => text.parse().ok().map(Tolerance::Clients),
+        };
+        tolerance.map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is neither a number of clients nor a part of them; write one such as 2 or 1%"
+            )
+        })
+    }
+}
+
 impl std::str::FromStr for Address {
     type Err = String;
 
@@ -225,6 +264,35 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, unit))
 }
 
+/// Parses the digits of a percentage.
+fn share(digits: &str) -> Option<Share> {
+    let is_plain = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+    let number = digits.bytes().all(is_plain).then(|| digits.parse().ok());
+    percentage(number??)
+}
+
+/// A percentage; `None` below 0, above 100 and with more than two decimals.
+pub(super) fn percentage(percent: f64) -> Option<Share> {
+    // 99.999 would be rounded to 100, which is something else.
+    let hundredths = percent * 100.0;
+    let is_exact = (hundredths - hundredths.round()).abs() < 1e-6;
+    Share::from_percent(percent).filter(|_| is_exact)
+}
+
+/// Parses a glob over names: `*` matches slashes as well, as [`rollout`](crate::rollout) matches it.
+pub(super) fn name_glob(text: &str) -> Result<(), Problem> {
+    if text.is_empty() {
+        return Err(Problem::new(
+            "an empty glob matches nothing; write one such as \"canary-*\"",
+        ));
+    }
+    check_braces(text)?;
+    let glob = Glob::new(text);
+    glob.and_then(|glob| GlobSet::builder().add(glob).build())
+        .map(drop)
+        .map_err(|error| malformed(text, &error, "canary-*"))
+}
+
 /// Parses a glob over names with `/`: `*` within a segment, `**` across segments.
 pub(super) fn glob(text: &str) -> Result<GlobSet, Problem> {
     if text.is_empty() {
@@ -246,23 +314,30 @@ pub(super) fn glob(text: &str) -> Result<GlobSet, Problem> {
             "a glob has {MAX_GLOB_CHARS} characters at most; write a shorter one"
         )));
     }
-    if brace_depth(text) > MAX_GLOB_BRACES {
-        let message =
-            format!("glob {text:?} nests more than {MAX_GLOB_BRACES} braces; write several globs");
-        return Err(Problem::new(message));
-    }
+    check_braces(text)?;
     let glob = GlobBuilder::new(text)
         .literal_separator(true)
         .backslash_escape(true)
         .build();
     // A set with one glob, because `Glob::compile_matcher` panics on errors.
     glob.and_then(|glob| GlobSet::builder().add(glob).build())
-        .map_err(|error| {
-            let reason = error.kind();
-            Problem::new(format!(
-                "glob {text:?} is malformed: {reason}; write one such as \"authz/**\""
-            ))
-        })
+        .map_err(|error| malformed(text, &error, "authz/**"))
+}
+
+fn malformed(text: &str, error: &globset::Error, example: &str) -> Problem {
+    let reason = error.kind();
+    Problem::new(format!(
+        "glob {text:?} is malformed: {reason}; write one such as {example:?}"
+    ))
+}
+
+fn check_braces(text: &str) -> Result<(), Problem> {
+    match brace_depth(text) <= MAX_GLOB_BRACES {
+        true => Ok(()),
+        false => Err(Problem::new(format!(
+            "glob {text:?} nests more than {MAX_GLOB_BRACES} braces; write several globs"
+        ))),
+    }
 }
 
 /// The nesting depth of braces. Escaped braces and braces in classes count as well: no useful glob
@@ -373,6 +448,21 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FromText("a part such as 90%", std::marker::PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Failures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FromText(
+            "a number of clients, or a part of them such as 1%",
+            std::marker::PhantomData,
+        ))
+    }
+}
+
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(FromText(
@@ -411,6 +501,8 @@ text_schema! {
     Spread: schema::any_spread,
     PointInTime: schema::any_time,
     Size: schema::any_size,
+    Percent: schema::any_percent,
+    Failures: schema::any_failures,
     Address: schema::any_address,
     AdminListen: schema::any_listener,
 }

@@ -1,8 +1,11 @@
 //! What one client runs of one bundle.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
-use super::{BundleVersions, ClientKey, ClientTable, Facts, Millis, TagHash};
+use super::{BundleVersions, ClientKey, ClientTable, Facts, Millis, Moves, TagHash};
 
 /// Requests of one address for one bundle that are held at a time. With more, several clients share it.
 const MAX_WAITING: u16 = 8;
@@ -29,6 +32,8 @@ pub struct ClientBundle {
     bundle: Arc<BundleVersions>,
     /// Whether the client is known by its address alone, which several clients may share.
     is_by_address: bool,
+    /// The last group of clients that was asked about, and whether the client is in it.
+    membership: AtomicU64,
     record: Mutex<Record>,
 }
 
@@ -74,6 +79,8 @@ pub(super) struct Record {
     pub(super) runs: Option<TagHash>,
     pub(super) offered: Option<Box<Offered>>,
     pub(super) error: Option<Box<ClientError>>,
+    /// How often it was moved, where versions are rolled out in steps.
+    moves: Option<Box<Moves>>,
     /// When an error was reported or was over.
     pub(super) error_changed: Millis,
     /// The time of the last change, or later: it increases with each change, whatever the clock says, so
@@ -136,6 +143,7 @@ impl ClientBundle {
             client,
             bundle,
             is_by_address,
+            membership: AtomicU64::new(0),
             record: Mutex::default(),
         }
     }
@@ -203,6 +211,42 @@ impl ClientBundle {
         record.error_changed = error.at;
         record.error = Some(Box::new(error));
         is_new
+    }
+
+    /// Whether the client is in the group with this number, which `contains` computes: at its first request,
+    /// and again when the number differs. `is_shared` is passed to it: whether several clients share the
+    /// address by which the client is known.
+    pub fn is_member(&self, number: u64, now: Millis, contains: impl FnOnce(bool) -> bool) -> bool {
+        let is_shared = self.is_by_address && now < self.lock().shared_until;
+        let group = (number & !0b11) | (u64::from(is_shared) << 1);
+        let known = self.membership.load(Ordering::Relaxed);
+        if known & !1 == group {
+            return known & 1 == 1;
+        }
+        let is_member = contains(is_shared);
+        let known = group | u64::from(is_member);
+        self.membership.store(known, Ordering::Relaxed);
+        is_member
+    }
+
+    /// Whether the client may be sent a version now; see [`Moves::allowed_at`]. The clients that share an
+    /// address can't be told apart, so they are not limited together.
+    pub fn may_be_sent(&self, candidate: Option<TagHash>, is_move: bool, now: Millis) -> bool {
+        let record = self.lock();
+        let moves = record.moves.as_deref();
+        let is_shared = self.is_by_address && now < record.shared_until;
+        is_shared || moves.is_none_or(|moves| moves.allowed_at(candidate, is_move) <= now)
+    }
+
+    /// Records that the client is being sent a version; see [`Moves::record`].
+    pub fn record_move(&self, candidate: Option<TagHash>, is_move: bool, now: Millis) {
+        if candidate.is_some() || is_move {
+            let mut record = self.lock();
+            record
+                .moves
+                .get_or_insert_default()
+                .record(candidate, is_move, now);
+        }
     }
 
     /// What its state follows from.

@@ -13,6 +13,7 @@
 //! | `client_bundle` | what one client runs of one bundle |
 //! | `version` | the versions of a bundle by their entity tags |
 //! | `report` | what an OPA reports about itself and its bundles, read within limits |
+//! | `moves` | how often a client is moved from one version to another |
 //! | `matching` | which bundle of this server a reported bundle is |
 //! | `state` | the state of a client, and what it follows from |
 //! | `view` | counts and lists for operators |
@@ -31,6 +32,7 @@ mod client_bundle;
 mod fleet;
 mod identity;
 mod matching;
+mod moves;
 mod options;
 mod replication;
 mod report;
@@ -46,6 +48,7 @@ pub use self::{
     fleet::Fleet,
     identity::{ClientKey, Identity, IdentitySource, usable_name},
     matching::{Polled, match_bundles},
+    moves::Moves,
     options::Options,
     replication::{Outgoing, Replication},
     report::{BundleReport, OpaInstance, Report, ReportError, ReportedError},

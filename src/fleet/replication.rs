@@ -325,6 +325,7 @@ mod tests {
             let expected = Expected {
                 tag: Some(TagHash::of("new")),
                 since: NOW,
+                candidate: None,
             };
             let now = at + self.ahead;
             state_of(&self.client(name).facts(now), expected, now)

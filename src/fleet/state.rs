@@ -23,6 +23,8 @@ pub enum ClientState {
     Silent,
     /// It has asked twice in a row without naming a version: it runs none.
     None,
+    /// It runs the version that is being rolled out in steps.
+    Candidate,
     /// It runs the served version.
     Current,
     /// It has run another version for ten minutes.
@@ -38,6 +40,8 @@ pub struct Expected {
     pub tag: Option<TagHash>,
     /// Since when it is served.
     pub since: Millis,
+    /// The version that some clients get instead, where one is rolled out in steps.
+    pub candidate: Option<TagHash>,
 }
 
 /// What is known of a client, as far as its state depends on it.
@@ -69,10 +73,11 @@ pub struct Facts {
 
 impl ClientState {
     /// All states, in the order in which they are examined.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Failing,
         Self::Silent,
         Self::None,
+        Self::Candidate,
         Self::Current,
         Self::Behind,
         Self::Changing,
@@ -84,6 +89,7 @@ impl ClientState {
             Self::Failing => "failing",
             Self::Silent => "silent",
             Self::None => "none",
+            Self::Candidate => "candidate",
             Self::Current => "current",
             Self::Behind => "behind",
             Self::Changing => "changing",
@@ -96,15 +102,27 @@ impl ClientState {
     }
 }
 
+impl Facts {
+    /// Whether it was not seen for three of its intervals, and for ten minutes at least.
+    pub fn is_silent(&self, now: Millis) -> bool {
+        is_silent(self, now)
+    }
+}
+
 /// The state of a client at a time.
 pub fn state_of(facts: &Facts, expected: Expected, now: Millis) -> ClientState {
+    let runs_candidate = facts.runs.is_some() && facts.runs == expected.candidate;
     let runs_expected = facts.runs.is_some() && facts.runs == expected.tag;
-    if facts.has_error || (!runs_expected && is_refusing(facts, expected)) {
+    let is_refusing = is_refusing(facts, expected.candidate)
+        || (!runs_expected && is_refusing(facts, expected.tag));
+    if facts.has_error || (!runs_candidate && is_refusing) {
         ClientState::Failing
     } else if is_silent(facts, now) {
         ClientState::Silent
     } else if facts.runs.is_none() && facts.without_tag >= NONE_AFTER {
         ClientState::None
+    } else if runs_candidate {
+        ClientState::Candidate
     } else if runs_expected {
         ClientState::Current
     } else if now.saturating_sub(facts.since.max(expected.since)) >= BEHIND_AFTER {
@@ -116,10 +134,10 @@ pub fn state_of(facts: &Facts, expected: Expected, now: Millis) -> ClientState {
 
 /// Whether a client has downloaded the served version repeatedly and goes on with another one. One that
 /// names no version may be a script, which is not an OPA that fails.
-fn is_refusing(facts: &Facts, expected: Expected) -> bool {
+fn is_refusing(facts: &Facts, expected: Option<TagHash>) -> bool {
     let is_repeated = facts
         .offered
-        .is_some_and(|(tag, times)| Some(tag) == expected.tag && times >= REFUSED_AFTER);
+        .is_some_and(|(tag, times)| Some(tag) == expected && times >= REFUSED_AFTER);
     is_repeated && facts.runs.is_some() && !facts.is_shared
 }
 
@@ -157,6 +175,7 @@ mod tests {
         let expected = Expected {
             tag: Some(TagHash::of("new")),
             since: NOW - 2 * MINUTE,
+            candidate: None,
         };
         state_of(&facts, expected, NOW)
     }
@@ -200,6 +219,7 @@ mod tests {
         let old = Expected {
             tag: new,
             since: NOW - 10 * MINUTE,
+            candidate: Option::None,
         };
         let mut facts = facts(Some("old"));
         assert_eq!(state_of(&facts, old, NOW), Changing);

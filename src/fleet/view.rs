@@ -273,6 +273,7 @@ mod tests {
         let expected = |tag| Expected {
             tag: Some(TagHash::of(tag)),
             since: NOW,
+            candidate: None,
         };
         let expected = HashMap::from([
             ("authz".into(), expected("new")),

@@ -8,23 +8,31 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::{AbortHandle, JoinSet, spawn_blocking},
+    time::{Duration, MissedTickBehavior, interval},
 };
 
 use super::{
     metrics::BundleFamilies,
     on_demand::OnDemand,
     plan::{self, Change},
+    staging::{PlanUpdate, Stage, Staging},
     watched::{Number, Watched, WatcherFactory, may_replace},
 };
 use crate::{
-    config::{BundleConfig, Config},
+    config::{BundleConfig, Config, RolloutChoice},
     publish::{self, Handle, Hint, OnWithdraw, State},
     registry::Registries,
+    rollout::{ActivePlan, Phase, Plan, PlanWatch, RolloutMetrics},
     server::{Catalog, Demand, Entry},
     store::Store,
     traces::Traces,
     verify::TrustPolicy,
 };
+
+/// Plans in the queue; the task of the roll-outs sends one and waits until it is in force.
+const MAX_PLAN_UPDATES: usize = 1;
+/// How often bundles that are rolled out in steps are compared with the watchers of their references.
+const STAGED_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The bundles by name, each with its watcher.
 ///
@@ -42,6 +50,15 @@ pub(super) struct Bundles {
     /// Tasks that each end when a bundle's second watcher has to replace the first.
     promotions: JoinSet<(String, Number)>,
     on_demand: OnDemand,
+    /// The plans of roll-outs that are to be put in force.
+    plans: mpsc::Receiver<PlanUpdate>,
+    /// Keeps `plans` open.
+    plan_updates: mpsc::Sender<PlanUpdate>,
+    /// How current the plans are.
+    plan_watch: PlanWatch,
+    /// What is counted of roll-outs; `None` while no task reads plans, which the configuration at the start
+    /// decides.
+    rollout_metrics: Option<RolloutMetrics>,
     /// What clients ask for that is not in the catalog.
     demands: mpsc::Receiver<Demand>,
     /// Whether watchers that are added start at once.
@@ -58,11 +75,13 @@ struct Bundle {
     /// an earlier configuration.
     successor: Option<Watched>,
     promotion: Option<AbortHandle>,
+    /// The versions that clients get, where versions are rolled out in steps. `shown` then finds new ones.
+    staging: Option<Staging>,
 }
 
-/// What an entry of the catalog was made from: the watcher, its successor and its fallback.
+/// What an entry of the catalog was made from: the watcher, its successor, its fallback and its roll-out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shown(Number, Option<Number>, Option<Number>);
+struct Shown(Number, Option<Number>, Option<Number>, Option<Stage>);
 
 /// What a change needs. The watchers do not run yet, and the change is not in force.
 #[derive(Debug)]
@@ -86,6 +105,8 @@ pub(super) struct Applied {
     pub(super) suspensions: usize,
     /// Bundles whose fallback has changed, to another one or to none.
     pub(super) fallbacks: usize,
+    /// Bundles whose strategy of roll-outs has changed, to another one or to none.
+    pub(super) rollouts: usize,
 }
 
 impl Bundles {
@@ -95,15 +116,21 @@ impl Bundles {
         registries: Registries,
         store: Store,
         metrics: BundleFamilies,
+        rollout_metrics: Option<RolloutMetrics>,
         traces: Traces,
     ) -> Self {
         let (catalog, demands) = Catalog::with_demands();
+        let (plan_updates, plans) = mpsc::channel(MAX_PLAN_UPDATES);
         Self {
             factory: WatcherFactory::new(config, registries, store, traces),
             families: metrics,
             bundles: BTreeMap::new(),
             on_demand: OnDemand::new(catalog.clone()),
             catalog,
+            plans,
+            plan_updates,
+            plan_watch: PlanWatch::default(),
+            rollout_metrics,
             demands,
             entries: BTreeMap::new(),
             watchers: JoinSet::new(),
@@ -115,6 +142,134 @@ impl Bundles {
     /// The catalog that the server serves.
     pub(super) fn catalog(&self) -> &Catalog {
         &self.catalog
+    }
+
+    /// Where plans of roll-outs are sent to be put in force, and how current they are.
+    pub(super) fn plan_updates(&self) -> (mpsc::Sender<PlanUpdate>, PlanWatch) {
+        (self.plan_updates.clone(), self.plan_watch.clone())
+    }
+
+    /// Puts a plan in force, if its bundle is rolled out in steps, or has a plan that has to stay.
+    pub(super) async fn set_plan(&mut self, name: &str, plan: Arc<ActivePlan>) {
+        let Some(bundle) = self.bundles.get_mut(name) else {
+            return;
+        };
+        if bundle.staging.is_none() && bundle.must_keep(&plan.plan) {
+            tracing::error!(
+                bundle = name,
+                refused = plan.plan.newest().manifest.as_str(),
+                "`rollout` was removed while a version is rolled back: the stable version stays \
+                 until the reference names another one; write `rollout: none` to serve it"
+            );
+            bundle.staging = Some(Staging::new(self.plan_watch.clone(), None));
+        }
+        let Some(staging) = &mut bundle.staging else {
+            return;
+        };
+        let (shown, factory) = (&bundle.shown, &mut self.factory);
+        let set = staging.set_plan(plan, shown, factory, &mut self.watchers);
+        match set.await {
+            Ok(gone) => {
+                self.show_changed(name);
+                gone.into_iter().for_each(Watched::end);
+            }
+            Err(error) => {
+                tracing::error!(bundle = name, %error, "the plan of the roll-out is not in force");
+            }
+        }
+    }
+
+    /// Updates what depends on the watchers of references: a bundle that is withdrawn as a whole, and one whose
+    /// `rollout` was removed, once its reference names another version.
+    fn update_staged(&mut self) {
+        let names: Vec<_> = self
+            .bundles
+            .iter()
+            .filter(|(name, bundle)| {
+                let stage = bundle
+                    .staging
+                    .as_ref()
+                    .map(|staging| staging.stage(&bundle.shown));
+                let shown = self.entries.get(*name).map(|(shown, _)| shown.3);
+                stage.is_some() && shown != Some(stage)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.show_changed(&name);
+        }
+        let outdated = |bundle: &Bundle| {
+            bundle
+                .staging
+                .as_ref()
+                .is_some_and(|staging| staging.strategy.is_none() && staging.is_over(&bundle.shown))
+        };
+        let over: Vec<_> = self
+            .bundles
+            .iter()
+            .filter(|(_, bundle)| outdated(bundle))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in over {
+            self.drop_staging(&name);
+        }
+    }
+
+    /// Serves what the reference names.
+    fn drop_staging(&mut self, name: &str) {
+        let staging = self
+            .bundles
+            .get_mut(name)
+            .and_then(|bundle| bundle.staging.take());
+        if let Some(staging) = staging {
+            self.show_changed(name);
+            staging.end();
+        }
+    }
+
+    /// Puts the roll-out in force that a bundle's configuration names. The catalog has to be updated. Returns
+    /// the versions that no longer have to be watched.
+    fn set_rollout(&mut self, name: &str) -> Option<Staging> {
+        let bundle = self.bundles.get_mut(name)?;
+        let is_staged = self.rollout_metrics.is_some()
+            && matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
+        for watched in [&bundle.shown].into_iter().chain(&bundle.successor) {
+            watched.handle.set_staged(is_staged);
+        }
+        match &bundle.config.rollout {
+            RolloutChoice::Strategy(_) if self.rollout_metrics.is_none() => {
+                tracing::error!(
+                    bundle = name,
+                    "`rollout` needs a restart, because `shared` or `fleet.enabled` does: until then, \
+                     new versions reach all clients at once"
+                );
+                None
+            }
+            RolloutChoice::Strategy(strategy) => {
+                let (watch, metrics) = (&self.plan_watch, &self.rollout_metrics);
+                let staging = || Staging::new(watch.clone(), metrics.clone());
+                let staging = bundle.staging.get_or_insert_with(staging);
+                staging.strategy = Some(Arc::clone(strategy));
+                None
+            }
+            RolloutChoice::Absent => {
+                let staging = bundle.staging.as_mut()?;
+                match staging.plan() {
+                    Some(plan) if plan.phase == Phase::RolledBack => {
+                        tracing::error!(
+                            bundle = name,
+                            refused = plan.newest().manifest.as_str(),
+                            "`rollout` was removed while a version is rolled back: the stable version stays \
+                             until the reference names another one; write `rollout: none` to serve it"
+                        );
+                        staging.strategy = None;
+                        None
+                    }
+                    _ => bundle.staging.take(),
+                }
+            }
+            RolloutChoice::None => bundle.staging.take(),
+        }
     }
 
     /// Starts the watchers of all bundles. The watchers of bundles that are added later start at
@@ -200,18 +355,20 @@ impl Bundles {
             self.set_registries(registries);
         }
         self.factory.set_first_wait(wanted.long_poll.first_wait);
-        let (mut gone, mut ended) = (Vec::new(), Vec::new());
+        let (mut gone, mut ended, mut unstaged) = (Vec::new(), Vec::new(), Vec::new());
         for change in changes {
             match change {
                 Change::Add(config) => {
                     if let Some(watched) = prepared.remove(&config.name) {
                         self.add(config, watched);
+                        self.set_rollout(&config.name);
                         applied.added += 1;
                     }
                 }
                 Change::Replace(config) => {
                     if let Some(watched) = prepared.remove(&config.name) {
                         ended.extend(self.replace(config, watched));
+                        unstaged.extend(self.set_rollout(&config.name));
                         applied.replaced += 1;
                     }
                 }
@@ -231,6 +388,16 @@ impl Bundles {
                             fallback.clone().map(|fallback| OnWithdraw { fallback });
                         applied.fallbacks += 1;
                     }
+                }
+                Change::SetRollout {
+                    bundle: name,
+                    rollout,
+                } => {
+                    if let Some(bundle) = self.bundles.get_mut(name) {
+                        bundle.config.rollout = rollout.clone();
+                        applied.rollouts += 1;
+                    }
+                    unstaged.extend(self.set_rollout(name));
                 }
                 Change::SetPatterns(patterns) => {
                     self.on_demand.set_patterns(patterns, &self.families);
@@ -258,6 +425,7 @@ impl Bundles {
         for watched in ended {
             watched.end();
         }
+        unstaged.into_iter().for_each(Staging::end);
         gone.into_iter().for_each(end_removed);
         Ok(applied)
     }
@@ -303,15 +471,18 @@ impl Bundles {
             .map(|bundle| (bundle.name.as_str(), &bundle.reference))
             .collect();
         for (name, bundle) in &self.bundles {
-            let Watched { config, handle, .. } = &bundle.shown;
-            if references
-                .get(name.as_str())
-                .is_some_and(|reference| **reference != config.reference)
-            {
-                set(
-                    handle,
-                    &plan::policy_of_earlier_reference(&config.trust, &config.reference, wanted),
-                );
+            let versions = bundle.staging.iter().flat_map(Staging::watched);
+            for Watched { config, handle, .. } in [&bundle.shown].into_iter().chain(versions) {
+                if references
+                    .get(name.as_str())
+                    .is_some_and(|reference| **reference != config.reference)
+                {
+                    let (trust, reference) = (&config.trust, &config.reference);
+                    set(
+                        handle,
+                        &plan::policy_of_earlier_reference(trust, reference, wanted),
+                    );
+                }
             }
         }
         let set = spawn_blocking(move || {
@@ -346,6 +517,7 @@ impl Bundles {
             shown: watched,
             successor: None,
             promotion: None,
+            staging: None,
         };
         self.bundles.insert(config.name.clone(), bundle);
     }
@@ -370,8 +542,12 @@ impl Bundles {
             tracing::info!(bundle = name, reference = %config.reference, "bundle changed: fetching it anew");
             watched.run(&mut self.watchers);
         }
-        if matches!(*shown.handle.subscribe().borrow(), State::Pending) {
-            // The watcher has nothing that could be served until the second one is ready.
+        let is_staged = bundle
+            .staging
+            .as_ref()
+            .is_some_and(|staging| staging.plan().is_some());
+        if is_staged || matches!(*shown.handle.subscribe().borrow(), State::Pending) {
+            // Clients get other watchers' versions, or the watcher has nothing that could be served until the second one is ready.
             return Some(std::mem::replace(shown, watched));
         }
         let promotion = until_due(shown.handle.clone(), watched.handle.clone());
@@ -442,30 +618,37 @@ impl Bundles {
         let fallback = bundle.config.on_withdraw.as_ref();
         let fallback = fallback.and_then(|on_withdraw| self.bundles.get(&on_withdraw.fallback));
         let fallback = fallback.map(|fallback| &fallback.shown);
-        let successor = bundle.successor.as_ref();
+        let staging = bundle.staging.as_ref();
+        let stable = staging.and_then(|staging| staging.stable(&bundle.shown));
+        // The watcher of the reference is that of another version than clients get.
+        let reference = stable.map(|_| &bundle.shown);
+        let successor = bundle.successor.as_ref().or(reference);
         let number = |watched: &Watched| watched.number;
         let shown = Shown(
             bundle.shown.number,
             successor.map(number),
             fallback.map(number),
+            staging.map(|staging| staging.stage(&bundle.shown)),
         );
         if let Some((_, entry)) = self.entries.get(name).filter(|(known, _)| *known == shown) {
             return (shown, Arc::clone(entry));
         }
         let handle = with_fallback(
-            &bundle.shown.handle,
+            &stable.unwrap_or(&bundle.shown).handle,
             fallback.map(|fallback| &fallback.handle),
         );
         let successor = successor.map(|successor| successor.handle.clone());
-        (
-            shown,
-            Arc::new(Entry::new(
-                handle,
-                bundle.config.reference.clone(),
-                successor,
-                Arc::clone(&bundle.shown.metrics.requests),
-            )),
-        )
+        let entry = Entry::new(
+            handle,
+            bundle.config.reference.clone(),
+            successor,
+            Arc::clone(&bundle.shown.metrics.requests),
+        );
+        let entry = match staging {
+            Some(staging) => entry.with_rollout(staging.staged(&bundle.shown)),
+            None => entry,
+        };
+        (shown, Arc::new(entry))
     }
 
     /// Replaces watchers by their successors, and adds and removes bundles on demand, until the
@@ -474,6 +657,8 @@ impl Bundles {
     /// # Errors
     /// When a watcher ends by itself, which is a bug.
     pub(super) async fn keep(&mut self) -> anyhow::Error {
+        let mut staged_updates = interval(STAGED_INTERVAL);
+        staged_updates.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 Some(ended) = self.watchers.join_next() => match ended {
@@ -488,6 +673,12 @@ impl Bundles {
                         self.promote(&name, number);
                     }
                 }
+                Some(PlanUpdate { bundle, plan, done }) = self.plans.recv() => {
+                    self.set_plan(&bundle, plan).await;
+                    // The task of the roll-outs ends only at the shutdown.
+                    let _ = done.send(());
+                }
+                _ = staged_updates.tick() => self.update_staged(),
                 Some(demand) = self.demands.recv() => {
                     self.on_demand.answer(demand, &mut self.factory, &mut self.watchers).await;
                 }
@@ -508,11 +699,21 @@ impl Bundles {
 
 impl Bundle {
     fn watched(&self) -> impl Iterator<Item = &Watched> {
-        [&self.shown].into_iter().chain(self.successor.as_ref())
+        let versions = self.staging.iter().flat_map(Staging::watched);
+        let reference = [&self.shown].into_iter().chain(self.successor.as_ref());
+        reference.chain(versions)
     }
 
     fn watched_mut(&mut self) -> impl Iterator<Item = &mut Watched> {
-        [&mut self.shown].into_iter().chain(self.successor.as_mut())
+        let versions = self.staging.iter_mut().flat_map(Staging::watched_mut);
+        let reference = [&mut self.shown].into_iter().chain(self.successor.as_mut());
+        reference.chain(versions)
+    }
+
+    /// Whether a plan has to stay in force although the configuration names no roll-out: it was removed while a
+    /// version is rolled back.
+    fn must_keep(&self, plan: &Plan) -> bool {
+        plan.phase == Phase::RolledBack && matches!(self.config.rollout, RolloutChoice::Absent)
     }
 
     fn set_suspended(&mut self, suspended: bool) {
@@ -538,6 +739,9 @@ impl Bundle {
 /// that it serves again if it is added again.
 fn end_removed(mut bundle: Bundle) {
     bundle.drop_successor();
+    if let Some(staging) = bundle.staging.take() {
+        staging.end();
+    }
     tracing::info!(bundle = bundle.config.name, "bundle removed");
     let metrics = bundle.shown.metrics.clone();
     bundle.shown.end();

@@ -3,19 +3,14 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use anyhow::Context as _;
 use tokio::{
-    task::{spawn_blocking, yield_now},
+    task::yield_now,
     time::{Instant, MissedTickBehavior, interval},
 };
 
 use crate::{
-    config::Config,
     fleet::{ClockOffset, Encoded, Fleet, Replication},
-    metrics::Metrics,
-    shared::{
-        Batch, Cursor, LogPosition, LogRead, Record, SharedError, SharedMetrics, SharedState,
-    },
+    shared::{Batch, Cursor, LogPosition, LogRead, Record, SharedError, SharedState},
     telemetry::now_millis,
 };
 
@@ -58,25 +53,10 @@ enum Progress {
 }
 
 impl FleetSync {
-    /// The part of this replica, if the configuration has a shared state and a fleet view.
-    ///
-    /// # Errors
-    /// When the certificates for the shared state are unusable, or its metrics exist already.
-    pub(super) async fn of(
-        config: &Config,
-        fleet: Option<&Fleet>,
-        metrics: &Metrics,
-    ) -> anyhow::Result<Option<Self>> {
-        let Some((options, fleet)) = config.shared.clone().zip(fleet) else {
-            return Ok(None);
-        };
-        let metrics = SharedMetrics::new(metrics).context("metrics")?;
-        // Blocks while the system's certificates are read.
-        let shared = spawn_blocking(move || SharedState::new(options, metrics)).await?;
-        Ok(Some(Self::new(
-            fleet.clone(),
-            shared.context("shared.ca_file")?,
-        )))
+    /// The part of this replica, if there are a shared state and a fleet view.
+    pub(super) fn of(shared: Option<SharedState>, fleet: Option<&Fleet>) -> Option<Self> {
+        let (shared, fleet) = shared.zip(fleet)?;
+        Some(Self::new(fleet.clone(), shared))
     }
 
     fn new(fleet: Fleet, shared: SharedState) -> Self {

@@ -1,7 +1,10 @@
 //! The gateway as a whole: from a checked configuration to watchers and a server, until it has
 //! drained.
 
-use std::{convert::Infallible, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::Path, sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -17,14 +20,18 @@ use super::{
     options::{apply_settings, warn_of_expired},
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
+    rollouts::{PlanFile, PlanStore, RolloutSync, SyncOptions},
     supervision::{self, Supervision},
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, SharedConfig},
     metrics::Metrics,
+    promql::PromqlClient,
     registry::Registries,
+    rollout::{ActivePlan, RolloutMetrics},
     server::{self, AdminAddress, Catalog, ConfigReloads, LiveSettings, Server},
     service_manager::ServiceManager,
+    shared::{SharedMetrics, SharedState},
     store::{self, Store, StoreMetrics},
     telemetry,
     traces::Traces,
@@ -49,6 +56,8 @@ pub struct Gateway {
     manager: ServiceManager,
     /// The part of this replica in the shared fleet view, if there is one.
     fleet_sync: Option<FleetSync>,
+    /// The roll-outs, if the configuration allows any.
+    rollout_sync: Option<RolloutSync>,
 }
 
 impl Gateway {
@@ -95,18 +104,68 @@ impl Gateway {
         let traces = metrics.traces;
         traces.replace(config.tracing.as_ref())?;
         options.traces = traces.clone();
+        let can_roll_out = config.shared.is_some() && options.fleet.is_some();
+        let rollout_metrics = can_roll_out.then(|| RolloutMetrics::new(&metrics.registry));
+        let rollout_metrics = rollout_metrics.transpose().context("metrics")?;
         let mut bundles = Bundles::new(
             &config,
             registries,
             store.clone(),
             metrics.bundles,
+            rollout_metrics.clone(),
             traces.clone(),
         );
-        let fleet_sync = FleetSync::of(&config, options.fleet.as_ref(), &metrics.registry).await?;
+        let shared = shared_state(&config, &metrics.registry).await?;
+        let fleet = options.fleet.clone();
+        let fleet_sync = FleetSync::of(shared.clone(), fleet.as_ref());
+        let folder = config
+            .cache
+            .directory
+            .clone()
+            .filter(|_| store.is_persistent());
+        let plan_file = PlanFile::new(folder.as_deref());
+        let prometheus = config.prometheus.clone().map(PromqlClient::new).transpose();
+        let prometheus = prometheus.context("prometheus")?;
+        let grace = config.shared.as_ref().map(SharedConfig::grace);
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all, &config).await?;
         bundles.apply(&all, prepared, &config).await?;
+        // Before anything is served: a version that was rolled back must not be served for a moment.
+        let plans = plan_file.read().await;
+        let mut active = BTreeMap::new();
+        for (bundle, plan) in &plans {
+            let plan = Arc::new(ActivePlan::new(plan.clone()));
+            bundles.set_plan(bundle, Arc::clone(&plan)).await;
+            active.insert(bundle.clone(), plan);
+        }
+        let plan_store = match (&shared, &config.shared) {
+            (Some(shared), _) => Some(PlanStore::Engine(shared.clone())),
+            (None, Some(_)) => Some(PlanStore::local(plans.iter())),
+            (None, None) => None,
+        };
+        let parts = plan_store.zip(fleet).zip(grace).zip(rollout_metrics);
+        let mut rollout_sync = match parts {
+            Some((((store, fleet), grace), metrics)) => {
+                let (updates, watch) = bundles.plan_updates();
+                let (rollouts, requests) = server::Rollouts::new();
+                options.admin.rollouts = rollouts.clone();
+                Some(RolloutSync::new(SyncOptions {
+                    store,
+                    grace,
+                    catalog: bundles.catalog().clone(),
+                    fleet,
+                    watch,
+                    updates,
+                    file: plan_file,
+                    prometheus,
+                    rollouts: (rollouts, requests),
+                    metrics,
+                    plans: active,
+                }))
+            }
+            None => None,
+        };
         let reload = match file {
             Some(file) => {
                 let folder = config
@@ -138,6 +197,14 @@ impl Gateway {
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;
         bundles.run();
+        if let Some(rollout_sync) = &mut rollout_sync {
+            // The plans of the shared state, if it answers at once: a new replica knows none.
+            let first = rollout_sync.read_first();
+            tokio::select! {
+                () = first => {}
+                broken = bundles.keep() => return Err(broken),
+            }
+        }
         Ok(Self {
             server,
             serving,
@@ -150,6 +217,7 @@ impl Gateway {
             reloads,
             manager: ServiceManager::default(),
             fleet_sync,
+            rollout_sync,
         })
     }
 
@@ -234,6 +302,7 @@ impl Gateway {
             reloads,
             manager,
             fleet_sync,
+            rollout_sync,
             ..
         } = self;
         let supervision = Supervision {
@@ -262,6 +331,7 @@ impl Gateway {
             () = exit => Ok(()),
             never = supervision.report() => match never {},
             never = synchronize(fleet_sync) => match never {},
+            never = roll_out(rollout_sync) => match never {},
             broken = follow(reload, &mut bundles) => Err(broken),
         };
         tasks.shutdown().await;
@@ -278,6 +348,33 @@ async fn synchronize(fleet_sync: Option<FleetSync>) -> Infallible {
         Some(fleet_sync) => fleet_sync.run().await,
         None => std::future::pending().await,
     }
+}
+
+/// Rolls versions out until the future is dropped.
+async fn roll_out(rollout_sync: Option<RolloutSync>) -> Infallible {
+    match rollout_sync {
+        Some(rollout_sync) => rollout_sync.run().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The state that replicas share, if the configuration has one.
+///
+/// # Errors
+/// When its certificates are unusable, or its metrics exist already.
+async fn shared_state(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<SharedState>> {
+    let Some(options) = config
+        .shared
+        .as_ref()
+        .and_then(SharedConfig::engine)
+        .cloned()
+    else {
+        return Ok(None);
+    };
+    let metrics = SharedMetrics::new(metrics).context("metrics")?;
+    // Blocks while the system's certificates are read.
+    let shared = spawn_blocking(move || SharedState::new(options, metrics)).await?;
+    Ok(Some(shared.context("shared.ca_file")?))
 }
 
 /// Applies changes of the configuration to the bundles until the future is dropped.

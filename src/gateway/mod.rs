@@ -13,7 +13,9 @@ mod open_files;
 mod options;
 mod plan;
 mod reload;
+mod rollouts;
 mod signals;
+mod staging;
 mod supervision;
 mod watched;
 

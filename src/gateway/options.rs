@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::open_files;
 use crate::{
     access::{KeySource, RemoteKeySets},
-    config::{self, ClientConfig, Config, Credential, Jwks, Secret, TokenFile},
+    config::{self, ClientConfig, Config, Credential, Jwks, Secret, SharedConfig, TokenFile},
     fleet::Fleet,
     server::{self, CertificateInUse, Requirement, Tokens},
     telemetry,
@@ -17,6 +17,7 @@ use crate::{
 /// # Errors
 /// When a client's glob is malformed.
 pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
+    let engine = config.shared.as_ref().and_then(SharedConfig::engine);
     Ok(server::Options {
         listen: config.server.listen,
         admin: admin_options(config),
@@ -26,7 +27,7 @@ pub fn server_options(config: &Config) -> anyhow::Result<server::Options> {
         deadlines: server::Deadlines::default(),
         settings: settings(config).into(),
         traces: Traces::off(),
-        fleet: Fleet::new(config.fleet.clone(), config.shared.is_some()),
+        fleet: Fleet::new(config.fleet.clone(), engine.is_some()),
     })
 }
 

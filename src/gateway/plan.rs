@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    config::{BundleConfig, ClientConfig, Config, PatternConfig, Tls},
+    config::{BundleConfig, ClientConfig, Config, PatternConfig, RolloutChoice, Tls},
     oci::Reference,
     verify::TrustPolicy,
 };
@@ -25,6 +25,11 @@ pub(super) enum Change {
     SetFallback {
         bundle: String,
         fallback: Option<String>,
+    },
+    /// A bundle has another strategy of roll-outs, the same one with another content, or none.
+    SetRollout {
+        bundle: String,
+        rollout: RolloutChoice,
     },
     /// There are other patterns, or patterns with other options.
     SetPatterns(Vec<PatternConfig>),
@@ -153,8 +158,11 @@ fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec
         });
     }
     if !same_watcher(before, after) {
+        // It brings the fallback and the roll-out as well.
         changes.push(Change::Replace(after.clone()));
-    } else if before.on_withdraw != after.on_withdraw {
+        return;
+    }
+    if before.on_withdraw != after.on_withdraw {
         let fallback = after
             .on_withdraw
             .as_ref()
@@ -162,6 +170,12 @@ fn bundle_changes(before: &BundleConfig, after: &BundleConfig, changes: &mut Vec
         changes.push(Change::SetFallback {
             bundle: bundle(),
             fallback,
+        });
+    }
+    if before.rollout != after.rollout {
+        changes.push(Change::SetRollout {
+            bundle: bundle(),
+            rollout: after.rollout.clone(),
         });
     }
 }
@@ -273,6 +287,13 @@ mod tests {
             Change::SetFallback { bundle, fallback } => {
                 format!("fallback of {bundle}: {fallback:?}")
             }
+            Change::SetRollout { bundle, rollout } => match rollout {
+                RolloutChoice::Absent => format!("no rollout of {bundle}"),
+                RolloutChoice::None => format!("rollout of {bundle}: none"),
+                RolloutChoice::Strategy(strategy) => {
+                    format!("rollout of {bundle}: {}", strategy.name)
+                }
+            },
             Change::SetPatterns(patterns) => format!("patterns {}", patterns.len()),
             Change::SetWebhooks => "webhooks".to_owned(),
             Change::SetClients(clients) => format!("clients {}", clients.len()),
@@ -461,6 +482,42 @@ mod tests {
         ];
         for (edits, expected) in table {
             assert_eq!(changes_by(edits), *expected, "{edits:?}");
+        }
+    }
+
+    #[test]
+    fn another_strategy_and_one_with_another_content_replace_no_watcher() {
+        let with = |percent: u64, rollout: Option<&str>, poll: &str| {
+            let mut config = base();
+            config["shared"] = json!({ "url": "redis://valkey" });
+            config["rollouts"] = json!({
+                "careful": { "steps": [{ "percent": percent, "approve": true }] },
+                "quick": { "steps": [{ "percent": 50, "soak": "6m" }] },
+            });
+            config["bundles"]["deny"]["poll"] = json!(poll);
+            if let Some(rollout) = rollout {
+                config["bundles"]["deny"]["rollout"] = json!(rollout);
+            }
+            self::config(&config)
+        };
+        let running = with(1, Some("careful"), "30s");
+        let replaced = "replace deny r.example/deny:v1";
+        for (wanted, expected) in [
+            (with(1, Some("careful"), "30s"), None),
+            (
+                with(2, Some("careful"), "30s"),
+                Some("rollout of deny: careful"),
+            ),
+            (
+                with(1, Some("quick"), "30s"),
+                Some("rollout of deny: quick"),
+            ),
+            (with(1, Some("none"), "30s"), Some("rollout of deny: none")),
+            (with(1, None, "30s"), Some("no rollout of deny")),
+            (with(1, None, "1s"), Some(replaced)),
+        ] {
+            let found: Vec<_> = changes(&running, &wanted).iter().map(word).collect();
+            assert_eq!(found, Vec::from_iter(expected));
         }
     }
 

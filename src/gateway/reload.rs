@@ -367,6 +367,7 @@ impl Reload {
                 patterns,
                 suspensions,
                 fallbacks,
+                rollouts,
             } = applied;
             let OtherChanges {
                 clients,
@@ -389,6 +390,7 @@ impl Reload {
                 patterns,
                 suspensions,
                 fallbacks,
+                rollouts,
                 clients,
                 webhooks,
                 admin_tokens,

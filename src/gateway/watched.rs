@@ -6,13 +6,14 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use super::metrics::BundleMetrics;
 use crate::{
-    config::{BundleConfig, Cache, Config, PatternConfig},
+    config::{BundleConfig, Cache, Config, PatternConfig, RolloutChoice},
+    oci::{Digest, Reference},
     opa_check::{Checker, Checkers},
-    publish::{Handle, State},
+    publish::{Handle, OnMissing, State},
     registry::{LiveRegistries, Registries},
     store::Store,
     traces::Traces,
-    watch::{OpaCheck, Pipeline, VerificationPool, WatchOptions, Watcher},
+    watch::{OpaCheck, Pipeline, Siblings, VerificationPool, WatchOptions, Watcher},
 };
 
 /// Makes watchers. It holds what all of them share.
@@ -39,6 +40,15 @@ pub(super) struct Watched {
     pub(super) metrics: BundleMetrics,
     pub(super) handle: Handle,
     task: Task,
+}
+
+/// What the watchers of one bundle differ in.
+struct Watching {
+    reference: Reference,
+    version_text: Option<Arc<str>>,
+    on_missing: OnMissing,
+    is_staged: bool,
+    siblings: Siblings,
 }
 
 #[derive(Debug)]
@@ -124,14 +134,56 @@ impl WatcherFactory {
         metrics: BundleMetrics,
         registries: Arc<Registries>,
     ) -> anyhow::Result<Watched> {
+        let watching = Watching {
+            reference: config.reference.clone(),
+            version_text: config.reference.tag().map(Into::into),
+            on_missing: config.on_missing,
+            is_staged: matches!(config.rollout, RolloutChoice::Strategy(_)),
+            siblings: Siblings::default(),
+        };
+        self.make(config, metrics, registries, watching).await
+    }
+
+    /// A watcher of one version of the bundle that `newest` watches. The registry may lose the version: its tag
+    /// has moved on.
+    ///
+    /// # Errors
+    /// As [`Self::watched`].
+    pub(super) async fn pinned(
+        &mut self,
+        newest: &Watched,
+        digest: &Digest,
+        siblings: Siblings,
+    ) -> anyhow::Result<Watched> {
+        let config = &newest.config;
+        let pinned = config.reference.repository().pin(digest.clone());
+        let watching = Watching {
+            reference: pinned.to_string().parse()?,
+            version_text: None,
+            on_missing: OnMissing::Keep,
+            is_staged: false,
+            siblings,
+        };
+        let metrics = newest.metrics.clone();
+        self.make(config, metrics, self.registries(), watching)
+            .await
+    }
+
+    async fn make(
+        &mut self,
+        config: &BundleConfig,
+        metrics: BundleMetrics,
+        registries: Arc<Registries>,
+        watching: Watching,
+    ) -> anyhow::Result<Watched> {
         let checker = start_opa(&mut self.opas, config, || key_of(config)).await?;
         let pipeline = Pipeline {
             name: config.name.as_str().into(),
             source: self
                 .registries
                 .source_by(registries, config.reference.repository())?,
-            reference: config.reference.clone(),
-            version_text: config.reference.tag().map(Into::into),
+            reference: watching.reference,
+            version_text: watching.version_text,
             artifact: config.artifact.clone(),
             expect: Arc::new(config.expect.clone()),
             store: self.store.clone(),
@@ -147,11 +199,17 @@ impl WatcherFactory {
         let options = WatchOptions {
             poll: config.poll,
             confirm_within: config.confirm_within,
-            on_missing: config.on_missing,
+            on_missing: watching.on_missing,
             max_stale: config.max_stale,
             first_wait: self.first_wait,
+            is_staged: watching.is_staged,
         };
-        let (watcher, handle) = Watcher::new(pipeline, Arc::new(config.trust.clone()), options);
+        let (watcher, handle) = Watcher::new(
+            pipeline,
+            Arc::new(config.trust.clone()),
+            options,
+            watching.siblings,
+        );
         handle.set_suspended(config.suspend);
         self.numbers += 1;
         Ok(Watched {

@@ -97,6 +97,11 @@ impl BundleScope {
         })
     }
 
+    /// The bundle's name.
+    pub fn bundle(&self) -> &str {
+        &self.bundle
+    }
+
     /// Removes the series of the bundle from every metric, and makes none any more.
     pub fn remove(&self) {
         // No series is bound between the two steps: the lock is held during both.

@@ -72,6 +72,8 @@ pub(crate) fn pending(bundle: &str) -> (Publisher, Handle) {
         poll: Duration::from_secs(30),
         confirm_within: Duration::ZERO,
         metrics: Arc::new(metrics.bundle(&BundleScope::new(bundle.into()))),
+        waiters: None,
+        is_staged: false,
     };
     let (publisher, handle, _requests) = Publisher::new(options);
     (publisher, handle)

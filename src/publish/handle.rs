@@ -32,6 +32,7 @@ pub struct Handle {
     pub(super) confirm_within: Duration,
     pub(super) policy: Arc<watch::Sender<Arc<TrustPolicy>>>,
     pub(super) suspended: Arc<watch::Sender<bool>>,
+    pub(super) stable: Arc<watch::Sender<StableVersion>>,
     pub(super) status: Arc<Mutex<Status>>,
     /// Wakes the requests that are held for the bundle.
     pub(super) waiters: Arc<Notify>,
@@ -48,6 +49,19 @@ pub(crate) struct Requests {
     pub(crate) check: watch::Receiver<Wanted>,
     /// Whether the registry is not to be checked.
     pub(crate) suspended: watch::Receiver<bool>,
+    /// The version that counts as served.
+    pub(crate) stable: watch::Receiver<StableVersion>,
+}
+
+/// The version that counts as served, for `expect`.
+#[derive(Debug, Clone)]
+pub(crate) enum StableVersion {
+    /// Each one that is published.
+    Published,
+    /// Versions are rolled out in steps, and which one is stable is not known yet.
+    Unknown,
+    /// Versions are rolled out in steps, and this one is stable.
+    Version(Arc<Snapshot>),
 }
 
 /// When a check of the registry was last asked for, by reason. A check that began later satisfies
@@ -181,6 +195,43 @@ impl Handle {
             is_new
         });
         is_other
+    }
+
+    /// Sets the version that counts as served for `expect`, where versions are rolled out in steps: a version
+    /// that is merely being rolled out may still be taken back.
+    pub fn set_stable(&self, snapshot: &Arc<Snapshot>) {
+        self.stable.send_if_modified(|stable| {
+            let is_other = match stable {
+                StableVersion::Version(known) => {
+                    known.manifest_digest() != snapshot.manifest_digest()
+                }
+                StableVersion::Unknown => true,
+                StableVersion::Published => false,
+            };
+            if is_other {
+                *stable = StableVersion::Version(Arc::clone(snapshot));
+            }
+            is_other
+        });
+    }
+
+    /// Sets whether versions are rolled out in steps.
+    pub fn set_staged(&self, is_staged: bool) {
+        self.stable.send_if_modified(|stable| {
+            let was_staged = !matches!(stable, StableVersion::Published);
+            if was_staged != is_staged {
+                *stable = match is_staged {
+                    true => StableVersion::Unknown,
+                    false => StableVersion::Published,
+                };
+            }
+            was_staged != is_staged
+        });
+    }
+
+    /// Whether another handle is one to the same watcher.
+    pub fn is_of_same_watcher(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.status, &other.status)
     }
 
     /// The policy that decides now.

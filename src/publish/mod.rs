@@ -16,7 +16,7 @@ mod tag_hash;
 mod view;
 
 pub use crate::verify::{RootFailure, TrustRootStatus};
-pub(crate) use handle::{CheckEnd, Wanted};
+pub(crate) use handle::{CheckEnd, StableVersion, Wanted};
 pub use handle::{Checked, Handle, Hint};
 pub use headers::Headers;
 pub(crate) use headers::http1_head;

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Snapshot,
-    handle::{CheckEnd, Checks, Handle, Requests, Wanted},
+    handle::{CheckEnd, Checks, Handle, Requests, StableVersion, Wanted},
     machine::{Change, Effects, Event, Now, Outdated, StateMachine},
     metrics::PublisherMetrics,
     state::{Failure, FailureClass, OnMissing, Outcome, State, Withdrawal},
@@ -60,6 +60,10 @@ pub(crate) struct PublisherOptions {
     pub(crate) confirm_within: Duration,
     /// What it counts.
     pub(crate) metrics: Arc<PublisherMetrics>,
+    /// The requests that are held for the bundle, if another publisher of the bundle has them as well.
+    pub(crate) waiters: Option<Arc<Notify>>,
+    /// Whether versions are rolled out in steps.
+    pub(crate) is_staged: bool,
 }
 
 /// The policy that decides. A change of the policy waits until this is dropped, so that no
@@ -124,12 +128,18 @@ impl Publisher {
             poll,
             confirm_within,
             metrics,
+            waiters,
+            is_staged,
         } = options;
         let (state, state_seen) = watch::channel(State::Pending);
         let (checks, checks_seen) = watch::channel(Checks::default());
         let (wanted, wanted_seen) = watch::channel(Wanted::default());
         let status = Arc::new(Mutex::new(Status::new(reference, poll, &policy)));
-        let waiters = Arc::new(Notify::new());
+        let waiters = waiters.unwrap_or_default();
+        let (stable, stable_seen) = watch::channel(match is_staged {
+            true => StableVersion::Unknown,
+            false => StableVersion::Published,
+        });
         let (policy, policy_seen) = watch::channel(policy);
         let (suspended, suspended_seen) = watch::channel(false);
         let handle = Handle {
@@ -140,6 +150,7 @@ impl Publisher {
             confirm_within,
             policy: Arc::new(policy),
             suspended: Arc::new(suspended),
+            stable: Arc::new(stable),
             status: Arc::clone(&status),
             waiters: Arc::clone(&waiters),
             fallback: None,
@@ -163,6 +174,7 @@ impl Publisher {
                 policy: policy_seen,
                 check: wanted_seen,
                 suspended: suspended_seen,
+                stable: stable_seen,
             },
         )
     }

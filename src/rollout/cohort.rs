@@ -122,3 +122,148 @@ fn glob_set(texts: &[&String]) -> GlobSet {
     }
     set.build().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::{
+        super::{
+            Phase, Share,
+            fixture::{plan, version},
+        },
+        *,
+    };
+    use crate::fleet::{Identity, IdentitySource};
+
+    fn key(number: u32) -> ClientKey {
+        let name = format!("opa-{number}");
+        let source = IdentitySource::Name(&name);
+        let credential = Some("edge");
+        Identity { credential, source }.key()
+    }
+
+    fn member(number: u32) -> Member<'static> {
+        Member {
+            key: key(number),
+            credential: None,
+            name: None,
+            is_shared: false,
+        }
+    }
+
+    fn members(plan: &Plan, count: u32) -> Vec<u32> {
+        let cohort = Cohort::new(plan);
+        (0..count)
+            .filter(|number| cohort.contains(&member(*number)))
+            .collect()
+    }
+
+    fn with_share(percent: f64) -> Plan {
+        let mut plan = plan(Phase::Progressing);
+        (plan.step, plan.threshold) = (1, Share::from_percent(percent).unwrap().threshold());
+        plan
+    }
+
+    #[test]
+    fn a_share_reaches_about_that_part_and_a_larger_one_the_same_clients_and_more() {
+        let mut before = Vec::new();
+        for (percent, range) in [(1.0, 70..130), (10.0, 910..1090), (50.0, 4850..5150)] {
+            let reached = members(&with_share(percent), 10_000);
+            assert!(
+                range.contains(&reached.len()),
+                "{percent}: {}",
+                reached.len()
+            );
+            assert!(before.iter().all(|number| reached.contains(number)));
+            before = reached;
+        }
+        assert_eq!(members(&with_share(100.0), 100).len(), 100);
+    }
+
+    #[test]
+    fn the_same_clients_come_first_unless_the_order_is_by_version() {
+        let (mut plan, mut other) = (with_share(10.0), with_share(10.0));
+        other.candidate = Some(version(3));
+        let first = members(&plan, 10_000);
+        assert_eq!(first, members(&other, 10_000));
+        (plan.strategy.order, other.strategy.order) = (Order::ByVersion, Order::ByVersion);
+        let both = members(&other, 10_000);
+        let both = members(&plan, 10_000)
+            .into_iter()
+            .filter(|it| both.contains(it));
+        assert!(
+            both.count() < 200,
+            "two independent tenths share a hundredth"
+        );
+    }
+
+    #[test]
+    fn a_ring_has_its_clients_by_name_and_a_shared_address_is_in_the_last_step_only() {
+        let mut plan = plan(Phase::Progressing);
+        plan.strategy.steps[0].clients = vec!["eu-*".to_owned()];
+        let cohort = Cohort::new(&plan);
+        for (credential, name, expected) in [
+            (Some("eu-edge"), None, true),
+            (Some("us-edge"), None, false),
+            (Some("us-edge"), Some("canary-1"), true),
+            (None, Some("a-canary-1"), false),
+        ] {
+            let member = Member {
+                credential,
+                name,
+                ..member(1)
+            };
+            assert_eq!(
+                cohort.contains(&member),
+                expected,
+                "{credential:?} {name:?}"
+            );
+        }
+        let address = IdentitySource::Address(Ipv4Addr::LOCALHOST.into());
+        let credential = None;
+        let shared = Member {
+            key: Identity {
+                credential,
+                source: address,
+            }
+            .key(),
+            is_shared: true,
+            ..member(1)
+        };
+        assert!(!Cohort::new(&with_share(99.99)).contains(&shared));
+        assert!(Cohort::new(&with_share(100.0)).contains(&shared));
+    }
+
+    #[test]
+    fn another_step_has_another_number_and_the_clients_of_earlier_steps() {
+        let ring = Cohort::new(&plan(Phase::Progressing));
+        let share = Cohort::new(&with_share(10.0));
+        assert_ne!(ring.number(), share.number());
+        let canary = Member {
+            name: Some("canary-1"),
+            ..member(1)
+        };
+        assert!(ring.contains(&canary) && share.contains(&canary));
+        let idle = Cohort::new(&plan(Phase::RolledBack));
+        assert!(!idle.contains(&canary));
+    }
+
+    #[test]
+    fn a_threshold_has_exactly_as_many_clients_as_asked_for() {
+        let mut plan = with_share(0.0);
+        for count in [1, 7, 99] {
+            plan.threshold = threshold_of(&plan, (0..100).map(key), count).unwrap();
+            assert_eq!(members(&plan, 100).len(), count as usize);
+        }
+        assert_eq!(threshold_of(&plan, (0..100).map(key), 101), None);
+    }
+
+    /// Replicas of different releases have the same clients in a step.
+    #[test]
+    fn the_order_of_clients_stays() {
+        assert_eq!(members(&with_share(10.0), 60), FIRST_OF_60);
+    }
+
+    const FIRST_OF_60: [u32; 4] = [16, 26, 34, 37];
+}

@@ -411,3 +411,6 @@ fn keep_last<T>(list: &mut Vec<T>, limit: usize) {
     let excess = list.len().saturating_sub(limit);
     list.drain(..excess);
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,42 +14,47 @@
 //! | `machine` | how a plan changes |
 //! | `cohort` | which clients are in a step |
 //! | `selection` | which version a request gets |
-//! | `moves` | how often one client is moved |
 //! | `tally` | how the clients are doing |
 //! | `progress` | what the leader observes of a step, and what follows from it |
-//! | `check` | queries whose results must be in a range |
+//! | `check` | a check: a query with a range, what its results mean, and what the leader counts |
+//! | `query_template` | the query of a check, with variables |
 //! | `reconcile` | what a replica makes of the plan that it reads, and when it proposes a version |
+//! | `metrics` | what is counted |
 //! | `plan_watch` | how current the plans of this replica are |
 //!
 //! Times are milliseconds since 1970, by the clock of the engine unless said otherwise; they are passed in.
 
 mod check;
 mod cohort;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod machine;
-mod moves;
+mod metrics;
 mod plan;
 mod plan_watch;
 mod progress;
+mod query_template;
 mod reconcile;
 mod selection;
 mod strategy;
 mod tally;
-#[cfg(test)]
-mod tests;
 
 pub use self::{
-    check::{Check, CheckState, NoData, QueryTemplate},
+    check::{Check, CheckState, NoData, Outcome, Sample},
     cohort::{Cohort, Member, threshold_of},
     machine::{Context, Event, Operation, Operator, Unchanged, next},
-    moves::Moves,
+    metrics::{Held, RolloutMetrics, RolloutSample},
     plan::{Cause, Phase, Plan, PlanError, Transition, Version},
     plan_watch::{LocalHalt, PlanWatch, Staged},
     progress::{Criteria, Progress, too_many_failures},
+    query_template::{QueryTemplate, TemplateError, Variables, VersionText},
     reconcile::{Newest, Reconciled, proposal, reconcile, restored},
     selection::{ActivePlan, Availability, Decision, EngineState, Situation, Variant},
     strategy::{Halt, OnStableLost, Order, Rollback, Share, Step, Strategy, Tolerance},
     tally::{Standing, Tally, standing},
 };
+
+pub use crate::fleet::Moves;
 
 /// Milliseconds since 1970.
 pub type Millis = u64;

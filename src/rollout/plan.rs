@@ -225,6 +225,13 @@ impl Plan {
             || self.superseded != other.superseded
     }
 
+    /// The part of all clients that the current step has, in percent with two decimals: 0 for a step of named
+    /// clients, and while no client gets the candidate.
+    pub fn percent(&self) -> f64 {
+        let part = self.threshold as f64 / u64::MAX as f64;
+        (part * 10_000.0).round() / 100.0
+    }
+
     /// The plan as it is stored, without its epoch.
     pub fn to_bytes(&self) -> Vec<u8> {
         // Encoding can't fail, because all keys are strings.

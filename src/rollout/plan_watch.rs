@@ -7,10 +7,10 @@ use std::sync::{
 
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{ActivePlan, EngineState};
+use super::{ActivePlan, EngineState, RolloutMetrics, Strategy};
 use crate::publish::Handle;
 
 /// The readings of the plans. Requests ask for one and wait for it; one task reads. Cheap to clone.
@@ -42,6 +42,10 @@ pub struct Staged {
     pub watch: PlanWatch,
     /// Whether this replica has halted the roll-out by itself.
     pub halt: LocalHalt,
+    /// How the next version is rolled out; `None` if the configuration no longer says.
+    pub strategy: Option<Arc<Strategy>>,
+    /// Counts clients that are not moved; `None` while no task reads plans.
+    pub metrics: Option<RolloutMetrics>,
 }
 
 /// Whether this replica has halted a roll-out by itself. Cheap to clone; all clones are one.
@@ -70,6 +74,11 @@ impl PlanWatch {
             .borrow()
             .began
             .is_some_and(|began| began >= since)
+    }
+
+    /// The time since the last reading whose result is in force began; `None` if there was none.
+    pub fn age(&self) -> Option<Duration> {
+        self.0.reads.borrow().began.map(|began| began.elapsed())
     }
 
     /// Whether the plans can be read.

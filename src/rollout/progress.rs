@@ -73,6 +73,11 @@ impl Progress {
         self.soaked += passed;
     }
 
+    /// Ends an observation: the time until the next one does not count.
+    pub fn interrupt(&mut self) {
+        self.last = None;
+    }
+
     /// Starts anew, after the engine has lost data.
     pub fn restart(&mut self) {
         *self = Self::default();
@@ -146,4 +151,168 @@ pub fn too_many_failures(plan: &Plan, tally: &Tally) -> Option<Event> {
     } = *tally;
     let is_exceeded = plan.strategy.max_failures.is_exceeded(failed, offered);
     (plan.phase.is_live() && is_exceeded).then_some(Event::TooManyFailures { failed, offered })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Check, NoData, Outcome, QueryTemplate, Tolerance,
+            fixture::{NOW, plan},
+        },
+        *,
+    };
+
+    const TALLY: Tally = Tally {
+        offered: 10,
+        acknowledged: 9,
+        failed: 0,
+        outside: 0,
+    };
+
+    /// Observes a plan each second for some seconds.
+    fn observed(progress: &mut Progress, plan: &Plan, tally: &Tally, from: Millis, seconds: u64) {
+        for second in 0..=seconds {
+            progress.observe(plan, tally, from + second * 1000);
+        }
+    }
+
+    fn with_check() -> Plan {
+        let mut plan = plan(Phase::Progressing);
+        plan.strategy.checks.push(Check {
+            name: "denials".to_owned(),
+            query: QueryTemplate::parse("vector(0)").unwrap(),
+            min: None,
+            max: Some(0.0),
+            every: Duration::from_secs(60),
+            failures: 2,
+            no_data: NoData::Inconclusive,
+        });
+        plan
+    }
+
+    #[test]
+    fn a_step_is_complete_once_all_criteria_hold() {
+        let plan = plan(Phase::Progressing);
+        for (seconds, tally, expected) in [
+            (59, TALLY, None),
+            (60, TALLY, Some(Event::StepComplete)),
+            (
+                60,
+                Tally {
+                    acknowledged: 8,
+                    ..TALLY
+                },
+                None,
+            ),
+            (60, Tally::default(), None),
+        ] {
+            let mut progress = Progress::default();
+            observed(&mut progress, &plan, &tally, NOW, seconds);
+            assert_eq!(
+                progress.verdict(&plan, &tally),
+                expected,
+                "{seconds} {tally:?}"
+            );
+        }
+    }
+
+    /// The soak and the deadline count the time in which a leader could look.
+    #[test]
+    fn time_without_observation_and_in_a_pause_does_not_count() {
+        let plan = plan(Phase::Progressing);
+        let mut progress = Progress::default();
+        observed(&mut progress, &plan, &TALLY, NOW, 30);
+        let later = NOW + 3_600_000;
+        progress.observe(&plan, &TALLY, later);
+        assert_eq!(
+            progress.criteria(&plan, &TALLY).soaked,
+            Duration::from_secs(40)
+        );
+        let paused = Plan {
+            phase: Phase::Paused,
+            ..plan.clone()
+        };
+        observed(&mut progress, &paused, &TALLY, later, 600);
+        assert_eq!(progress.verdict(&paused, &TALLY), None);
+        observed(&mut progress, &plan, &TALLY, later + 600_000, 20);
+        assert_eq!(progress.verdict(&plan, &TALLY), Some(Event::StepComplete));
+        // Another generation begins anew.
+        let again = Plan {
+            generation: plan.generation + 1,
+            ..plan
+        };
+        progress.observe(&again, &TALLY, later + 700_000);
+        assert_eq!(progress.criteria(&again, &TALLY).soaked, Duration::ZERO);
+    }
+
+    #[test]
+    fn an_approval_stops_the_deadline_and_nothing_else_does() {
+        let mut plan = plan(Phase::Progressing);
+        plan.strategy.deadline = Duration::from_secs(120);
+        plan.strategy.steps[0].approve = true;
+        let mut progress = Progress::default();
+        observed(&mut progress, &plan, &TALLY, NOW, 1000);
+        assert!(progress.criteria(&plan, &TALLY).awaits_approval);
+        assert_eq!(progress.verdict(&plan, &TALLY), None);
+        let few = Tally {
+            acknowledged: 1,
+            ..TALLY
+        };
+        observed(&mut progress, &plan, &few, NOW + 1_001_000, 120);
+        assert_eq!(progress.verdict(&plan, &few), Some(Event::DeadlineExceeded));
+    }
+
+    #[test]
+    fn a_check_without_data_neither_promotes_nor_rolls_back() {
+        let plan = with_check();
+        let mut progress = Progress::default();
+        observed(&mut progress, &plan, &TALLY, NOW, 600);
+        assert_eq!(progress.verdict(&plan, &TALLY), None, "not evaluated yet");
+        let inconclusive = Outcome::Inconclusive {
+            reason: "down".to_owned(),
+        };
+        let failed = || Outcome::Failed { value: Some(3.5) };
+        for (outcome, expected) in [
+            (Outcome::Passed { value: Some(0.0) }, Some("complete")),
+            (inconclusive.clone(), None),
+            (failed(), None),
+            (inconclusive, None),
+            (failed(), Some("3.5")),
+        ] {
+            progress.checks_mut()[0].record(outcome.clone(), NOW);
+            let verdict = progress.verdict(&plan, &TALLY).map(|event| match event {
+                Event::StepComplete => "complete".to_owned(),
+                Event::CheckFailed { value, .. } => value,
+                other => panic!("{other:?}"),
+            });
+            assert_eq!(verdict.as_deref(), expected, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn failures_come_before_everything_else() {
+        let mut plan = plan(Phase::Paused);
+        let tally = Tally { failed: 1, ..TALLY };
+        let failures = Event::TooManyFailures {
+            failed: 1,
+            offered: 10,
+        };
+        assert_eq!(Progress::default().verdict(&plan, &tally), Some(failures));
+        plan.strategy.max_failures = Tolerance::Clients(1);
+        assert_eq!(too_many_failures(&plan, &tally), None);
+        plan.phase = Phase::RolledBack;
+        plan.strategy.max_failures = Tolerance::Clients(0);
+        assert_eq!(too_many_failures(&plan, &tally), None);
+    }
+
+    #[test]
+    fn another_leader_continues() {
+        let plan = with_check();
+        let mut progress = Progress::default();
+        observed(&mut progress, &plan, &TALLY, NOW, 30);
+        progress.checks_mut()[0].record(Outcome::Failed { value: None }, NOW);
+        let text = serde_json::to_string(&progress).unwrap();
+        assert_eq!(serde_json::from_str::<Progress>(&text).unwrap(), progress);
+    }
 }

@@ -76,3 +76,68 @@ pub fn proposal(
         newest.has_seen_newest || (is_leader && newest.steady >= STEADY_AFTER) || !is_earlier;
     is_believed.then(|| Event::Proposed(newest.version.clone(), strategy.clone()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::fixture::{plan, strategy, version},
+        *,
+    };
+
+    #[test]
+    fn the_higher_epoch_counts_and_of_two_the_more_careful_plan() {
+        use Reconciled::{Adopt, Restore, Same};
+        let with = |epoch, phase| Plan {
+            epoch,
+            ..plan(phase)
+        };
+        let known = with(7, Phase::Progressing);
+        for (read, expected) in [
+            (None, Restore),
+            (Some(known.clone()), Same),
+            (Some(with(8, Phase::Idle)), Adopt),
+            (Some(with(6, Phase::RolledBack)), Restore),
+            (Some(with(7, Phase::RolledBack)), Adopt),
+            (Some(with(7, Phase::Idle)), Restore),
+        ] {
+            assert_eq!(reconcile(Some(&known), read.as_ref()), expected, "{read:?}");
+        }
+        assert_eq!(reconcile(None, Some(&known)), Adopt);
+        assert_eq!(reconcile(None, None), Same);
+    }
+
+    #[test]
+    fn a_replica_that_is_late_takes_no_version_back() {
+        use Phase::{Idle, Progressing, RolledBack};
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        for (phase, number, has_seen_newest, steady, is_leader, is_proposed) in [
+            (Idle, 3, false, minutes(0), false, true),
+            (Idle, 1, true, minutes(9), true, false),
+            (Progressing, 2, true, minutes(9), true, false),
+            (Progressing, 3, false, minutes(0), false, true),
+            // The stable version: only if the reference was seen to move back, or for long.
+            (Progressing, 1, false, minutes(0), false, false),
+            (Progressing, 1, true, minutes(0), false, true),
+            (Progressing, 1, false, minutes(2), false, false),
+            (Progressing, 1, false, minutes(1), true, false),
+            (Progressing, 1, false, minutes(2), true, true),
+            (RolledBack, 2, true, minutes(9), true, false),
+            (RolledBack, 1, true, minutes(0), false, true),
+            // An earlier version, as a replica with an old list of tags sees it.
+            (Idle, 0, false, minutes(0), false, false),
+            (Idle, 0, true, minutes(0), false, true),
+        ] {
+            let newest = Newest {
+                version: version(number),
+                has_seen_newest,
+                steady,
+            };
+            let found = proposal(&plan(phase), &newest, &strategy(), is_leader);
+            assert_eq!(
+                found.is_some(),
+                is_proposed,
+                "{phase:?} {newest:?} {is_leader}"
+            );
+        }
+    }
+}

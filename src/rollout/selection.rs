@@ -190,6 +190,12 @@ impl ActivePlan {
     /// The variant that can be served instead of the planned one, by R1.
     fn available(&self, planned: Variant, situation: &Situation) -> Option<Variant> {
         let of = |variant| self.availability(variant, situation);
+        let on_stable_lost = self.plan.strategy.on_stable_lost;
+        if of(Variant::Stable) == Availability::Withdrawn
+            && on_stable_lost == OnStableLost::Withdraw
+        {
+            return None;
+        }
         match planned {
             Variant::Candidate if of(Variant::Candidate) == Availability::Served => Some(planned),
             Variant::Stable if of(Variant::Stable) == Availability::Served => Some(planned),
@@ -200,8 +206,7 @@ impl ActivePlan {
                 let replaces = of(Variant::Stable) == Availability::Withdrawn
                     && of(Variant::Candidate) == Availability::Served
                     && self.candidate.is_some()
-                    && !situation.is_halted
-                    && self.plan.strategy.on_stable_lost == OnStableLost::Promote;
+                    && !situation.is_halted;
                 replaces.then_some(Variant::Candidate)
             }
         }
@@ -214,3 +219,6 @@ impl ActivePlan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

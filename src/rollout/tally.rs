@@ -99,3 +99,96 @@ fn is_refusing(facts: &Facts, offers: u32, now: Millis) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            Phase,
+            fixture::{NOW, plan, version},
+        },
+        *,
+    };
+
+    const BEGAN: Millis = NOW - 60_000;
+
+    fn standing_of(is_in_step: bool, change: impl FnOnce(&mut Facts)) -> Standing {
+        let mut facts = Facts {
+            runs: Some(version(1).tag()),
+            since: BEGAN,
+            seen: NOW - 1_000,
+            is_waiting: false,
+            interval: 30_000,
+            without_tag: 0,
+            offered: None,
+            offered_at: 0,
+            error_since: 0,
+            has_error: false,
+            is_shared: false,
+        };
+        change(&mut facts);
+        let plan = ActivePlan::new(plan(Phase::Progressing));
+        standing(&plan, &facts, is_in_step, BEGAN, NOW)
+    }
+
+    fn offered(facts: &mut Facts, times: u32, at: Millis) {
+        (facts.offered, facts.offered_at) = (Some((version(2).tag(), times)), at);
+    }
+
+    #[test]
+    fn a_client_is_judged_by_what_it_does_after_its_downloads() {
+        use Standing::{Acknowledged, Failed, Offered, Uninvolved};
+        assert_eq!(standing_of(true, |_| {}), Uninvolved);
+        let runs = |facts: &mut Facts| facts.runs = Some(version(2).tag());
+        assert_eq!(standing_of(false, runs), Acknowledged);
+        assert_eq!(standing_of(true, |it| offered(it, 1, NOW - 2_000)), Offered);
+        // It has asked again after its second download.
+        assert_eq!(standing_of(true, |it| offered(it, 2, NOW - 2_000)), Failed);
+        // It may be activating what it has just downloaded.
+        assert_eq!(standing_of(true, |it| offered(it, 2, NOW - 500)), Offered);
+        // Downloads of an earlier generation say nothing about this one.
+        assert_eq!(
+            standing_of(true, |it| offered(it, 5, BEGAN - 1)),
+            Uninvolved
+        );
+        let shared = |it: &mut Facts| {
+            offered(it, 9, NOW - 2_000);
+            it.is_shared = true;
+        };
+        assert_eq!(standing_of(true, shared), Offered);
+    }
+
+    #[test]
+    fn an_error_counts_if_it_is_new_and_the_candidate_can_be_its_cause() {
+        for (is_in_step, is_offered, since, expected) in [
+            (true, false, BEGAN, Standing::Failed),
+            (false, true, BEGAN, Standing::Failed),
+            (false, false, BEGAN, Standing::Uninvolved),
+            (true, false, BEGAN - 1, Standing::Uninvolved),
+            (true, true, BEGAN - 1, Standing::Offered),
+        ] {
+            let found = standing_of(is_in_step, |facts| {
+                (facts.has_error, facts.error_since) = (true, since);
+                if is_offered {
+                    offered(facts, 1, NOW - 2_000);
+                }
+            });
+            assert_eq!(found, expected, "{is_in_step} {is_offered} {since}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_asks_without_a_version_again_and_again_is_in_a_loop_of_crashes() {
+        for (without_tag, at, expected) in [
+            (2, NOW - 2_000, Standing::Offered),
+            (3, NOW - 2_000, Standing::Failed),
+            (3, NOW - 500, Standing::Offered),
+        ] {
+            let found = standing_of(true, |facts| {
+                (facts.runs, facts.without_tag) = (None, without_tag);
+                offered(facts, 1, at);
+            });
+            assert_eq!(found, expected, "{without_tag} {at}");
+        }
+    }
+}

@@ -28,6 +28,7 @@ use super::{
     request_body::RequestBody,
     response,
     response_body::ResponseBody,
+    rollout_api,
     service::{Answer, Service},
     status,
     webhook_api::{self, WebhookApi},
@@ -45,6 +46,7 @@ pub(super) struct AdminApi {
     page: Renderer,
     fleet: FleetApi,
     status: Renderer,
+    rollouts: Renderer,
     metrics: Renderer,
 }
 
@@ -93,6 +95,7 @@ impl AdminApi {
             fleet,
             page: Renderer::new(background.clone()),
             status: Renderer::new(background.clone()),
+            rollouts: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
         }
     }
@@ -115,6 +118,9 @@ impl AdminApi {
                 false => webhook_api::method_not_allowed(),
             };
         }
+        if is_post && path.starts_with(rollout_api::PREFIX) {
+            return self.operate(Operation::Rollout, request, &peer).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return response::method_not_allowed();
         }
@@ -127,9 +133,13 @@ impl AdminApi {
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
             fleet_api::PATH => self.fleet.get(request.uri().query()).await,
+            "/rollouts" => self.rollouts().await,
+            path if path.starts_with(rollout_api::PREFIX) => {
+                rollout_api::get(&self.state.options.rollouts, path)
+            }
             "/" => self.page(request.uri().query().unwrap_or_default()).await,
             _ => {
-                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /fleet, /refresh/NAME or /reload";
+                let message = "no such endpoint; use /, /livez, /readyz, /metrics, /status, /fleet, /rollouts, /refresh/NAME or /reload";
                 response::error(StatusCode::NOT_FOUND, "not_found", message, None)
             }
         }
@@ -153,7 +163,16 @@ impl AdminApi {
             let overview = state.overview(webhooks.statuses());
             Some(status::gateway(&overview).to_string().into())
         });
-        document_response(document.await, HeaderValue::from_static("application/json"))
+        document_response(document.await, JSON_CONTENT_TYPE)
+    }
+
+    async fn rollouts(&self) -> Response<ResponseBody> {
+        let state = Arc::clone(&self.state);
+        let document = self.rollouts.render(move || {
+            let document = rollout_api::list(&state.options.rollouts);
+            Some(document.to_string().into())
+        });
+        document_response(document.await, JSON_CONTENT_TYPE)
     }
 
     /// The page. One with a query is a document of its own, which is not shared.
@@ -181,6 +200,7 @@ impl AdminApi {
 enum Operation {
     Refresh,
     Reload,
+    Rollout,
 }
 
 impl Operation {
@@ -200,8 +220,8 @@ impl AdminApi {
         request: Request<RequestBody>,
         peer: &Peer,
     ) -> Response<ResponseBody> {
-        let head = match self.access.admit(request, peer).await {
-            Ok(head) => head,
+        let (head, body) = match self.access.admit(request, peer).await {
+            Ok(admitted) => admitted,
             Err(refused) => return refused,
         };
         let context = &self.state.context;
@@ -211,6 +231,9 @@ impl AdminApi {
                 span.run(refresh_api::handle(&context.catalog, &head)).await
             }
             Operation::Reload => reload_api::handle(&self.state.options.reloads, &head).await,
+            Operation::Rollout => {
+                rollout_api::operate(&self.state.options.rollouts, &head, &body).await
+            }
         }
     }
 }
@@ -308,6 +331,7 @@ impl AdminState {
             withdrawn: handle.withdrawal().map(|withdrawal| withdrawal.reason),
             lost: self.withdrawn_version(handle),
             fallback: handle.fallback_status(),
+            rollout: self.options.rollouts.get(handle.name()),
         }
     }
 
@@ -394,6 +418,7 @@ fn document_response(document: Option<Bytes>, content_type: HeaderValue) -> Resp
 }
 
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 const HTML_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
 #[cfg(test)]

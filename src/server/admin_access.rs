@@ -10,6 +10,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use bytes::Bytes;
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
     header::{
@@ -34,7 +35,7 @@ use super::{
     response_body::ResponseBody,
 };
 
-/// The size of a body, which says nothing yet.
+/// The size of a body.
 const MAX_BODY_BYTES: usize = 4 << 10;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request without `Prefer: wait` waits for its result.
@@ -126,13 +127,13 @@ impl AdminAccess {
         check_host(authority, headers, is_own).map_err(|NotOwn| Denied::ReadHost)
     }
 
-    /// Returns the head of a request that may change something, or the response to another one. The
-    /// body is read, so that the connection can be used again.
+    /// Returns the head and body of a request that may change something, or the response to another one. The
+    /// body is always read, so that the connection can be used again.
     pub(super) async fn admit(
         &self,
         request: Request<RequestBody>,
         peer: &Peer,
-    ) -> Result<Parts, Response<ResponseBody>> {
+    ) -> Result<(Parts, Bytes), Response<ResponseBody>> {
         let (head, body) = request.into_parts();
         let authority = head.uri.authority().map(|authority| authority.as_str());
         let checked = self.check(peer.address, authority, &head.headers);
@@ -143,7 +144,7 @@ impl AdminAccess {
             denied.response()
         })?;
         match body.read(MAX_BODY_BYTES, BODY_TIMEOUT).await {
-            Ok(_) => Ok(head),
+            Ok(body) => Ok((head, body)),
             Err(error) => Err(response::unreadable_body(error, MAX_BODY_BYTES)),
         }
     }

@@ -6,6 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use hyper::{Method, Request, Response, StatusCode};
@@ -22,7 +23,6 @@ use super::{
     drain::DrainSignal,
     fleet_recorder::{FleetRecorder, Sighting},
     holdout_tracker::{ClientId, HoldoutTracker},
-    idle_connections::Slot,
     if_none_match::IfNoneMatch,
     long_poll::{BundleRequest, Woken},
     metrics::ServerMetrics,
@@ -37,12 +37,14 @@ use super::{
     response,
     response_body::ResponseBody,
     service::{Answer, Service},
+    staged::{Asked, Choice, Versions},
     status_reports::StatusReports,
     webhook_api::WebhookApi,
 };
 use crate::{
     catalog::{self, Demanded, Refusal},
-    fleet::{Offer, WaitingPoll},
+    fleet::{ClientBundle, Fleet, Offer, Poll, TagHash, WaitingPoll},
+    publish::{Handle, Snapshot},
     telemetry::{NAME_BYTES, cut},
     traces::{Span, Traces},
     webhooks::Listener,
@@ -239,8 +241,16 @@ impl BundleApi {
                 let identity = Identity::new(&clients, &caller, None);
                 return Answer::Now(self.decided(reply, head, peer, &identity));
             }
+            Route::Bundle(entry) if entry.staged().is_some() => {
+                let identity = Identity::new(&clients, &caller, Some(entry.name()));
+                if let Some((reply, offer)) = self.staged_at_once(&entry, head, peer, &identity) {
+                    let decision = self.decided(reply, head, peer, &identity);
+                    return Answer::Now(Decision { offer, ..decision });
+                }
+                Ok(entry)
+            }
             Route::Bundle(entry) => {
-                if let Some(reply) = self.reply_at_once(&entry, head, &peer.slot) {
+                if let Some(reply) = self.reply_at_once(&entry, head, peer) {
                     let identity = Identity::new(&clients, &caller, Some(entry.name()));
                     if let Some(fleet) = &self.fleet {
                         let sighting = self.sighting(head, peer, &identity, entry.name());
@@ -445,23 +455,16 @@ impl BundleApi {
         &self,
         entry: &Arc<Entry>,
         head: &RequestHead<'_>,
-        slot: &Slot,
+        peer: &Peer,
     ) -> Option<Reply> {
         let snapshot = entry.handle().served_at(crate::telemetry::now)?;
         let wait = prefer::wait(head.prefer);
         let if_none_match = IfNoneMatch::new(head.if_none_match);
         let reply = if if_none_match.is_current(snapshot.etag()) {
-            wait.is_none().then_some(Reply::NotModified(snapshot))?
+            wait.is_none().then_some(Reply::not_modified(snapshot))?
         } else {
-            let download = Download {
-                bundle: entry.name(),
-                first_tag: "",
-                etag: snapshot.etag(),
-            };
-            // Where bodies are paced, one that is not admitted yet has to wait.
-            let is_sent = if_none_match.is_empty()
-                && self.pacer.is_unlimited()
-                && (wait.is_none() || self.repeats.is_free(download, slot));
+            let is_sent =
+                if_none_match.is_empty() && self.may_send_now(entry, &snapshot, wait, peer);
             is_sent.then(|| {
                 let predates_long_polling = predates_long_polling(head.user_agent);
                 Reply::bundle(snapshot, wait, predates_long_polling)
@@ -471,6 +474,104 @@ impl BundleApi {
         // A bundle that gets requests has this series, though none of them is held.
         entry.metrics().waiters();
         Some(self.count(reply, Some(entry), head.method))
+    }
+
+    /// The reply of a bundle whose versions are rolled out in steps, if it needs no waiting, and the version
+    /// that the fleet view has of it.
+    fn staged_at_once(
+        &self,
+        entry: &Arc<Entry>,
+        head: &RequestHead<'_>,
+        peer: &Peer,
+        identity: &Identity<'_>,
+    ) -> Option<(Reply, Option<Offer>)> {
+        let recorder = self
+            .fleet
+            .as_ref()
+            .filter(|_| head.method == ReadMethod::Get);
+        let Some(recorder) = recorder else {
+            let (_, reply) = self.choose_at_once(entry, head, peer, None);
+            return Some((self.count(reply?, Some(entry), head.method), None));
+        };
+        let sighting = self.sighting(head, peer, identity, entry.name());
+        let reply = recorder.record_staged(&sighting, |client| {
+            let client = client.map(|client| (&recorder.fleet, client));
+            self.choose_at_once(entry, head, peer, client)
+        })?;
+        let offer = recorder.offer_at_once(&sighting, &reply);
+        let _use = entry.begin_use();
+        entry.metrics().waiters();
+        Some((self.count(reply, Some(entry), head.method), offer))
+    }
+
+    /// What a request says about its client, and the reply, if it needs no waiting.
+    fn choose_at_once(
+        &self,
+        entry: &Arc<Entry>,
+        head: &RequestHead<'_>,
+        peer: &Peer,
+        client: Option<(&Fleet, &ClientBundle)>,
+    ) -> (Poll, Option<Reply>) {
+        let none = Poll {
+            tag: None,
+            is_current: false,
+        };
+        let Some(staged) = entry.staged() else {
+            return (none, None);
+        };
+        let if_none_match = IfNoneMatch::new(head.if_none_match);
+        let asked = Asked {
+            began: None,
+            if_none_match,
+            client,
+        };
+        let versions = Versions::of(entry, staged);
+        let wait = prefer::wait(head.prefer);
+        match versions.choose(entry, staged, &asked) {
+            Choice::Version {
+                snapshot,
+                variant,
+                is_current: true,
+            } if wait.is_none() => {
+                let poll = Poll {
+                    tag: Some(snapshot.tag_hash()),
+                    is_current: true,
+                };
+                let reply = Reply::not_modified(snapshot).with_variant(variant);
+                (poll, Some(reply))
+            }
+            Choice::Version {
+                snapshot, variant, ..
+            } if if_none_match.is_empty() && self.may_send_now(entry, &snapshot, wait, peer) => {
+                let predates_long_polling = predates_long_polling(head.user_agent);
+                let reply = Reply::bundle(snapshot, wait, predates_long_polling);
+                (none, Some(reply.with_variant(variant)))
+            }
+            _ => (none, None),
+        }
+    }
+
+    /// The tag of a bundle's candidate, while some clients get it.
+    pub(super) fn live_candidate(&self, bundle: &str) -> Option<TagHash> {
+        let entry = self.catalog.get(bundle)?;
+        entry.staged()?.plan.as_ref()?.candidate
+    }
+
+    /// Whether a body may be sent without waiting to a client that names no version.
+    fn may_send_now(
+        &self,
+        entry: &Entry,
+        snapshot: &Snapshot,
+        wait: Option<Duration>,
+        peer: &Peer,
+    ) -> bool {
+        let download = Download {
+            bundle: entry.name(),
+            first_tag: "",
+            etag: snapshot.etag(),
+        };
+        // Where bodies are paced, one that is not admitted yet has to wait.
+        self.pacer.is_unlimited() && (wait.is_none() || self.repeats.is_free(download, &peer.slot))
     }
 
     /// Everything that is kept of a request that is not answered at once.
@@ -664,8 +765,18 @@ fn record_waiting(
         return None;
     }
     let entry = entry.as_ref().ok();
-    let served = entry.and_then(|entry| entry.handle().served_at(crate::telemetry::now));
+    let served = entry.and_then(|entry| served_to(entry, if_none_match));
     fleet.record_waiting(sighting, if_none_match.first(), served.as_deref())
+}
+
+/// The version that a client would get now, as far as that is certain: the candidate of a roll-out for one that
+/// runs it.
+fn served_to(entry: &Entry, if_none_match: IfNoneMatch<'_>) -> Option<Arc<Snapshot>> {
+    let served = |handle: &Handle| handle.served_at(crate::telemetry::now);
+    let candidate = entry.staged().and_then(|staged| staged.candidate.as_ref());
+    let candidate = candidate.and_then(served);
+    let runs_it = |candidate: &Arc<Snapshot>| if_none_match.is_current(candidate.etag());
+    candidate.filter(runs_it).or_else(|| served(entry.handle()))
 }
 
 /// Attaches to a response what is recorded of it.

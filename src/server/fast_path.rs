@@ -37,7 +37,7 @@ use super::{
     response_body::{Http1Body, ResponseBody},
     service::Answer,
 };
-use crate::{oci::Blob, publish::http1_head};
+use crate::{oci::Blob, publish::http1_head, rollout::Variant};
 
 /// Bytes that are read at once. A longer head is read in parts, and so by hyper.
 const READ_BYTES: usize = 16 << 10;
@@ -360,15 +360,18 @@ impl<S: Transport> FastPath<'_, S> {
 /// Writes the head of a response. Returns its body, and whether the connection closes after it.
 fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool) {
     let body = match &reply {
-        Reply::NotModified(snapshot) => {
+        Reply::NotModified { snapshot, variant } => {
             head.extend_from_slice(snapshot.headers().http1_not_modified());
+            write_variant(head, *variant);
             Body::Other(ResponseBody::empty())
         }
         Reply::Bundle {
             snapshot,
             promises_long_polling: true,
+            variant,
         } => {
             head.extend_from_slice(snapshot.headers().http1_bundle());
+            write_variant(head, *variant);
             Body::of(snapshot.content().bytes())
         }
         Reply::Bundle { .. } | Reply::Other(_) => return write_any_head(head, reply, closes),
@@ -380,6 +383,15 @@ fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool) {
     date::write_now(head);
     head.extend_from_slice(b"\r\n\r\n");
     (body, closes)
+}
+
+/// Writes which version of a bundle it is, where versions are rolled out in steps.
+fn write_variant(head: &mut Vec<u8>, variant: Option<Variant>) {
+    head.extend_from_slice(match variant {
+        None => b"",
+        Some(Variant::Stable) => b"bundlegate-rollout: stable\r\n",
+        Some(Variant::Candidate) => b"bundlegate-rollout: candidate\r\n",
+    });
 }
 
 /// Writes the head of a response that is not prepared.

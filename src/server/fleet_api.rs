@@ -143,6 +143,9 @@ fn expected_of(entry: &Entry) -> Expected {
     Expected {
         tag: etag.as_deref().map(TagHash::of),
         since: Millis::try_from(since.as_millisecond()).unwrap_or_default(),
+        candidate: entry
+            .staged()
+            .and_then(|staged| staged.plan.as_ref()?.candidate),
     }
 }
 
@@ -327,7 +330,7 @@ mod tests {
         for (text, message) in [
             (
                 "state=bad",
-                "state: \"bad\" is no state; the states are failing, silent, none, current, behind, changing",
+                "state: \"bad\" is no state; the states are failing, silent, none, candidate, current, behind, changing",
             ),
             ("limit=0", "limit: \"0\" is not a number from 1 to 1000"),
             (

@@ -18,6 +18,7 @@ use crate::{
         Version, WaitingPoll, usable_name,
     },
     publish::{Snapshot, mix_bytes},
+    rollout::Variant,
     telemetry::{NAME_BYTES, cut, now_millis},
 };
 
@@ -76,7 +77,7 @@ impl FleetRecorder {
         reply: &Reply,
     ) {
         let (snapshot, is_current) = match reply {
-            Reply::NotModified(snapshot) => (snapshot, true),
+            Reply::NotModified { snapshot, .. } => (snapshot, true),
             Reply::Bundle { snapshot, .. } => (snapshot, false),
             Reply::Other(_) => return,
         };
@@ -92,6 +93,59 @@ impl FleetRecorder {
         self.record(sighting, poll, |client_bundle| {
             client_bundle.bundle().record(served, || version(snapshot));
         });
+    }
+
+    /// Records a request for a bundle whose versions are rolled out in steps. `choose` makes the reply, if there
+    /// is one at once, of what is known of the client.
+    pub(super) fn record_staged(
+        &self,
+        sighting: &Sighting<'_>,
+        choose: impl FnOnce(Option<&ClientBundle>) -> (Poll, Option<Reply>),
+    ) -> Option<Reply> {
+        let Some(client_bundle) = self.client_bundle(sighting) else {
+            return choose(None).1;
+        };
+        let (poll, reply) = choose(Some(&client_bundle));
+        if let Some(reply) = &reply {
+            let now = now_millis();
+            if !self.fleet.table.record_poll(&client_bundle, poll, now) {
+                // The table has removed it; the next request of the client adds it again.
+                *sighting.peer.slot.last_client() = None;
+            }
+            self.record_version(&client_bundle, reply);
+            if let Reply::Bundle {
+                snapshot,
+                variant: Some(Variant::Candidate),
+                ..
+            } = reply
+            {
+                client_bundle.record_move(Some(snapshot.tag_hash()), poll.tag.is_some(), now);
+            }
+        }
+        reply
+    }
+
+    /// Remembers the version that a reply names.
+    fn record_version(&self, client_bundle: &ClientBundle, reply: &Reply) {
+        if let Reply::NotModified { snapshot, .. } | Reply::Bundle { snapshot, .. } = reply {
+            let served = snapshot.tag_hash();
+            client_bundle.bundle().record(served, || version(snapshot));
+        }
+    }
+
+    /// The version that a reply sends at once to a client that names none, where it is the candidate of a
+    /// roll-out: if the client can't activate it, that has to be noticed.
+    pub(super) fn offer_at_once(&self, sighting: &Sighting<'_>, reply: &Reply) -> Option<Offer> {
+        let Reply::Bundle {
+            snapshot,
+            variant: Some(Variant::Candidate),
+            ..
+        } = reply
+        else {
+            return None;
+        };
+        let client_bundle = self.client_bundle(sighting)?;
+        Some(self.fleet.table.offer(client_bundle, snapshot.tag_hash()))
     }
 
     /// Records a request that is held. `first_tag`: the version that the client names; `served`: the
@@ -117,23 +171,63 @@ impl FleetRecorder {
     }
 
     /// The version that a reply to a held request sends to a client that names another one. A client that
-    /// names none proves nothing by its downloads, whatever becomes of them.
+    /// names none proves nothing by its downloads, whatever becomes of them, except those of a candidate.
+    /// `live_candidate`: the candidate of the bundle, while some clients get it.
     pub(super) fn offer(
         &self,
         waiting: &WaitingPoll,
         method: ReadMethod,
         reply: &Reply,
+        live_candidate: Option<TagHash>,
     ) -> Option<Offer> {
         waiting.record_seen(now_millis());
-        let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (reply, method) else {
+        let (
+            Reply::Bundle {
+                snapshot, variant, ..
+            },
+            ReadMethod::Get,
+        ) = (reply, method)
+        else {
             return None;
         };
-        if !waiting.client_bundle().runs_any() {
+        let (served, client_bundle) = (snapshot.tag_hash(), waiting.client_bundle());
+        let (is_candidate, is_move) = (
+            *variant == Some(Variant::Candidate),
+            client_bundle.runs_any(),
+        );
+        if variant.is_some() {
+            let candidate = is_candidate.then_some(served);
+            client_bundle.record_move(candidate, is_move, now_millis());
+        }
+        if !is_move && !is_candidate {
             return None;
         }
-        let (served, client_bundle) = (snapshot.tag_hash(), waiting.client_bundle());
+        // What is known of a candidate that the client could not activate is not lost to the stable version.
+        let offered = client_bundle.offered().map(|(tag, ..)| tag);
+        if !is_candidate && live_candidate.is_some() && offered == live_candidate {
+            client_bundle.bundle().record(served, || version(snapshot));
+            return None;
+        }
         client_bundle.bundle().record(served, || version(snapshot));
         Some(self.fleet.table.offer(Arc::clone(client_bundle), served))
+    }
+
+    /// What is known of the client of a request. `None` if the table is full.
+    fn client_bundle(&self, sighting: &Sighting<'_>) -> Option<Arc<ClientBundle>> {
+        let inputs = sighting.inputs(self.seed);
+        let mut last = sighting.peer.slot.last_client();
+        if let Some(last) = &*last
+            && last.inputs == inputs
+            && &**last.client_bundle.bundle().name() == sighting.bundle
+        {
+            return Some(Arc::clone(&last.client_bundle));
+        }
+        let client_bundle = sighting.look_up(&self.fleet)?;
+        *last = Some(LastClient {
+            inputs,
+            client_bundle: Arc::clone(&client_bundle),
+        });
+        Some(client_bundle)
     }
 
     /// Records a request. Returns what `then` makes of what its client runs; `None` if the table is full.

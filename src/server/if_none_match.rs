@@ -8,7 +8,7 @@ use crate::publish::opaque_tag;
 /// replaced, which are few.
 const MAX_TAGS: usize = 32;
 /// A longer tag can't be one of this server, whose tags have 43 bytes.
-const MAX_TAG_BYTES: usize = 128;
+pub(super) const MAX_TAG_BYTES: usize = 128;
 /// Stands for a tag that is too long in [`OwnedIfNoneMatch`]; it equals no tag of this server.
 const UNKNOWN_TAG: &str = "?";
 

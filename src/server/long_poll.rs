@@ -26,12 +26,15 @@ use super::{
     reply::Reply,
     request_head::ReadMethod,
     response,
+    staged::{Asked, Choice, Versions},
 };
 use crate::{
     catalog::InUse,
     fleet::WaitingPoll,
     metrics::InFlight,
     publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, View, Withdrawal},
+    rollout::{Held, PlanWatch, Staged, Variant},
+    telemetry,
 };
 
 /// Delay before a client that runs another version gets the fallback. Withdrawing is a decision of
@@ -92,6 +95,26 @@ struct Wait {
 
 /// What a request that is not answered yet needs besides a change of its bundle.
 type Confirmation<'a> = Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>;
+
+/// What follows from the states that a request has seen.
+struct Answer {
+    /// The reply, if there is one now.
+    reply: Option<Reply>,
+    /// What else may lead to one.
+    waits_for: WaitsFor,
+}
+
+/// What a request waits for.
+enum WaitsFor {
+    /// A change of its bundle.
+    Change,
+    /// A check of the registry.
+    Registry,
+    /// A reading of the plans of roll-outs.
+    Plan(PlanWatch),
+    /// A time.
+    Time(Instant),
+}
 
 /// What ends a pause of a request that is held.
 enum Event {
@@ -161,11 +184,11 @@ impl BundleApi {
                     Ok(has_changed) => wait.is_confirmed |= has_changed,
                     // The watcher has ended because another one replaces it.
                     Err(_) if current.is_outdated() => {}
-                    Err(_) => break wait.last_reply(&current, request),
+                    Err(_) => break self.last_reply(&current, request, &mut wait),
                 },
                 Event::Confirmed => wait.is_confirmed = true,
                 Event::Admitted => {}
-                Event::Deadline => break wait.last_reply(&current, request),
+                Event::Deadline => break self.last_reply(&current, request, &mut wait),
             }
         };
         // The client's right may have been removed while its request was held.
@@ -190,8 +213,7 @@ impl BundleApi {
         // The state is marked as seen before it is compared: a later change wakes this task.
         let seen = wait.view.seen();
         self.track_holdout(entry, request, &seen, wait);
-        let Selection { state, is_fallback } = request.select(&seen);
-        let reply = immediate_reply(&state, request, entry, wait.is_confirmed);
+        let Answer { reply, waits_for } = self.answer(entry, request, wait, &seen);
         let earliest = self.earliest(entry, request, reply.as_ref(), wait);
         let body = request.body_of(reply.as_ref(), wait.hold.is_some(), deadline, earliest);
         let is_admitted = wait.admission.admits(&self.pacer, body) || draining;
@@ -199,11 +221,8 @@ impl BundleApi {
             Some(reply) if is_admitted => return ControlFlow::Break(reply),
             delayed => delayed,
         };
-        let needs_confirmation =
-            delayed.is_none() && !wait.is_confirmed && differs(&state, request);
-        let handle = entry.handle();
-        if draining && !needs_confirmation {
-            return ControlFlow::Break(deadline_reply(&seen, request, handle));
+        if draining && matches!(waits_for, WaitsFor::Change) {
+            return ControlFlow::Break(self.deadline_reply(entry, &seen, request));
         }
         // A request that is answered at once does not count against the limit of held requests.
         if wait.hold.is_none() {
@@ -217,11 +236,113 @@ impl BundleApi {
             let refusal = || response::unavailable(Some(entry.name())).into();
             return ControlFlow::Break(delayed.unwrap_or_else(refusal));
         }
-        ControlFlow::Continue(match (needs_confirmation, is_fallback) {
-            (false, _) => None,
-            (true, false) => Some(Box::pin(handle.confirm())),
-            (true, true) => Some(Box::pin(sleep_until(request.began + FALLBACK_DELAY))),
+        ControlFlow::Continue(match waits_for {
+            WaitsFor::Change => None,
+            WaitsFor::Registry => Some(Box::pin(entry.handle().confirm())),
+            WaitsFor::Plan(plans) => Some(Box::pin(async move { plans.confirm().await })),
+            WaitsFor::Time(at) => Some(Box::pin(sleep_until(at))),
         })
+    }
+
+    /// The answer to a request by the states that were seen.
+    fn answer(&self, entry: &Entry, request: &BundleRequest, wait: &Wait, seen: &Seen) -> Answer {
+        if let Some(staged) = entry.staged()
+            && let Some(answer) = self.staged_answer(entry, staged, request, seen)
+        {
+            return answer;
+        }
+        let Selection { state, is_fallback } = request.select(seen);
+        let reply = immediate_reply(&state, request, entry, wait.is_confirmed);
+        let needs_confirmation = reply.is_none() && !wait.is_confirmed && differs(&state, request);
+        let waits_for = match (needs_confirmation, is_fallback) {
+            (false, _) => WaitsFor::Change,
+            (true, false) => WaitsFor::Registry,
+            (true, true) => WaitsFor::Time(request.began + FALLBACK_DELAY),
+        };
+        Answer { reply, waits_for }
+    }
+
+    /// The answer to a request for a bundle whose versions are rolled out in steps; `None` if there is nothing
+    /// to serve.
+    fn staged_answer(
+        &self,
+        entry: &Entry,
+        staged: &Staged,
+        request: &BundleRequest,
+        seen: &Seen,
+    ) -> Option<Answer> {
+        let versions = Versions::seen(seen, telemetry::now());
+        let choice = versions.choose(entry, staged, &self.asked(request));
+        let may_wait = request.wait.is_some();
+        let (reply, waits_for) = match choice {
+            Choice::Version {
+                is_current: true, ..
+            } if may_wait => (None, WaitsFor::Change),
+            Choice::Version {
+                snapshot,
+                variant,
+                is_current,
+            } => (
+                Some(request.reply_with(&snapshot, variant, is_current)),
+                WaitsFor::Change,
+            ),
+            // A client that does not long-poll need not wait: its next request comes anyway.
+            Choice::Keep(why) if !may_wait => {
+                let kept = versions.keep(entry, staged, request.if_none_match.get(), why);
+                (Some(kept), WaitsFor::Change)
+            }
+            Choice::Keep(_) => (None, WaitsFor::Change),
+            Choice::Confirm => (None, WaitsFor::Plan(staged.watch.clone())),
+            Choice::Delay(at) => (None, WaitsFor::Time(at)),
+            Choice::Absent => return None,
+        };
+        Some(Answer { reply, waits_for })
+    }
+
+    /// The reply at the deadline, where no other is due.
+    fn deadline_reply(&self, entry: &Entry, seen: &Seen, request: &BundleRequest) -> Reply {
+        if let Some(staged) = entry.staged() {
+            let versions = Versions::seen(seen, telemetry::now());
+            let choice = versions.choose(entry, staged, &self.asked(request));
+            match choice {
+                Choice::Version {
+                    snapshot,
+                    variant,
+                    is_current,
+                } => return request.reply_with(&snapshot, variant, is_current),
+                Choice::Absent => {}
+                kept => {
+                    let why = kept.held().unwrap_or(Held::Engine);
+                    let if_none_match = request.if_none_match.get();
+                    return versions.keep(entry, staged, if_none_match, why);
+                }
+            }
+        }
+        deadline_reply(seen, request, entry.handle())
+    }
+
+    fn asked<'a>(&'a self, request: &'a BundleRequest) -> Asked<'a> {
+        let client = request.waiting.as_ref().map(WaitingPoll::client_bundle);
+        let fleet = self.fleet.as_ref().map(|recorder| &recorder.fleet);
+        Asked {
+            began: Some(request.began),
+            if_none_match: request.if_none_match.get(),
+            client: fleet.zip(client.map(|client| &**client)),
+        }
+    }
+
+    /// The last reply to a request. A body that waits for bandwidth is sent even if the client names its tag: a
+    /// rollback.
+    fn last_reply(&self, entry: &Entry, request: &BundleRequest, wait: &mut Wait) -> Reply {
+        let seen = wait.view.seen();
+        let reply = match entry.staged() {
+            Some(_) => None,
+            None => {
+                let state = request.select(&seen).state;
+                immediate_reply(&state, request, entry, wait.is_confirmed)
+            }
+        };
+        reply.unwrap_or_else(|| self.deadline_reply(entry, &seen, request))
     }
 
     /// When the bundle in a reply may be sent, if that is not now: a client that long-polls and
@@ -270,7 +391,7 @@ impl BundleApi {
 impl Wait {
     fn new(entry: &Arc<Entry>, is_waiter: bool) -> Self {
         Self {
-            view: entry.handle().view(),
+            view: entry.view(),
             is_waiter,
             _guards: (count_waiter(entry, is_waiter), entry.begin_use()),
             tracked: None,
@@ -284,17 +405,8 @@ impl Wait {
     /// Waits for another entry of the same name. A bundle that was removed and added again has
     /// other series.
     fn continue_with(&mut self, entry: &Arc<Entry>) {
-        self.view = entry.handle().view();
+        self.view = entry.view();
         self._guards = (count_waiter(entry, self.is_waiter), entry.begin_use());
-    }
-
-    /// The reply at the deadline. A body that waits for bandwidth is sent even if the client names
-    /// its tag: a rollback.
-    fn last_reply(&mut self, entry: &Entry, request: &BundleRequest) -> Reply {
-        let seen = self.view.seen();
-        let state = request.select(&seen).state;
-        immediate_reply(&state, request, entry, self.is_confirmed)
-            .unwrap_or_else(|| deadline_reply(&seen, request, entry.handle()))
     }
 }
 
@@ -331,6 +443,15 @@ impl BundleRequest {
         Reply::bundle(Arc::clone(snapshot), self.wait, self.predates_long_polling)
     }
 
+    /// 200 or 304 with one of the two versions of a bundle that is rolled out in steps.
+    fn reply_with(&self, snapshot: &Arc<Snapshot>, variant: Variant, is_current: bool) -> Reply {
+        let reply = match is_current {
+            true => Reply::not_modified(Arc::clone(snapshot)),
+            false => self.bundle(snapshot),
+        };
+        reply.with_variant(variant)
+    }
+
     /// The body that is to be sent with a reply; `None` if there is none.
     fn body_of(
         &self,
@@ -352,7 +473,7 @@ impl BundleRequest {
     }
 
     fn select(&self, seen: &Seen) -> Selection {
-        seen.select(crate::telemetry::now(), |fallback| {
+        seen.select(telemetry::now(), |fallback| {
             let if_none_match = self.if_none_match.get();
             if if_none_match.is_empty() {
                 ClientVersion::None
@@ -383,7 +504,7 @@ fn immediate_reply(
     let if_none_match = request.if_none_match.get();
     match state {
         State::Serving(snapshot) if if_none_match.is_current(snapshot.etag()) => {
-            (!may_wait).then(|| Reply::NotModified(Arc::clone(snapshot)))
+            (!may_wait).then(|| Reply::not_modified(Arc::clone(snapshot)))
         }
         State::Serving(snapshot) => {
             let is_decided = if_none_match.is_empty() || confirmed;
@@ -406,7 +527,7 @@ fn differs(state: &State, request: &BundleRequest) -> bool {
 fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Reply {
     match &request.select(seen).state {
         State::Serving(snapshot) if request.if_none_match.get().contains(snapshot.etag()) => {
-            Reply::NotModified(Arc::clone(snapshot))
+            Reply::not_modified(Arc::clone(snapshot))
         }
         State::Serving(snapshot) => request.bundle(snapshot),
         State::Withdrawn(withdrawal) => absence::withdrawn(handle, withdrawal, request.detail()),

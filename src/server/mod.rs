@@ -31,6 +31,7 @@
 //! | `admin_access`, `admin_tokens` | who may send the requests to the admin API that change something, and which browsers may read |
 //! | `refresh_api` | checks of the registry on request |
 //! | `reload_api`, `config_reloads` | reloads of the configuration on request |
+//! | `rollout_api`, `rollouts` | staged roll-outs as JSON, and what operators ask for |
 //! | `webhook_api`, `webhooks` | notifications of registries |
 //! | `request_body` | reading a body within limits |
 //! | `report_limit` | how many status reports are read |
@@ -38,6 +39,7 @@
 //! | `access_log` | the access log |
 //! | `delivery` | how far a response was sent, for the access log and the fleet view |
 //! | `fleet_recorder` | what requests say about their clients, for the fleet view |
+//! | `staged` | which of two versions a client gets during a roll-out |
 //! | `status_reports`, `report_limit` | OPA's status reports |
 //! | `fleet_api`, `fleet_selection` | the fleet view as JSON, and which clients a query selects |
 //! | `metrics` | what the server counts |
@@ -101,8 +103,11 @@ mod request_body;
 mod request_head;
 mod response;
 mod response_body;
+mod rollout_api;
+mod rollouts;
 mod service;
 mod socket;
+mod staged;
 mod status;
 mod status_reports;
 mod trusted_proxies;
@@ -126,6 +131,7 @@ pub use self::{
         LiveSettings, LongPoll, Options, ServerTls, Settings,
     },
     readiness::Readiness,
+    rollouts::{RolloutReply, RolloutRequest, RolloutRequests, RolloutStatus, Rollouts},
     trusted_proxies::TrustedProxies,
     webhooks::LiveWebhooks,
 };

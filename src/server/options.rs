@@ -9,7 +9,8 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::{
-    AccessLevel, AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, TrustedProxies,
+    AccessLevel, AdminTokens, ConfigReloads, Live, LiveClients, LiveWebhooks, Rollouts,
+    TrustedProxies,
 };
 use crate::{
     access::{Authorities, CertificateExpiry},
@@ -56,6 +57,8 @@ pub struct AdminOptions {
     pub certificates: LiveCertificates,
     /// The trust roots in use, by name.
     pub trust_roots: watch::Receiver<BTreeMap<String, TrustRootStatus>>,
+    /// The staged roll-outs.
+    pub rollouts: Rollouts,
 }
 
 /// The certificates of a file that the configuration names.
@@ -190,7 +193,7 @@ pub struct Deadlines {
 }
 
 impl From<AdminAddress> for AdminOptions {
-    /// Without TLS, tokens, certificates and trust roots.
+    /// Without TLS, tokens, certificates, trust roots and roll-outs.
     fn from(address: AdminAddress) -> Self {
         Self {
             address,
@@ -199,6 +202,7 @@ impl From<AdminAddress> for AdminOptions {
             cache_problem: watch::channel(None).1,
             certificates: Vec::new().into(),
             trust_roots: watch::channel(BTreeMap::new()).1,
+            rollouts: Rollouts::default(),
         }
     }
 }

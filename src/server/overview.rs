@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{CertificateInUse, ReloadOutcome, webhooks::WebhookStatus};
+use super::{CertificateInUse, ReloadOutcome, RolloutStatus, webhooks::WebhookStatus};
 use crate::publish::{FallbackStatus, Status, TrustRootStatus, WithdrawnVersion};
 
 /// The state of the gateway.
@@ -48,6 +48,8 @@ pub(super) struct BundleOverview {
     pub(super) withdrawn: Option<Arc<str>>,
     pub(super) lost: Option<LostVersion>,
     pub(super) fallback: Option<FallbackStatus>,
+    /// Of a bundle that is rolled out in steps.
+    pub(super) rollout: Option<RolloutStatus>,
 }
 
 /// A version that was withdrawn.

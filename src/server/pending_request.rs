@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::{
@@ -69,7 +70,15 @@ impl PendingRequest {
         }
         let waiting = request.waiting.take();
         let offer = api.fleet.as_ref().zip(waiting.as_ref());
-        let offer = offer.and_then(|(fleet, waiting)| fleet.offer(waiting, request.method, &reply));
+        let offer = offer.and_then(|(fleet, waiting)| {
+            let candidate = match &reply {
+                Reply::Bundle {
+                    variant: Some(_), ..
+                } => api.live_candidate(waiting.client_bundle().bundle().name()),
+                _ => None,
+            };
+            fleet.offer(waiting, request.method, &reply, candidate)
+        });
         Decision {
             reply,
             access,
@@ -93,7 +102,10 @@ impl Drop for PendingRequest {
 fn outcome_of(reply: &Reply) -> HoldOutcome {
     match reply {
         Reply::Bundle { .. } => HoldOutcome::Changed,
-        Reply::NotModified(_) => HoldOutcome::Unchanged,
+        Reply::NotModified { .. } => HoldOutcome::Unchanged,
+        Reply::Other(response) if response.status() == StatusCode::NOT_MODIFIED => {
+            HoldOutcome::Unchanged
+        }
         Reply::Other(_) => HoldOutcome::Error,
     }
 }

@@ -2,20 +2,32 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hyper::{Response, StatusCode, header::HeaderValue};
+use hyper::{
+    Response, StatusCode,
+    header::{HeaderName, HeaderValue},
+};
 
 use super::{response, response_body::ResponseBody};
-use crate::publish::Snapshot;
+use crate::{publish::Snapshot, rollout::Variant};
+
+/// The header that says which version of a bundle a response has, where versions are rolled out in steps.
+pub(super) const ROLLOUT: HeaderName = HeaderName::from_static("bundlegate-rollout");
 
 /// The reply to a request for a bundle.
 pub(super) enum Reply {
     /// 304 with the entity tag that was compared.
-    NotModified(Arc<Snapshot>),
+    NotModified {
+        snapshot: Arc<Snapshot>,
+        /// Which version it is, where versions are rolled out in steps.
+        variant: Option<Variant>,
+    },
     /// 200.
     Bundle {
         snapshot: Arc<Snapshot>,
         /// Whether the content type is that of a bundle service, which promises long polling.
         promises_long_polling: bool,
+        /// As above.
+        variant: Option<Variant>,
     },
     Other(Response<ResponseBody>),
 }
@@ -31,29 +43,53 @@ impl Reply {
         Self::Bundle {
             snapshot,
             promises_long_polling: wait.is_some() || !predates_long_polling,
+            variant: None,
         }
+    }
+
+    /// 304 with this version.
+    pub(super) fn not_modified(snapshot: Arc<Snapshot>) -> Self {
+        Self::NotModified {
+            snapshot,
+            variant: None,
+        }
+    }
+
+    /// The same reply, with the header that says which version it is.
+    pub(super) fn with_variant(mut self, of_reply: Variant) -> Self {
+        if let Self::NotModified { variant, .. } | Self::Bundle { variant, .. } = &mut self {
+            *variant = Some(of_reply);
+        }
+        self
     }
 
     pub(super) fn status(&self) -> StatusCode {
         match self {
-            Self::NotModified(_) => StatusCode::NOT_MODIFIED,
+            Self::NotModified { .. } => StatusCode::NOT_MODIFIED,
             Self::Bundle { .. } => StatusCode::OK,
             Self::Other(response) => response.status(),
         }
     }
 
     pub(super) fn into_response(self) -> Response<ResponseBody> {
-        match self {
-            Self::NotModified(snapshot) => response::not_modified(&snapshot),
+        let (mut response, variant) = match self {
+            Self::NotModified { snapshot, variant } => (response::not_modified(&snapshot), variant),
             Self::Bundle {
                 snapshot,
                 promises_long_polling,
+                variant,
             } => {
                 let content_type = HeaderValue::from_static("application/gzip");
-                response::bundle(&snapshot, (!promises_long_polling).then_some(content_type))
+                let content_type = (!promises_long_polling).then_some(content_type);
+                (response::bundle(&snapshot, content_type), variant)
             }
-            Self::Other(response) => response,
+            Self::Other(response) => (response, None),
+        };
+        if let Some(variant) = variant {
+            let value = HeaderValue::from_static(variant.label());
+            response.headers_mut().insert(ROLLOUT, value);
         }
+        response
     }
 }
 

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
     header::{
-        ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+        ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER,
+        WWW_AUTHENTICATE,
     },
 };
 use serde_json::json;
@@ -35,6 +36,17 @@ pub(super) fn not_modified(snapshot: &Snapshot) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     insert(&mut response, snapshot.headers().not_modified());
+    response
+}
+
+/// 304 for a client that keeps the version with this tag, which need not be known here.
+pub(super) fn not_modified_tag(tag: Option<&str>) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    let etag = tag.and_then(|tag| HeaderValue::from_str(&format!("\"{tag}\"")).ok());
+    if let Some(etag) = etag {
+        response.headers_mut().insert(ETAG, etag);
+    }
     response
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     CertificateInUse,
     overview::{BundleOverview, LostVersion, Overview, ReadinessState},
+    rollout_api,
     webhooks::WebhookStatus,
 };
 use crate::{
@@ -48,6 +49,9 @@ fn bundle(bundle: &BundleOverview) -> Map<String, Value> {
     status.insert("lost".to_owned(), lost.unwrap_or_default());
     let fallback = bundle.fallback.as_ref().map(fallback);
     status.insert("fallback".to_owned(), fallback.unwrap_or_default());
+    if let Some(rollout) = &bundle.rollout {
+        status.insert("rollout".to_owned(), rollout_api::summary(rollout));
+    }
     status
 }
 

@@ -80,10 +80,7 @@ pub struct Cursor(pub(super) u64);
 impl Batch {
     /// Checks the sizes.
     pub(super) fn check(&self) -> Result<(), SharedError> {
-        let limit = |what, bytes, limit| match bytes > limit {
-            true => Err(SharedError::TooLarge { what, bytes, limit }),
-            false => Ok(()),
-        };
+        let limit = SharedError::check_size;
         for message in &self.messages {
             limit("a message of the log", message.len(), MAX_MESSAGE_BYTES)?;
         }

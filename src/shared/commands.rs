@@ -276,6 +276,6 @@ fn escape_glob(text: &[u8]) -> Vec<u8> {
     escaped
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

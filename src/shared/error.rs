@@ -76,6 +76,14 @@ impl SharedError {
         }
     }
 
+    /// Checks the size of what should be written.
+    pub(super) fn check_size(what: &'static str, bytes: usize, limit: usize) -> Result<(), Self> {
+        match bytes > limit {
+            true => Err(Self::TooLarge { what, bytes, limit }),
+            false => Ok(()),
+        }
+    }
+
     /// The error of the `redis` crate for a command to `server`.
     pub(super) fn of_command(server: &str, error: RedisError) -> Self {
         let (kind, text) = (error.kind(), error.to_string());
@@ -99,7 +107,7 @@ impl SharedError {
     }
 
     /// An error that the engine answered.
-    fn of_reply(server: &str, error: &ServerError) -> Self {
+    pub(super) fn of_reply(server: &str, error: &ServerError) -> Self {
         let code = error.code();
         let text = match error.details() {
             Some(details) => format!("{code} {details}"),

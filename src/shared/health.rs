@@ -7,11 +7,13 @@ use prometheus::IntGauge;
 use super::error::SharedError;
 
 /// What a call does, as far as it can fail apart from the others: a full engine refuses writes and
-/// answers reads.
+/// answers reads, and a user may lack the permission for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
     Write,
+    ReadPlans,
+    Script,
 }
 
 /// Where a call failed.
@@ -23,6 +25,9 @@ pub(super) enum Failure {
     Connection(SharedError),
     /// The engine answered, but not as it should.
     Reply(SharedError),
+    /// The engine did as it should, but another program has broken the plan of this call. It says
+    /// nothing about other calls.
+    Plan(SharedError),
 }
 
 /// The failures since the last successes.
@@ -38,6 +43,8 @@ struct State {
     connection_fails: bool,
     reads_fail: bool,
     writes_fail: bool,
+    plan_reads_fail: bool,
+    scripts_fail: bool,
     /// Whether the last log line says that the state is unreachable.
     is_down: bool,
     last_error: Option<SharedError>,
@@ -71,6 +78,10 @@ impl Health {
         let mut state = self.lock();
         match failure {
             Failure::Skipped(_) => return,
+            Failure::Plan(_) => {
+                state.connection_fails = false;
+                *state.fails(access) = false;
+            }
             Failure::Connection(error) => {
                 state.connection_fails = true;
                 state.last_error = Some(error.clone());
@@ -86,7 +97,11 @@ impl Health {
 
     /// Logs a change.
     fn compare(&self, state: &mut State) {
-        let is_down = state.connection_fails || state.reads_fail || state.writes_fail;
+        let is_down = state.connection_fails
+            || state.reads_fail
+            || state.writes_fail
+            || state.plan_reads_fail
+            || state.scripts_fail;
         self.up.set(i64::from(!is_down));
         let was_down = std::mem::replace(&mut state.is_down, is_down);
         let server = &*self.server;
@@ -115,6 +130,8 @@ impl State {
         match access {
             Access::Read => &mut self.reads_fail,
             Access::Write => &mut self.writes_fail,
+            Access::ReadPlans => &mut self.plan_reads_fail,
+            Access::Script => &mut self.scripts_fail,
         }
     }
 }
@@ -132,7 +149,10 @@ impl Failure {
 
     pub(super) fn into_error(self) -> SharedError {
         match self {
-            Self::Skipped(error) | Self::Connection(error) | Self::Reply(error) => error,
+            Self::Skipped(error)
+            | Self::Connection(error)
+            | Self::Reply(error)
+            | Self::Plan(error) => error,
         }
     }
 }
@@ -147,6 +167,7 @@ mod tests {
         let health = Health::new("server".to_owned(), up.clone());
         let dead = || Failure::of_command(SharedError::unreachable("server", "closed"));
         let full = || Failure::of_command(SharedError::refused("server", "OOM"));
+        let broken = || Failure::Plan(SharedError::protocol("server", "a plan without content"));
         let skipped = || Failure::Skipped(SharedError::unreachable("server", "closed"));
         assert_eq!(up.get(), 0);
         let calls = [
@@ -164,6 +185,20 @@ mod tests {
             (Access::Write, Some(full()), 0),
             (Access::Write, None, 1),
             (Access::Write, Some(skipped()), 1),
+            // Neither of the others hides scripts or plans that fail.
+            (Access::Script, Some(full()), 0),
+            (Access::Write, None, 0),
+            (Access::ReadPlans, None, 0),
+            (Access::Script, None, 1),
+            (Access::ReadPlans, Some(full()), 0),
+            (Access::Read, None, 0),
+            (Access::ReadPlans, None, 1),
+            // A broken plan is that of its own calls; the script has run.
+            (Access::Script, Some(broken()), 1),
+            (Access::Script, Some(full()), 0),
+            (Access::Script, Some(broken()), 1),
+            (Access::Script, Some(dead()), 0),
+            (Access::Script, Some(broken()), 1),
         ];
         for (index, (access, failure, expected)) in calls.into_iter().enumerate() {
             match failure {

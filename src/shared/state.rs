@@ -1,8 +1,11 @@
 //! The calls, their deadline, and when a connection is opened.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, MutexGuard, PoisonError},
+};
 
-use redis::Pipeline;
+use redis::{Pipeline, ServerError, Value};
 use tokio::{
     sync::Mutex,
     time::{Duration, Instant, timeout},
@@ -16,6 +19,14 @@ use super::{
     health::{Access, Failure, Health},
     metrics::SharedMetrics,
     options::Options,
+    plan::{
+        Lease, MAX_NOTE_BYTES, MAX_PLAN_BYTES, PlanRead, PlanVersion, PlanWrite, PlansRead,
+        StoredPlan,
+    },
+    plan_commands::{
+        self, CONTENTS_PER_REPLY, LeaseRequest, PlanKeys, PlanLookup, PlanUpdate,
+        VERSIONS_PER_REPLY,
+    },
 };
 
 /// The state that replicas share. Cheap to clone; the clones use one connection.
@@ -29,6 +40,9 @@ struct Inner {
     options: Arc<Options>,
     connector: Connector,
     keys: Keys,
+    plan_keys: PlanKeys,
+    /// The holder of the lease whose last call succeeded.
+    leader: std::sync::Mutex<Option<u64>>,
     slot: Mutex<Slot>,
     health: Health,
     metrics: SharedMetrics,
@@ -52,6 +66,10 @@ enum Operation {
     EndOfLog,
     Scan,
     Time,
+    ReadPlans,
+    ReplacePlan,
+    RestorePlan,
+    Lease,
 }
 
 impl SharedState {
@@ -65,6 +83,8 @@ impl SharedState {
         Ok(Self(Arc::new(Inner {
             connector: Connector::new(&options)?,
             keys: Keys::new(&options.prefix),
+            plan_keys: PlanKeys::new(&options.prefix),
+            leader: std::sync::Mutex::default(),
             slot: Mutex::default(),
             health: Health::new(servers, metrics.up.clone()),
             metrics,
@@ -159,6 +179,181 @@ impl SharedState {
         .await
     }
 
+    /// Reads plans by their names. Of a plan whose version the caller knows, the content is read only
+    /// if the plan has another version now.
+    ///
+    /// Every plan is read after the call began. Its epoch, rank and content belong together; between
+    /// two plans there is no such relation. The versions of 4 096 plans are one reply, then the
+    /// contents of 128 changed ones, all within [`Options::timeout`]; other calls wait for the current
+    /// reply only. A reply has at most 64 MiB, which a plan of this module never exceeds.
+    ///
+    /// A broken plan is reported as such at each call until it is repaired, and is no error. A content
+    /// that another program has changed without the digest is noticed only by callers that read it.
+    ///
+    /// # Errors
+    /// See [`SharedError`].
+    pub async fn read_plans(
+        &self,
+        plans: &[(&str, Option<PlanVersion>)],
+    ) -> Result<PlansRead, SharedError> {
+        let lookups = plans.iter().map(|(name, known)| PlanLookup {
+            key: self.0.plan_keys.plan(name),
+            known: *known,
+        });
+        let lookups: Vec<_> = lookups.collect();
+        self.call(Operation::ReadPlans, async {
+            let (mut reads, engine_time) = self.plan_versions(&lookups).await?;
+            self.read_changed(&lookups, &mut reads).await?;
+            let plans = reads.into_iter().flatten().collect();
+            Ok(PlansRead { plans, engine_time })
+        })
+        .await
+    }
+
+    /// Compares the versions of plans; `None` for those whose content must be read.
+    async fn plan_versions(
+        &self,
+        lookups: &[PlanLookup],
+    ) -> Result<(Vec<Option<PlanRead>>, Duration), Failure> {
+        let (mut reads, mut rest) = (Vec::with_capacity(lookups.len()), lookups);
+        loop {
+            let part;
+            (part, rest) = rest.split_at(rest.len().min(VERSIONS_PER_REPLY));
+            let replies = self.query(&plan_commands::read_versions(part)).await?;
+            let (versions, engine_time) = reply(replies.plan_versions(part))?;
+            reads.extend(versions);
+            if rest.is_empty() {
+                return Ok((reads, engine_time));
+            }
+        }
+    }
+
+    /// Reads the plans that have no result yet.
+    async fn read_changed(
+        &self,
+        lookups: &[PlanLookup],
+        reads: &mut [Option<PlanRead>],
+    ) -> Result<(), Failure> {
+        let changed = lookups.iter().zip(reads);
+        let mut changed: Vec<_> = changed.filter(|(_, read)| read.is_none()).collect();
+        for part in changed.chunks_mut(CONTENTS_PER_REPLY) {
+            let keys: Vec<_> = part.iter().map(|(lookup, _)| &*lookup.key).collect();
+            let replies = self.query(&plan_commands::read(&keys)).await?;
+            let plans = reply(replies.plans(&keys))?;
+            for ((_, read), plan) in part.iter_mut().zip(plans) {
+                **read = Some(plan);
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces a plan if its epoch is still `expected`, which is 0 for a plan that does not exist.
+    /// The new one gets `expected + 1`.
+    ///
+    /// Of several such calls with one epoch, on any replicas, one writes. After an error, and when
+    /// this future is dropped, the plan may have been written, or may be written a moment later: the
+    /// next [`SharedState::read_plans`] tells, or the same call again, which returns `Superseded` with
+    /// this very content.
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `TooLarge` beyond [`MAX_PLAN_BYTES`].
+    pub async fn replace_plan(
+        &self,
+        name: &str,
+        expected: u64,
+        rank: u8,
+        content: &[u8],
+    ) -> Result<PlanWrite, SharedError> {
+        let key = &*self.0.plan_keys.plan(name);
+        let epoch = expected;
+        let update = PlanUpdate {
+            key,
+            epoch,
+            rank,
+            content,
+        };
+        self.write_plan(Operation::ReplacePlan, update, PlanUpdate::replace)
+            .await
+    }
+
+    /// Writes a plan that the engine may have lost: only if the engine has none, one with a lower
+    /// epoch, or one with this epoch and a lower rank. The plan gets the next epoch, so that a
+    /// replica that has seen this epoch with another content sees a change.
+    ///
+    /// After an error the plan may have been written, as with [`SharedState::replace_plan`].
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `TooLarge` beyond [`MAX_PLAN_BYTES`].
+    pub async fn restore_plan(
+        &self,
+        name: &str,
+        plan: &StoredPlan,
+    ) -> Result<PlanWrite, SharedError> {
+        let key = &*self.0.plan_keys.plan(name);
+        let update = PlanUpdate {
+            key,
+            epoch: plan.epoch,
+            rank: plan.rank,
+            content: &plan.content,
+        };
+        self.write_plan(Operation::RestorePlan, update, PlanUpdate::restore)
+            .await
+    }
+
+    async fn write_plan<'a>(
+        &self,
+        operation: Operation,
+        update: PlanUpdate<'a>,
+        commands: impl FnOnce(PlanUpdate<'a>) -> Pipeline,
+    ) -> Result<PlanWrite, SharedError> {
+        SharedError::check_size("a plan", update.content.len(), MAX_PLAN_BYTES)?;
+        let commands = commands(update);
+        self.call(operation, async {
+            let written = self.query(&commands).await?.plan_write(update);
+            written.map_err(Failure::Plan)
+        })
+        .await
+    }
+
+    /// Takes the lease of the leader for `ttl`, of at least 1 ms, or renews it. The clock is that of
+    /// the engine.
+    ///
+    /// `note` is what the holder wants the next holder to know, of at most [`MAX_NOTE_BYTES`]. It is
+    /// stored when the lease is renewed, and stays for a day. A holder that takes the lease gets the
+    /// note and stores none. After an error, and when this future is dropped, the lease may be taken
+    /// or renewed; the next call then returns `Taken`, with the note, and not `Renewed`.
+    ///
+    /// Two replicas may act as leader for a moment: after a failover, which can lose the lease, and
+    /// while a holder has not noticed that its lease has ended. The epochs of plans are the safeguard.
+    ///
+    /// # Errors
+    /// See [`SharedError`]; `TooLarge` for a larger note.
+    pub async fn lease(
+        &self,
+        holder: u64,
+        ttl: Duration,
+        note: &[u8],
+    ) -> Result<Lease, SharedError> {
+        SharedError::check_size("the note of the leader", note.len(), MAX_NOTE_BYTES)?;
+        let keys = &self.0.plan_keys;
+        let is_known = self.0.leader().take_if(|last| *last == holder).is_some();
+        let commands = keys.lease(LeaseRequest {
+            holder,
+            ttl,
+            note,
+            is_known,
+        });
+        let lease = self
+            .call(Operation::Lease, async {
+                reply(self.query(&commands).await?.lease(keys))
+            })
+            .await?;
+        if lease != Lease::Held {
+            *self.0.leader() = Some(holder);
+        }
+        Ok(lease)
+    }
+
     /// Runs a call within the timeout, and records its result.
     async fn call<T>(
         &self,
@@ -211,6 +406,10 @@ impl SharedState {
         };
         let values = connection.query(commands).await;
         let values = values.map_err(Failure::of_command)?;
+        if let Some(error) = values.iter().find_map(fatal_error) {
+            let error = SharedError::of_reply(connection.server(), error);
+            return Err(Failure::of_command(error));
+        }
         let reply = Reply {
             values,
             run: Arc::clone(&connection.run),
@@ -225,6 +424,10 @@ impl SharedState {
 }
 
 impl Inner {
+    fn leader(&self) -> MutexGuard<'_, Option<u64>> {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Opens a connection, unless the last attempt began a moment ago.
     async fn connect(&self, slot: &mut Slot) -> Result<Connection, Failure> {
         let now = Instant::now();
@@ -253,6 +456,10 @@ impl Operation {
             Self::EndOfLog => "end_of_log",
             Self::Scan => "scan",
             Self::Time => "time",
+            Self::ReadPlans => "read_plans",
+            Self::ReplacePlan => "replace_plan",
+            Self::RestorePlan => "restore_plan",
+            Self::Lease => "lease",
         }
     }
 
@@ -260,7 +467,18 @@ impl Operation {
         match self {
             Self::Write => Access::Write,
             Self::ReadLog | Self::EndOfLog | Self::Scan | Self::Time => Access::Read,
+            Self::ReadPlans => Access::ReadPlans,
+            Self::ReplacePlan | Self::RestorePlan | Self::Lease => Access::Script,
         }
+    }
+}
+
+/// An error among the replies to commands that fail one by one, unless it is that of a key alone,
+/// which the reader of the replies reports.
+fn fatal_error(value: &Value) -> Option<&ServerError> {
+    match value {
+        Value::ServerError(error) if !plan_commands::is_wrong_type(error) => Some(error),
+        _ => None,
     }
 }
 

@@ -63,8 +63,25 @@ impl Pipeline {
 }
 
 impl Watcher {
-    /// The history with this version served.
+    /// The history with this version published. Where versions are rolled out in steps, only the first one
+    /// counts as served by that.
     pub(super) fn history_serving(&self, snapshot: &Snapshot) -> History {
+        match self.is_staged() && !self.history.is_empty() {
+            true => History::clone(&self.history),
+            false => self.history_after(snapshot),
+        }
+    }
+
+    /// Adds a version that has become the stable one to the history, and to what the disk has of it.
+    pub(super) fn record_stable(&mut self, snapshot: &Snapshot) {
+        let history = Arc::new(self.history_after(snapshot));
+        if *history != *self.history {
+            self.history = history;
+            self.persist_published();
+        }
+    }
+
+    fn history_after(&self, snapshot: &Snapshot) -> History {
         let (expect, facts) = (&self.pipeline.expect, self.pipeline.facts(snapshot));
         // A version without a position in a configured order was refused.
         let position = expect.position(&facts).ok().flatten();

@@ -23,4 +23,4 @@ pub use opa_check::OpaCheck;
 pub use pool::VerificationPool;
 pub use refresh::{Pipeline, RefreshResult, Restored};
 pub use tag_choice::Choice;
-pub use watcher::{WatchOptions, Watcher};
+pub use watcher::{Siblings, WatchOptions, Watcher};

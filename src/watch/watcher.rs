@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Duration, Instant, sleep_until},
 };
 
@@ -24,7 +24,7 @@ use crate::{
     oci::Digest,
     publish::{
         CheckEnd, Event, Failure, FailureClass, Handle, OnMissing, Outcome, Outdated, Persist,
-        Publisher, PublisherOptions, Snapshot, VerdictStatus, Wanted,
+        Publisher, PublisherOptions, Snapshot, StableVersion, VerdictStatus, Wanted,
     },
     registry::{SourceChange, SourceWatch},
     telemetry,
@@ -48,6 +48,19 @@ pub struct WatchOptions {
     pub max_stale: Option<Duration>,
     /// How long a bundle from disk waits for the first check before it is served.
     pub first_wait: Duration,
+    /// Whether versions are rolled out in steps: then a version counts as served, for `expect`, once
+    /// [`Handle::set_stable`] says so.
+    pub is_staged: bool,
+}
+
+/// What a watcher shares with another one of the same bundle.
+#[derive(Debug, Default)]
+pub struct Siblings {
+    /// The requests that are held for the bundle.
+    pub waiters: Option<Arc<Notify>>,
+    /// A version that was verified for the other watcher and that the reference of this one names. It is
+    /// verified again if the policy has changed, and not fetched.
+    pub version: Option<Arc<Snapshot>>,
 }
 
 /// The task of one bundle; runs until it is dropped.
@@ -69,6 +82,10 @@ pub struct Watcher {
     held_until: Option<Instant>,
     /// When the last early check was due.
     early_check: Option<Instant>,
+    /// The version that counts as served.
+    stable: watch::Receiver<StableVersion>,
+    /// A version to begin with.
+    first_version: Option<Arc<Snapshot>>,
     /// Why a check is wanted.
     wanted: watch::Receiver<Wanted>,
     /// When the last check began.
@@ -90,6 +107,7 @@ impl Watcher {
         pipeline: Pipeline,
         policy: Arc<TrustPolicy>,
         options: WatchOptions,
+        siblings: Siblings,
     ) -> (Self, Handle) {
         let (publisher, handle, requests) = Publisher::new(PublisherOptions {
             bundle: Arc::clone(&pipeline.name),
@@ -100,6 +118,8 @@ impl Watcher {
             poll: options.poll,
             confirm_within: options.confirm_within,
             metrics: Arc::clone(&pipeline.metrics.publisher),
+            waiters: siblings.waiters,
+            is_staged: options.is_staged,
         });
         let watcher = Self {
             hints: Hints::default(),
@@ -115,6 +135,8 @@ impl Watcher {
             accepted_tag: None,
             held_until: None,
             early_check: None,
+            stable: requests.stable,
+            first_version: siblings.version,
             wanted: requests.check,
             checked: None,
             persist_queue: Arc::default(),
@@ -137,7 +159,10 @@ impl Watcher {
         if *self.suspended.borrow() {
             self.suspend();
         }
-        self.restore(&policy).await;
+        match self.first_version.take() {
+            Some(snapshot) => self.begin_with(snapshot).await,
+            None => self.restore(&policy).await,
+        }
         let mut cause = Cause::from(Trigger::Start);
         loop {
             self.while_suspended().await;
@@ -261,6 +286,22 @@ impl Watcher {
             None => {}
         }
         Ok(())
+    }
+
+    /// Publishes a version that was verified for another watcher of the bundle, and writes it to disk.
+    async fn begin_with(&mut self, snapshot: Arc<Snapshot>) {
+        let confirmed = self.options.max_stale.map(|_| telemetry::now());
+        let restored = Event::Restored {
+            snapshot,
+            confirmed,
+        };
+        // This event publishes nothing.
+        let _ = self.apply(&restored, None);
+        if self.apply(&Event::FirstWaitElapsed, None).is_err() {
+            Box::pin(self.reverify()).await;
+            let _ = self.apply(&Event::FirstWaitElapsed, None);
+        }
+        self.persist_published();
     }
 
     /// Restores the state from disk. Only a few watchers do so at a time, because all of them start
@@ -407,6 +448,11 @@ impl Watcher {
         self.persist_published();
     }
 
+    /// Whether versions are rolled out in steps.
+    pub(super) fn is_staged(&self) -> bool {
+        !matches!(*self.stable.borrow(), StableVersion::Published)
+    }
+
     fn suspend(&mut self) {
         // The event publishes no version, so none can be outdated.
         let _ = self.apply(&Event::Suspended, None);
@@ -491,6 +537,7 @@ impl Watcher {
                     }
                 }
                 () = switched(&mut self.suspended) => return Trigger::Poll.into(),
+                snapshot = next_stable(&mut self.stable) => self.record_stable(&snapshot),
                 () = sleep_until(due) => return Trigger::Poll.into(),
                 () = reached(early.map(|check| check.at)) => {
                     let Some(check) = early else {
@@ -579,6 +626,19 @@ impl Watcher {
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+/// Waits for another version that counts as served. Cancel-safe.
+async fn next_stable(stable: &mut watch::Receiver<StableVersion>) -> Arc<Snapshot> {
+    loop {
+        if stable.changed().await.is_err() {
+            // Every handle is gone, so nothing can change.
+            return std::future::pending().await;
+        }
+        if let StableVersion::Version(snapshot) = stable.borrow_and_update().clone() {
+            return snapshot;
+        }
+    }
 }
 
 /// Waits until a bundle is suspended or resumed. Cancel-safe.

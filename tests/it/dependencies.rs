@@ -44,6 +44,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "images",
             "oci",
             "opa_check",
+            "promql",
             "publish",
             "registry",
             "rollout",
@@ -68,8 +69,10 @@ const MODULES: &[(&str, &[&str])] = &[
             "fleet",
             "oci",
             "opa_check",
+            "promql",
             "publish",
             "registry",
+            "rollout",
             "server",
             "shared",
             "store",
@@ -122,6 +125,8 @@ const MODULES: &[(&str, &[&str])] = &[
     // Pure functions over what the fleet view knows; `publish` for `Handle`, which an entry of the
     // catalog has of the candidate.
     ("rollout", &["fleet", "oci", "publish"]),
+    // `oci` to read the file of a credential; `rollout` for `Sample`, so that `rollout` does no I/O.
+    ("promql", &["oci", "rollout"]),
     // Parsers of what registries send; the server asks for the checks.
     ("webhooks", &["oci"]),
     ("transfer", &["oci", "registry"]),

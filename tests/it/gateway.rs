@@ -5,7 +5,7 @@ use std::{fs, num::NonZeroU64, path::Path, sync::Arc, time::Duration};
 
 use bundlegate::{
     bundle,
-    config::{BundleConfig, Cache, Config},
+    config::{BundleConfig, Cache, Config, RolloutChoice},
     fleet::{self, Fleet},
     gateway::Gateway,
     metrics::Metrics,
@@ -96,6 +96,7 @@ impl Default for Setup {
                 on_missing: OnMissing::Keep,
                 max_stale: None,
                 first_wait: Duration::from_secs(2),
+                is_staged: false,
             },
             clients: None,
             drain: Drain {
@@ -209,6 +210,7 @@ impl Setup {
             }),
             opa_check: self.opa_check.clone(),
             limits: config.limits,
+            rollout: RolloutChoice::Absent,
         };
         if let Some(tag) = self.fallback {
             config.bundles.push(BundleConfig {

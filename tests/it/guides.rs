@@ -108,7 +108,7 @@ fn every_command_has_its_flags() {
         for command in commands(&source(page)) {
             let mut words = command.split_whitespace();
             let mut verb = vec![words.next().unwrap()];
-            if verb == ["config"] {
+            if matches!(verb[..], ["config" | "rollout"]) {
                 verb.extend(words.next());
             }
             let help = helps.entry(verb.join(" ")).or_insert_with(|| {

@@ -38,6 +38,7 @@ fn the_table_has_the_keys_of_the_schema_and_no_others() {
         &[
             source("src/config/raw.rs"),
             source("src/config/raw/trust.rs"),
+            source("src/config/raw/rollout.rs"),
         ]
         .concat(),
     );
@@ -72,6 +73,8 @@ fn every_route_is_in_the_table() {
         "/bundle/NAME",
         "/NAME",
         "/refresh/NAME",
+        "/rollouts/NAME",
+        "/rollouts/NAME/OPERATION",
         "/webhooks/NAME",
     ]
     .map(str::to_owned)

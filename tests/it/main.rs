@@ -62,6 +62,7 @@ mod refresh_failures;
 mod reload;
 mod repeats;
 mod responses;
+mod rollouts;
 mod roots;
 mod scale;
 mod service_manager;

@@ -39,6 +39,7 @@ mod outages;
 mod page;
 mod policy_change;
 mod prometheus;
+mod promql;
 mod pushes;
 mod quirks;
 mod readme;
@@ -46,6 +47,7 @@ mod refusals;
 mod reload;
 mod replicas;
 mod rolling_restart;
+mod rollouts;
 mod session;
 mod setups;
 #[path = "../shared/mod.rs"]

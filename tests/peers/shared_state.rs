@@ -1,5 +1,7 @@
 //! The state that replicas share, in a real Redis or Valkey.
 
+mod plans;
+
 use std::{
     fs,
     net::TcpListener,
@@ -9,8 +11,8 @@ use std::{
 use bundlegate::{
     metrics::Metrics,
     shared::{
-        Batch, Cursor, Endpoint, LogPosition, LogRead, MIN_LOG_LENGTH, Options, Record, Servers,
-        SharedError, SharedMetrics, SharedState,
+        Batch, Cursor, Endpoint, LogPosition, LogRead, MIN_LOG_LENGTH, Options, PlanWrite, Record,
+        Servers, SharedError, SharedMetrics, SharedState,
     },
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -22,7 +24,7 @@ use crate::support::{Ca, Engine, free_port, poll_until, sentinel};
 const TIMEOUT: Duration = Duration::from_millis(500);
 /// The permissions that the documentation of `bundlegate::shared` names.
 const PERMISSIONS: &str = "~{bundlegate}:* +info +select +time +hset +pexpire +xadd +xrange \
-                           +xrevrange +scan +hgetall";
+                           +xrevrange +scan +hgetall +hmget +eval +get +set";
 
 /// Access to an engine by the library.
 trait Access {
@@ -361,6 +363,7 @@ async fn a_user_needs_the_documented_permissions_and_a_password_may_change() {
     let end = state.end_of_log().await.unwrap();
     assert_eq!(messages(&state, &end, 9).await.0, [""; 0]);
     assert_eq!(records(&state).await.unwrap(), [a]);
+    plans::use_all_calls(&state).await;
 
     // What is refused, and how it is told.
     let refused = async |options: Options, expected: &str| {
@@ -453,6 +456,7 @@ async fn a_failover_leads_to_the_new_primary() {
     let state = state(options(servers("main")));
     let a = record("a", &[("x", "1")]);
     state.write(&batch(vec![a.clone()], &["m"])).await.unwrap();
+    state.replace_plan("p", 0, 0, b"1").await.unwrap();
     let end = state.end_of_log().await.unwrap();
     poll_until("replication", async || {
         (replica.command(&["XLEN", "{bundlegate}:log"]) == "1").then_some(())
@@ -486,6 +490,9 @@ async fn a_failover_leads_to_the_new_primary() {
     assert_eq!(records(&state).await.unwrap(), [a, b]);
     // The new primary may lack what was written last.
     assert_eq!(state.read_log(&end, 9).await, Ok(LogRead::Missed));
+    // It has seen no script before.
+    let write = state.replace_plan("p", 1, 0, b"2").await.unwrap();
+    assert!(matches!(write, PlanWrite::Written(plan) if plan.epoch == 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

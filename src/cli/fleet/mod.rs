@@ -80,6 +80,7 @@ enum State {
     Silent,
     None,
     Changing,
+    Candidate,
     Current,
 }
 
@@ -95,6 +96,7 @@ impl State {
             Self::Silent => "silent",
             Self::None => "none",
             Self::Changing => "changing",
+            Self::Candidate => "candidate",
             Self::Current => "current",
         }
     }

@@ -117,8 +117,9 @@ fn rank(bundle: &ClientBundle) -> u8 {
         "silent" => 2,
         "none" => 3,
         "changing" => 4,
-        "current" => 5,
-        _ => 6,
+        "candidate" => 5,
+        "current" => 6,
+        _ => 7,
     }
 }
 

@@ -50,6 +50,7 @@ fn a_default_of_the_schema_is_the_one_of_the_parser() {
     }
     let clients = example["clients"].as_array_mut().unwrap();
     clients.retain(|client| client.get("mtls").is_none());
+    with_rollouts(&mut example);
     let parsed = |value: &Value| {
         let config = folder.parse(&value.to_string()).ok()?;
         let printed = format!("{config:?}");
@@ -72,6 +73,17 @@ fn a_default_of_the_schema_is_the_one_of_the_parser() {
         }
     }
     assert!(compared >= PATHS, "{compared} of {}", places.len());
+}
+
+/// Adds what the example has in comments.
+fn with_rollouts(example: &mut Value) {
+    example["shared"] = json!({ "url": "redis://valkey" });
+    example["prometheus"] = json!({ "url": "http://prometheus:9090" });
+    let check = json!({ "name": "errors", "query": "sum(up)", "max": 1 });
+    let step = json!({ "percent": 1, "soak": "6m" });
+    let strategy = json!({ "steps": [step], "checks": [check] });
+    example["rollouts"] = json!({ "careful": strategy });
+    example["bundles"]["public/hello"]["rollout"] = json!("careful");
 }
 
 /// Collects the places in `value` where a key could be that has a default.
@@ -163,6 +175,13 @@ fn a_description_says_the_default_and_whether_a_change_needs_a_restart() {
         ("cache.required", "cache.required", json!(true), true),
         ("long_poll.spread", "long_poll.spread", json!("auto"), false),
         ("fleet.retention", "fleet.retention", json!("24h"), true),
+        ("shared.grace", "shared.grace", json!("10m"), true),
+        (
+            "prometheus.timeout",
+            "prometheus.timeout",
+            json!("10s"),
+            true,
+        ),
         (
             "fleet.status.limit",
             "fleet.status.limit",
@@ -186,6 +205,11 @@ fn a_description_says_the_default_and_whether_a_change_needs_a_restart() {
             "{description}"
         );
     }
+    let strategy = &schema["properties"]["rollouts"]["additionalProperties"]["properties"];
+    let quorum = strategy["quorum"]["description"].as_str().unwrap();
+    assert!(quorum.ends_with("Default: `90%`."), "{quorum}");
+    let soak = &strategy["steps"]["items"]["properties"]["soak"];
+    assert_eq!(soak["title"], "rollouts.NAME.steps[].soak");
     let poll = &schema["properties"]["bundles"]["additionalProperties"]["properties"]["poll"];
     assert_eq!(poll["title"], "bundles.NAME.poll");
 }

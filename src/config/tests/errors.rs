@@ -719,7 +719,9 @@ fn errors_of_the_shared_state_name_the_key_and_a_fix() {
         ),
         (
             "shared: { url: 'http://valkey' }",
-            &format!("shared.url: neither `redis` nor `rediss` (with TLS); {example}"),
+            &format!(
+                "shared.url: neither `redis`, nor `rediss` (with TLS), nor `local:` (a single replica); {example}"
+            ),
         ),
         (
             "shared: { url: 'redis://me:s3cret@valkey' }",
@@ -797,7 +799,8 @@ fn the_shared_state_is_read_with_its_defaults_and_needs_a_restart() {
     let folder = trust::folder();
     let with = |text: &str| folder.with(text).unwrap();
     let running = with("shared: { url: 'redis://v' }");
-    let options = running.shared.clone().unwrap();
+    let engine = |config: &Config| config.shared.as_ref().unwrap().engine().unwrap().clone();
+    let options = engine(&running);
     let expected = Options {
         servers: Servers::Address(Endpoint {
             host: "v".to_owned(),
@@ -812,11 +815,13 @@ fn the_shared_state_is_read_with_its_defaults_and_needs_a_restart() {
         timeout: Duration::from_millis(500),
     };
     assert_eq!(options, expected);
+    assert_eq!(running.shared.as_ref().unwrap().grace(), secs(600));
     let other = with(
         "shared: { url: 'rediss:///2', sentinel: { master: m, nodes: [s1, 's2:7'] }, \
-         username: gate, password_file: token, ca_file: ca.pem, prefix: a.b, timeout: 1s }",
+         username: gate, password_file: token, ca_file: ca.pem, prefix: a.b, timeout: 1s, grace: 1m }",
     );
-    let options = other.shared.clone().unwrap();
+    assert_eq!(other.shared.as_ref().unwrap().grace(), secs(60));
+    let options = engine(&other);
     assert_eq!((options.tls, options.database), (true, 2));
     assert_eq!(
         options.servers.to_string(),
@@ -832,5 +837,5 @@ fn the_shared_state_is_read_with_its_defaults_and_needs_a_restart() {
     assert_eq!(running.differences(&other).first().unwrap(), "shared.url");
     let mut adopted = running;
     adopted.adopt_live(other);
-    assert_eq!(adopted.shared, Some(expected));
+    assert_eq!(engine(&adopted), expected);
 }

@@ -19,12 +19,13 @@ use crate::{
 /// Rows that are listed. A client has one for each bundle.
 const MAX_ROWS: usize = 100;
 /// In the order in which they are listed.
-const ORDER: [ClientState; 6] = [
+const ORDER: [ClientState; 7] = [
     ClientState::Failing,
     ClientState::Behind,
     ClientState::Silent,
     ClientState::None,
     ClientState::Changing,
+    ClientState::Candidate,
     ClientState::Current,
 ];
 
@@ -206,7 +207,10 @@ fn rows(client: ClientView) -> impl Iterator<Item = Row> {
 pub(super) fn needs_attention(state: ClientState) -> bool {
     match state {
         ClientState::Failing | ClientState::Behind | ClientState::Silent => true,
-        ClientState::None | ClientState::Current | ClientState::Changing => false,
+        ClientState::None
+        | ClientState::Candidate
+        | ClientState::Current
+        | ClientState::Changing => false,
     }
 }
 
@@ -227,6 +231,7 @@ mod tests {
         let expected = Expected {
             tag: Some(TagHash::of("new")),
             since: NOW - 20 * MINUTE,
+            candidate: None,
         };
         let many = (0..150).map(|number| format!("bundle-{number:03}"));
         let names = many.chain(["authz".to_owned(), "unused".to_owned()]);
@@ -335,7 +340,7 @@ mod tests {
         for (query, reason) in [
             (
                 "search=x&state=Failing",
-                "state: \"Failing\" is no state; the states are failing, silent, none, current, behind, changing",
+                "state: \"Failing\" is no state; the states are failing, silent, none, candidate, current, behind, changing",
             ),
             (
                 "limit=7",

@@ -9,7 +9,11 @@ use crate::{
     fleet::{BundleView, ClientDetails, ClientError, ClientState, Facts, OpaInstance, Version},
     oci::Digest,
     publish::{FailureClass, FailureStatus, Status, Step, pending, serving},
-    server::CertificateInUse,
+    rollout::{
+        Cause, EngineState, Phase, Plan, Tally, Transition, Version as PlannedVersion,
+        fixture::{idle, version_named as version},
+    },
+    server::{CertificateInUse, RolloutStatus},
     telemetry::{SENTENCE_BYTES, cut},
 };
 
@@ -30,6 +34,7 @@ fn bundle(name: &str, status: Status) -> BundleOverview {
         withdrawn: None,
         lost: None,
         fallback: None,
+        rollout: None,
     }
 }
 
@@ -120,7 +125,7 @@ fn failing_client(text: &str, has_reported: bool) -> Row {
 }
 
 /// Counts of clients in the order of [`ClientState::ALL`].
-fn counted(bundle: &str, states: [u64; 6]) -> Clients {
+fn counted(bundle: &str, states: [u64; 7]) -> Clients {
     let counts = BundleCounts {
         states,
         shared_addresses: 2,
@@ -225,6 +230,89 @@ fn hostile_text_changes_no_element_wherever_it_stands() {
     let mark = cut(&reason, SENTENCE_BYTES);
     let (_, mark) = mark.rsplit_once("…[").unwrap();
     assert!(long.contains(mark), "{mark}");
+}
+
+/// A roll-out whose texts are this one.
+fn rollout(phase: Phase, text: &str) -> RolloutStatus {
+    let candidate = PlannedVersion {
+        revision: Some(text.to_owned()),
+        ..version("r2")
+    };
+    let transition = Transition {
+        at: 0,
+        to: phase,
+        step: 0,
+        candidate: None,
+        cause: Cause::Operator,
+        reason: text.to_owned(),
+        by: Some(text.to_owned()),
+    };
+    let plan = Plan {
+        phase,
+        candidate: Some(candidate),
+        history: vec![transition],
+        ..idle()
+    };
+    RolloutStatus {
+        bundle: "authz".to_owned(),
+        plan: Some(Arc::new(plan)),
+        tally: Tally {
+            offered: 7,
+            acknowledged: 5,
+            failed: 2,
+            outside: 0,
+        },
+        criteria: None,
+        checks: Vec::new(),
+        is_halted: false,
+        is_leader: true,
+        engine: EngineState::Up,
+    }
+}
+
+#[test]
+fn a_rollout_has_its_phase_candidate_and_last_transition_and_no_text_makes_an_element() {
+    let document = |rollout: RolloutStatus| {
+        let (_publisher, handle) = serving("authz", 1);
+        let mut bundle = bundle("authz", handle.status());
+        bundle.rollout = Some(rollout);
+        rendered(&overview(vec![bundle]))
+    };
+    let plain = document(rollout(Phase::Paused, "plain"));
+    for text in [
+        "Paused in step 1 of 1",
+        "run by 5 of 7 clients that were offered it, 2 failed",
+        "</bdi>, by <bdi>plain</bdi>",
+        "revision <bdi>plain</bdi>",
+    ] {
+        assert!(plain.contains(text), "{text}: {plain}");
+    }
+    let hostile = document(rollout(Phase::Paused, HOSTILE));
+    assert_eq!(elements(&plain), elements(&hostile));
+    let halted = RolloutStatus {
+        is_halted: true,
+        engine: EngineState::Down,
+        ..rollout(Phase::Progressing, "plain")
+    };
+    let unknown = RolloutStatus {
+        plan: None,
+        ..rollout(Phase::Idle, "plain")
+    };
+    for (rollout, text) in [
+        (rollout(Phase::Progressing, "plain"), "Step 1 of 1"),
+        (rollout(Phase::RolledBack, "plain"), "Rolled back"),
+        (halted.clone(), "Halted here"),
+        (halted, "the shared state does not answer"),
+        (unknown, "no plan is known yet"),
+    ] {
+        let shown = document(rollout);
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    let idle = document(rollout(Phase::Idle, "plain"));
+    assert!(
+        !idle.contains("Step 1 of 1") && idle.contains("idle since"),
+        "{idle}"
+    );
 }
 
 #[test]
@@ -351,7 +439,7 @@ fn hostile_text_of_a_client_changes_no_element_wherever_it_stands() {
     let document = |text: &str| {
         let (_publisher, handle) = serving("authz", 1);
         let overview = overview(vec![bundle(text, handle.status())]);
-        let mut clients = counted(text, [1, 2, 3, 4, 5, 6]);
+        let mut clients = counted(text, [1, 2, 3, 0, 4, 5, 6]);
         clients.rows = vec![failing_client(text, true), failing_client(text, false)];
         let selection = crate::server::fleet_selection::Selection {
             bundle: Some(text.to_owned()),
@@ -391,11 +479,11 @@ fn a_bundle_has_its_clients_by_state_and_those_that_fail_make_it_a_problem() {
         bundle("fine", handle.status()),
         bundle("team/a&b", handle.status()),
     ]);
-    // In the order of `ClientState::ALL`: failing, silent, none, current, behind, changing.
+    // In the order of `ClientState::ALL`: failing, silent, none, candidate, current, behind, changing.
     for (states, is_problem) in [
-        ([1, 0, 0, 40, 0, 0], true),
-        ([0, 0, 0, 40, 1, 0], true),
-        ([0, 7, 7, 40, 0, 7], false),
+        ([1, 0, 0, 2, 40, 0, 0], true),
+        ([0, 0, 0, 2, 40, 1, 0], true),
+        ([0, 7, 7, 7, 40, 0, 7], false),
     ] {
         let fleet = listing(Listing::Attention, Some(counted("team/a&b", states)));
         let html = rendered_with(&overview, &fleet);
@@ -429,7 +517,7 @@ fn the_section_says_whose_clients_are_listed_and_how_many() {
             is_complete,
             has_more,
             total,
-            ..counted("authz", [250, 0, 0, 0, 0, 0])
+            ..counted("authz", [250, 0, 0, 0, 0, 0, 0])
         })
     };
     let none = || Some(Clients::default());
@@ -440,11 +528,11 @@ fn the_section_says_whose_clients_are_listed_and_how_many() {
         ),
         (section("", none()), "No client has asked for a bundle."),
         (
-            section("", Some(counted("authz", [0, 0, 0, 9, 0, 0]))),
+            section("", Some(counted("authz", [0, 0, 0, 0, 9, 0, 0]))),
             "No client is failing, behind or silent.",
         ),
         (
-            section("search=x", Some(counted("authz", [0, 0, 0, 9, 0, 0]))),
+            section("search=x", Some(counted("authz", [0, 0, 0, 0, 9, 0, 0]))),
             "No client matches the search.",
         ),
         (

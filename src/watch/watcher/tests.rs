@@ -32,6 +32,7 @@ const OPTIONS: WatchOptions = WatchOptions {
     on_missing: OnMissing::Keep,
     max_stale: None,
     first_wait: Duration::from_secs(5),
+    is_staged: false,
 };
 
 /// A layout folder with the tag `live`, and a watcher of it.
@@ -96,7 +97,7 @@ impl World {
             traces: Traces::off(),
         };
         put(&root, 1);
-        let (watcher, handle) = Watcher::new(pipeline, policy, options);
+        let (watcher, handle) = Watcher::new(pipeline, policy, options, Siblings::default());
         let watcher = [watcher.run()].into_iter().collect();
         Self {
             folder,

@@ -239,6 +239,7 @@ impl World {
                 on_missing: OnMissing::Keep,
                 max_stale: None,
                 first_wait: FIRST_WAIT,
+                is_staged: false,
             },
             cache: store::Options {
                 directory: Some(self.cache.path().to_owned()),

@@ -6,11 +6,12 @@ use reqwest::Url;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Process, http, poll_until, program};
+use super::{Process, http, program};
 
 /// Runs on loopback until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Prometheus {
+    pub(crate) address: String,
     url: String,
     process: Process,
     http: reqwest::Client,
@@ -30,8 +31,18 @@ impl Prometheus {
             }],
         });
         fs::write(folder.path().join("prometheus.yml"), config.to_string()).unwrap();
+        Self::start(folder, &config, &[]).await
+    }
+
+    /// Serves the blocks in the folder `data` of `folder`, if there are any, and scrapes nothing.
+    pub(crate) async fn serving(folder: TempDir, arguments: &[&str]) -> Self {
+        Self::start(folder, &json!({}), arguments).await
+    }
+
+    async fn start(folder: TempDir, config: &Value, arguments: &[&str]) -> Self {
+        fs::write(folder.path().join("prometheus.yml"), config.to_string()).unwrap();
         let mut command = Command::new(program("prometheus"));
-        command.current_dir(folder.path()).args([
+        command.current_dir(folder.path()).args(arguments).args([
             "--config.file=prometheus.yml",
             "--storage.tsdb.path=data",
             "--web.listen-address=127.0.0.1:0",
@@ -48,16 +59,15 @@ impl Prometheus {
                     .map(str::to_owned)
             })
             .await;
-        let (url, http) = (format!("http://{address}"), http());
-        poll_until("Prometheus to be ready", async || {
-            let response = http.get(format!("{url}/-/ready")).send().await.ok()?;
-            response.status().is_success().then_some(())
-        })
-        .await;
+        let ready = "Server is ready to receive web requests.";
+        process
+            .line(|line| line.contains(ready).then_some(()))
+            .await;
         Self {
-            url,
+            url: format!("http://{address}"),
+            address,
             process,
-            http,
+            http: http(),
             _folder: folder,
         }
     }
@@ -83,6 +93,15 @@ impl Prometheus {
         let samples = data["result"].as_array().into_iter().flatten();
         let value = |sample: &Value| sample["value"][1].as_str().unwrap().to_owned();
         Ok(samples.map(value).collect())
+    }
+
+    /// Sends a signal by its name, such as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {

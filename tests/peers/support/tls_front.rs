@@ -1,6 +1,6 @@
 //! nginx before a registry: TLS with HTTP/2, and client certificates.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use tempfile::TempDir;
 use tokio::net::TcpStream;
@@ -38,29 +38,14 @@ impl TlsFront {
     pub(crate) async fn before(registry: &str, name: &str, ca: &Ca, clients: Clients) -> Self {
         let folder = TempDir::new().unwrap();
         let files = ca.issue_for("front", &[name]);
-        for _ in 0..10 {
-            let address = free_address();
-            let text = configuration(&address, registry, &files, ca, clients);
-            fs::write(folder.path().join("nginx.conf"), text).unwrap();
-            let mut nginx = Command::new(program("nginx"));
-            nginx.arg("-p").arg(folder.path());
-            nginx.args(["-c", "nginx.conf", "-e", "errors"]);
-            let mut process = Process::start("nginx", &mut nginx);
-            let (up, _) = poll_until("nginx", async || match TcpStream::connect(&address).await {
-                Ok(_) => Some(true),
-                Err(_) => process.has_ended().then_some(false),
-            })
-            .await;
-            if up {
-                let (_, port) = address.rsplit_once(':').unwrap();
-                return Self {
-                    host: format!("{name}:{port}"),
-                    _process: process,
-                    folder,
-                };
-            }
+        let configure = |address: &str| configuration(address, registry, &files, ca, clients);
+        let (address, process) = nginx(folder.path(), configure).await;
+        let (_, port) = address.rsplit_once(':').unwrap();
+        Self {
+            host: format!("{name}:{port}"),
+            _process: process,
+            folder,
         }
-        panic!("no port for nginx");
     }
 
     /// The requests of a program, by the beginning of its `User-Agent`.
@@ -77,6 +62,27 @@ impl TlsFront {
             })
             .collect()
     }
+}
+
+/// nginx with the configuration for an address, and that address.
+pub(crate) async fn nginx(folder: &Path, configure: impl Fn(&str) -> String) -> (String, Process) {
+    for _ in 0..10 {
+        let address = free_address();
+        fs::write(folder.join("nginx.conf"), configure(&address)).unwrap();
+        let mut nginx = Command::new(program("nginx"));
+        nginx.arg("-p").arg(folder);
+        nginx.args(["-c", "nginx.conf", "-e", "errors"]);
+        let mut process = Process::start("nginx", &mut nginx);
+        let (up, _) = poll_until("nginx", async || match TcpStream::connect(&address).await {
+            Ok(_) => Some(true),
+            Err(_) => process.has_ended().then_some(false),
+        })
+        .await;
+        if up {
+            return (address, process);
+        }
+    }
+    panic!("no port for nginx");
 }
 
 /// One process, so that nothing is left behind when it is killed.

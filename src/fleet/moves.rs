@@ -1,7 +1,6 @@
-//! How often a client is moved: rule R4.
+//! How often a client is moved from one version to another.
 
-use super::Millis;
-use crate::fleet::TagHash;
+use super::{Millis, TagHash};
 
 /// Offers of one candidate before they become rare.
 const QUICK_OFFERS: u32 = 2;
