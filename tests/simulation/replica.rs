@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use bundlegate::{
@@ -25,6 +26,9 @@ use crate::{
 pub(crate) const BUNDLE: &str = "authz";
 /// As in `gateway::fleet_sync`.
 const HEARTBEAT_INTERVAL: Micros = 30 * SECOND;
+
+/// As in `gateway::fleet_sync`: a smaller change of the difference between the clocks is none.
+const MAX_CLOCK_ERROR: Duration = Duration::from_secs(1);
 
 /// The index of a version.
 pub(crate) type VersionId = usize;
@@ -221,7 +225,12 @@ impl Replica {
     }
 
     pub(crate) fn set_offset(&mut self, engine: Millis, now: Micros) {
-        self.offset = ClockOffset::new(engine, self.clock(now));
+        let offset = ClockOffset::new(engine, self.clock(now));
+        if offset.differs_by(self.offset, MAX_CLOCK_ERROR) {
+            self.offset = offset;
+            // The times of the plan are others by this clock.
+            self.touch_all();
+        }
     }
 
     /// Whether it has halted the roll-out of its plan.
