@@ -164,7 +164,9 @@ impl Versions {
             runs,
             is_in_step: is_live && is_in_step(plan, asked.client),
             is_halted: is_live && staged.halt.is_set(plan.plan.generation),
-            is_fresh: asked.began.is_some_and(|began| staged.watch.is_fresh(began)),
+            is_fresh: asked
+                .began
+                .is_some_and(|began| staged.watch.is_fresh(began)),
             // Without it, a request that has to wait only begins to wait.
             engine: asked
                 .began
