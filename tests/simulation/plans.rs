@@ -33,6 +33,8 @@ impl World {
         }
         let tally = one.tally(&self.keys, self.now);
         if self.now / MINUTE != (self.now - crate::world::INTERVAL.min(self.now)) / MINUTE {
+            one.next_recount = 0;
+            let tally = one.tally(&self.keys, self.now);
             assert_eq!(tally, one.full_tally(&self.keys, self.now), "the counts");
         }
         if too_many_failures(&active.plan, &tally).is_some() && one.halt.set(active.plan.generation)
@@ -100,6 +102,7 @@ impl World {
             (Reconciled::Restore, _) => {
                 let plan = known.map(restored);
                 if let Some(plan) = plan {
+                    self.replicas[replica].progress.restart();
                     self.replicas[replica].stage = Stage::Restoring {
                         began: self.now,
                         is_tick,
@@ -132,6 +135,7 @@ impl World {
     fn adopt(&mut self, replica: usize, plan: &Arc<Plan>) {
         self.check_adopted(replica, plan);
         let one = &mut self.replicas[replica];
+        let halted = one.halt.clone();
         let before = one.plan.take();
         let before = before.as_deref().map(|active| &active.plan);
         let is_other = before
@@ -141,7 +145,17 @@ impl World {
         }
         one.plan = Some(Arc::new(ActivePlan::new((**plan).clone())));
         one.stored = Some(Arc::clone(plan));
-        one.steady_since = self.now;
+        if before.is_none_or(|before| before.newest().manifest != plan.newest().manifest) {
+            one.steady_since = self.now;
+        }
+        // A halt of the same candidate continues after the plan was restored.
+        if before.is_some_and(|before| {
+            before.phase.is_live()
+                && before.candidate == plan.candidate
+                && halted.is_set(before.generation)
+        }) {
+            halted.set(plan.generation);
+        }
         if is_other {
             one.touch_all();
         }
@@ -162,8 +176,8 @@ impl World {
     fn record_read(&mut self, replica: usize, began: Micros) {
         let one = &mut self.replicas[replica];
         one.read = one.read.max(Some(began));
-        one.engine = EngineState::Up;
-        match std::mem::take(&mut one.is_wake_due) {
+        let was_down = std::mem::replace(&mut one.engine, EngineState::Up) != EngineState::Up;
+        match std::mem::take(&mut one.is_wake_due) || was_down {
             true => self.wake(replica),
             false => self.wake_confirming(replica, began),
         }
@@ -177,6 +191,7 @@ impl World {
             false => EngineState::Down,
         };
         one.is_leader = false;
+        one.progress.interrupt();
         // Without the engine, only this replica halts.
         if one.operation.take() == Some(Operation::Abort)
             && let Some(active) = one.plan.clone()
@@ -296,6 +311,7 @@ impl World {
             Answer::Taken(note) => {
                 one.is_leader = true;
                 one.progress = serde_json::from_slice(&note).unwrap_or_default();
+                one.progress.interrupt();
             }
             _ => one.is_leader = false,
         }

@@ -13,7 +13,7 @@ use bundlegate::{
     },
     oci::Digest,
     rollout::{
-        ActivePlan, Availability, EngineState, LocalHalt, Member, Millis, Moves, Operation, Plan,
+        ActivePlan, Availability, EngineState, LocalHalt, Member, Millis, Operation, Plan,
         Progress, Standing, Tally, standing,
     },
 };
@@ -29,6 +29,9 @@ const HEARTBEAT_INTERVAL: Micros = 30 * SECOND;
 
 /// As in `gateway::fleet_sync`: a smaller change of the difference between the clocks is none.
 const MAX_CLOCK_ERROR: Duration = Duration::from_secs(1);
+
+/// How often clients are examined again though nothing is new of them.
+const RECOUNT_INTERVAL: Micros = 10 * SECOND;
 
 /// The index of a version.
 pub(crate) type VersionId = usize;
@@ -82,7 +85,6 @@ pub(crate) struct Replica {
     pub(crate) table: ClientTable,
     replication: Replication,
     pub(crate) bundles: Vec<Option<Arc<ClientBundle>>>,
-    pub(crate) moves: Vec<Moves>,
     pub(crate) held: BTreeMap<u32, Held>,
     /// Their marks in the table.
     pub(crate) waiting: BTreeMap<u32, WaitingPoll>,
@@ -92,6 +94,7 @@ pub(crate) struct Replica {
     pub(crate) next_heartbeat: Micros,
     pub(crate) is_exchanging: bool,
     standings: Standings,
+    pub(crate) next_recount: Micros,
 }
 
 /// What the task that reads the plans is doing.
@@ -139,8 +142,8 @@ pub(crate) enum Why {
     Change,
     /// For a reading of the plan.
     Confirm,
-    /// Its client gets another version at this time, because the one that it runs is withdrawn.
-    Replace(Micros),
+    /// For the end of the delay after which its client gets another version than the withdrawn one.
+    Replace,
 }
 
 /// The standings of clients, as of when something last changed.
@@ -189,7 +192,6 @@ impl Replica {
             replication: Replication::new(table.clone(), number + 1),
             table,
             bundles: Vec::new(),
-            moves: Vec::new(),
             held: BTreeMap::new(),
             waiting: BTreeMap::new(),
             touched: Vec::new(),
@@ -198,6 +200,7 @@ impl Replica {
             next_heartbeat: 0,
             is_exchanging: false,
             standings: Standings::default(),
+            next_recount: 0,
         }
     }
 
@@ -273,14 +276,6 @@ impl Replica {
         Arc::clone(known)
     }
 
-    pub(crate) fn moves_of(&mut self, identity: u32) -> &mut Moves {
-        let index = identity as usize;
-        if self.moves.len() <= index {
-            self.moves.resize(index + 1, Moves::default());
-        }
-        &mut self.moves[index]
-    }
-
     /// Something that the table says about a client has changed.
     pub(crate) fn touch(&mut self, identity: u32) {
         self.touched.push(identity);
@@ -352,6 +347,11 @@ impl Replica {
     /// Counts the clients of the plan. Only clients of which something has changed are examined again;
     /// [`Self::full_tally`] has the same result.
     pub(crate) fn tally(&mut self, keys: &[ClientKey], now: Micros) -> Tally {
+        if self.next_recount <= now {
+            // A client may have become silent.
+            self.next_recount = now + RECOUNT_INTERVAL;
+            self.standings.stale.extend(&self.standings.involved);
+        }
         let mut stale = std::mem::take(&mut self.standings.stale);
         if std::mem::take(&mut self.standings.is_all_stale) {
             stale.clear();
@@ -404,10 +404,10 @@ impl Replica {
         let is_in_step = active.cohort.contains(&member(key));
         let began = self.offset.to_own(active.plan.began);
         let facts = bundle.facts(clock);
-        Some((
-            standing(&active, &facts, is_in_step, began, clock),
-            is_in_step,
-        ))
+        let standing = standing(&active, &facts, is_in_step, began, clock);
+        // A client that is gone neither confirms the candidate nor keeps the others from it.
+        let counts = standing == Standing::Failed || !facts.is_silent(clock);
+        counts.then_some((standing, is_in_step))
     }
 }
 
