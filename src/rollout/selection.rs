@@ -179,11 +179,15 @@ impl ActivePlan {
             return Decision::Serve(variant);
         }
         let is_known = runs == self.stable || self.candidate == Some(runs);
-        match situation.engine {
-            EngineState::Up => Decision::Confirm(variant),
-            _ if self.is_outdated(runs) => Decision::Serve(variant),
-            EngineState::DownForLong if !is_known => Decision::Serve(variant),
-            EngineState::Down | EngineState::DownForLong => Decision::Keep,
+        let is_replaced = match situation.engine {
+            EngineState::Up => return Decision::Confirm(variant),
+            EngineState::Down => self.is_outdated(runs),
+            EngineState::DownForLong => self.is_outdated(runs) || !is_known,
+        };
+        // Never by the candidate: other replicas may have rolled it back meanwhile.
+        match is_replaced && situation.stable == Availability::Served {
+            true => Decision::Serve(Variant::Stable),
+            false => Decision::Keep,
         }
     }
 

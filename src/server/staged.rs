@@ -118,9 +118,15 @@ impl Versions {
             Decision::Serve(variant) => self.version(variant, runs, asked),
             Decision::Replace(variant) => {
                 let at = asked.began.unwrap_or_else(Instant::now) + REPLACE_DELAY;
-                match Instant::now() < at {
-                    true => Choice::Delay(at),
-                    false => self.version(variant, runs, asked),
+                match (Instant::now() < at, self.get(variant)) {
+                    (true, _) => Choice::Delay(at),
+                    // However often the client was moved: a revocation waits for no roll-out.
+                    (false, Some(snapshot)) => Choice::Version {
+                        snapshot: Arc::clone(snapshot),
+                        variant,
+                        is_current: false,
+                    },
+                    (false, None) => Choice::Absent,
                 }
             }
             Decision::Confirm(_) => Choice::Confirm,

@@ -67,13 +67,21 @@ fn a_client_is_moved_only_by_a_fresh_plan() {
 }
 
 /// R3: without the engine, a client that runs stable or the candidate stays. One that runs a version which gave
-/// way does not, and one with an unknown version only after the grace.
+/// way does not, and one with an unknown version only after the grace: it gets the stable one, because the
+/// candidate may be rolled back elsewhere.
 #[test]
 fn without_the_engine_no_client_is_moved_between_the_versions() {
     for (phase, runs, is_in_step, down, for_long) in [
         (Phase::Progressing, tag(1), true, Keep, Keep),
         (Phase::Idle, tag(9), false, Keep, Serve(Stable)),
-        (Phase::Progressing, tag(9), true, Keep, Serve(Candidate)),
+        (Phase::Progressing, tag(9), true, Keep, Serve(Stable)),
+        (
+            Phase::Progressing,
+            tag(0),
+            true,
+            Serve(Stable),
+            Serve(Stable),
+        ),
         (Phase::Idle, tag(0), false, Serve(Stable), Serve(Stable)),
         (
             Phase::RolledBack,
