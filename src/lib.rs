@@ -232,6 +232,32 @@
 //! on the last one whatever their clocks say. The engine may lose everything: the replicas notice, and
 //! write what they know again. No request waits for any of this.
 //!
+//! # Staged roll-outs
+//!
+//! With `rollout`, a new version reaches the clients of a bundle in steps ([`rollout`]). All replicas follow
+//! one [`rollout::Plan`], which names two versions, *stable* and *candidate*, and says which clients get the
+//! candidate. It is stored in the shared state, or by the only replica itself, and changes by
+//! [`rollout::next`] and compare-and-swap, so that two replicas never continue from one plan in two ways.
+//!
+//! The watcher of the reference finds new versions and proposes them. What clients get comes from watchers
+//! of digests (`gateway::staging`), which verify as every watcher does: a plan has digests and tags, never
+//! bytes. A program that can write to the shared state can choose among the versions that the trust policy and
+//! `expect` accept, and nothing else. `expect` compares with the last stable version, not with the candidate, so
+//! that a roll-out can be taken back.
+//!
+//! One task (`gateway::rollouts`) reads the plans twice a second, and at once when a request needs it. It puts a
+//! plan in force by another [`catalog::Entry`], so a request never sees a plan beside the versions of another one.
+//! It counts the clients of the [`fleet`] view. The replica that holds a lease also observes the steps and evaluates
+//! the checks ([`promql`]); each replica halts by itself when it counts too many failures, and the shared
+//! state learns of it when it can.
+//!
+//! Five rules decide about a request ([`rollout::ActivePlan::decide`]): a version that is no longer trusted is not
+//! offered, which needs neither plan nor shared state; a client that runs another version is moved only by a plan
+//! that was read after its request; while the shared state does not answer, no client is moved between stable and
+//! candidate; offers of a candidate and moves of one client are limited ([`fleet::Moves`]); a halt is local first.
+//! A client that is not moved gets 304 with its own tag. No request waits for the shared state beyond its own
+//! deadline, and none fails because of it.
+//!
 //! # Push
 //!
 //! A check can come before the next poll: when an operator asks for it (`POST /refresh/NAME`),

@@ -229,11 +229,13 @@ impl ClientBundle {
         is_member
     }
 
-    /// When the client may be sent a version; see [`Moves::allowed_at`].
-    pub fn allowed_at(&self, candidate: Option<TagHash>, is_move: bool) -> Millis {
+    /// Whether the client may be sent a version now; see [`Moves::allowed_at`]. The clients that share an
+    /// address can't be told apart, so they are not limited together.
+    pub fn may_be_sent(&self, candidate: Option<TagHash>, is_move: bool, now: Millis) -> bool {
         let record = self.lock();
         let moves = record.moves.as_deref();
-        moves.map_or(0, |moves| moves.allowed_at(candidate, is_move))
+        let is_shared = self.is_by_address && now < record.shared_until;
+        is_shared || moves.is_none_or(|moves| moves.allowed_at(candidate, is_move) <= now)
     }
 
     /// Records that the client is being sent a version; see [`Moves::record`].
@@ -292,11 +294,6 @@ impl ClientBundle {
         let mut record = self.lock();
         record.is_changed = false;
         record.reported = record.seen;
-    }
-
-    /// Whether the table does not have it any more.
-    pub fn is_detached(&self) -> bool {
-        self.lock().is_detached
     }
 
     pub(super) fn detach(&self) {

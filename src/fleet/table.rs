@@ -462,6 +462,47 @@ mod tests {
     }
 
     #[test]
+    fn the_moves_of_a_client_are_limited_and_not_those_of_an_address_that_many_share() {
+        let fleet = Fleet::new(100);
+        for (name, is_limited) in [("10.0.0.1", false), ("opa-1", true)] {
+            let client = fleet.poll(name, "new", NOW);
+            let _held: Vec<_> = (0..9).map(|_| client.begin_waiting(NOW)).collect();
+            for time in 0..4 {
+                assert!(client.may_be_sent(None, true, NOW + time));
+                client.record_move(None, true, NOW + time);
+            }
+            assert_eq!(
+                client.may_be_sent(None, true, NOW + 5),
+                !is_limited,
+                "{name}"
+            );
+            assert!(
+                client.may_be_sent(None, false, NOW + 5),
+                "one that runs nothing"
+            );
+        }
+    }
+
+    #[test]
+    fn a_membership_is_computed_once_for_each_group_and_again_when_an_address_is_shared() {
+        let fleet = Fleet::new(100);
+        let client = fleet.poll("10.0.0.1", "new", NOW);
+        let computed = std::cell::Cell::new(0);
+        let is_member = |number, answer: fn(bool) -> bool| {
+            client.is_member(number, NOW, |is_shared| {
+                computed.set(computed.get() + 1);
+                answer(is_shared)
+            })
+        };
+        assert!(is_member(64, |_| true) && is_member(64, |_| false));
+        assert_eq!(computed.get(), 1);
+        assert!(!is_member(128, |_| false) && !is_member(128, |_| true));
+        let _held: Vec<_> = (0..9).map(|_| client.begin_waiting(NOW)).collect();
+        assert!(is_member(128, |is_shared| is_shared));
+        assert_eq!(computed.get(), 3);
+    }
+
+    #[test]
     fn an_address_is_shared_by_held_requests_or_by_many_but_not_by_downloads() {
         let fleet = Fleet::new(100);
         for (name, is_shared) in [("10.0.0.1", true), ("opa-1", false)] {

@@ -1,5 +1,7 @@
 //! The watchers of the configured bundles, and the catalog that shows what they publish.
 
+mod staged;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -19,10 +21,10 @@ use super::{
     watched::{Number, Watched, WatcherFactory, may_replace},
 };
 use crate::{
-    config::{BundleConfig, Config, RolloutChoice},
+    config::{BundleConfig, Config},
     publish::{self, Handle, Hint, OnWithdraw, State},
     registry::Registries,
-    rollout::{ActivePlan, Phase, Plan, PlanWatch},
+    rollout::{PlanWatch, RolloutMetrics},
     server::{Catalog, Demand, Entry},
     store::Store,
     traces::Traces,
@@ -56,8 +58,9 @@ pub(super) struct Bundles {
     plan_updates: mpsc::Sender<PlanUpdate>,
     /// How current the plans are.
     plan_watch: PlanWatch,
-    /// Whether a task reads plans. The configuration at the start decides.
-    can_roll_out: bool,
+    /// What is counted of roll-outs; `None` while no task reads plans, which the configuration at the start
+    /// decides.
+    rollout_metrics: Option<RolloutMetrics>,
     /// What clients ask for that is not in the catalog.
     demands: mpsc::Receiver<Demand>,
     /// Whether watchers that are added start at once.
@@ -115,6 +118,7 @@ impl Bundles {
         registries: Registries,
         store: Store,
         metrics: BundleFamilies,
+        rollout_metrics: Option<RolloutMetrics>,
         traces: Traces,
     ) -> Self {
         let (catalog, demands) = Catalog::with_demands();
@@ -128,7 +132,7 @@ impl Bundles {
             plans,
             plan_updates,
             plan_watch: PlanWatch::default(),
-            can_roll_out: config.shared.is_some() && config.fleet.is_enabled,
+            rollout_metrics,
             demands,
             entries: BTreeMap::new(),
             watchers: JoinSet::new(),
@@ -140,135 +144,6 @@ impl Bundles {
     /// The catalog that the server serves.
     pub(super) fn catalog(&self) -> &Catalog {
         &self.catalog
-    }
-
-    /// Where plans of roll-outs are sent to be put in force, and how current they are.
-    pub(super) fn plan_updates(&self) -> (mpsc::Sender<PlanUpdate>, PlanWatch) {
-        (self.plan_updates.clone(), self.plan_watch.clone())
-    }
-
-    /// Puts a plan in force, if its bundle is rolled out in steps, or has a plan that has to stay.
-    pub(super) async fn set_plan(&mut self, name: &str, plan: Arc<ActivePlan>) {
-        let Some(bundle) = self.bundles.get_mut(name) else {
-            return;
-        };
-        if bundle.staging.is_none() && bundle.must_keep(&plan.plan) {
-            tracing::error!(
-                bundle = name,
-                refused = plan.plan.newest().manifest.as_str(),
-                "`rollout` was removed while a version is rolled back: the stable version stays \
-                 until the reference names another one; write `rollout: none` to serve it"
-            );
-            bundle.staging = Some(Staging::new(None, self.plan_watch.clone()));
-        }
-        let Some(staging) = &mut bundle.staging else {
-            return;
-        };
-        let (shown, factory) = (&bundle.shown, &mut self.factory);
-        let set = staging.set_plan(plan, shown, factory, &mut self.watchers);
-        match set.await {
-            Ok(gone) => {
-                self.show_changed(name);
-                gone.into_iter().for_each(Watched::end);
-            }
-            Err(error) => {
-                tracing::error!(bundle = name, %error, "the plan of the roll-out is not in force");
-            }
-        }
-    }
-
-    /// Updates what depends on the watchers of references: a bundle that is withdrawn as a whole, and one whose
-    /// `rollout` was removed, once its reference names another version.
-    fn update_staged(&mut self) {
-        let names: Vec<_> = self
-            .bundles
-            .iter()
-            .filter(|(name, bundle)| {
-                let stage = bundle
-                    .staging
-                    .as_ref()
-                    .map(|staging| staging.stage(&bundle.shown));
-                let shown = self.entries.get(*name).map(|(shown, _)| shown.3);
-                stage.is_some() && shown != Some(stage)
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
-            self.show_changed(&name);
-        }
-        let outdated = |bundle: &Bundle| {
-            bundle
-                .staging
-                .as_ref()
-                .is_some_and(|staging| staging.strategy.is_none() && staging.is_over(&bundle.shown))
-        };
-        let over: Vec<_> = self
-            .bundles
-            .iter()
-            .filter(|(_, bundle)| outdated(bundle))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in over {
-            self.drop_staging(&name);
-        }
-    }
-
-    /// Serves what the reference names.
-    fn drop_staging(&mut self, name: &str) {
-        let staging = self
-            .bundles
-            .get_mut(name)
-            .and_then(|bundle| bundle.staging.take());
-        if let Some(staging) = staging {
-            self.show_changed(name);
-            staging.end();
-        }
-    }
-
-    /// Puts the roll-out in force that a bundle's configuration names. The catalog has to be updated. Returns
-    /// the versions that no longer have to be watched.
-    fn set_rollout(&mut self, name: &str) -> Option<Staging> {
-        let bundle = self.bundles.get_mut(name)?;
-        let is_staged =
-            self.can_roll_out && matches!(bundle.config.rollout, RolloutChoice::Strategy(_));
-        for watched in [&bundle.shown].into_iter().chain(&bundle.successor) {
-            watched.handle.set_staged(is_staged);
-        }
-        match &bundle.config.rollout {
-            RolloutChoice::Strategy(_) if !self.can_roll_out => {
-                tracing::error!(
-                    bundle = name,
-                    "`rollout` needs a restart, because `shared` or `fleet.enabled` does: until then, \
-                     new versions reach all clients at once"
-                );
-                None
-            }
-            RolloutChoice::Strategy(strategy) => {
-                let watch = &self.plan_watch;
-                let staging = bundle
-                    .staging
-                    .get_or_insert_with(|| Staging::new(None, watch.clone()));
-                staging.strategy = Some(Arc::clone(strategy));
-                None
-            }
-            RolloutChoice::Absent => {
-                let staging = bundle.staging.as_mut()?;
-                match staging.plan() {
-                    Some(plan) if plan.phase == Phase::RolledBack => {
-                        tracing::error!(
-                            bundle = name,
-                            refused = plan.newest().manifest.as_str(),
-                            "`rollout` was removed while a version is rolled back: the stable version stays \
-                             until the reference names another one; write `rollout: none` to serve it"
-                        );
-                        staging.strategy = None;
-                        None
-                    }
-                    _ => bundle.staging.take(),
-                }
-            }
-            RolloutChoice::None => bundle.staging.take(),
-        }
     }
 
     /// Starts the watchers of all bundles. The watchers of bundles that are added later start at
@@ -707,12 +582,6 @@ impl Bundle {
         let versions = self.staging.iter_mut().flat_map(Staging::watched_mut);
         let reference = [&mut self.shown].into_iter().chain(self.successor.as_mut());
         reference.chain(versions)
-    }
-
-    /// Whether a plan has to stay in force although the configuration names no roll-out: it was removed while a
-    /// version is rolled back.
-    fn must_keep(&self, plan: &Plan) -> bool {
-        plan.phase == Phase::RolledBack && matches!(self.config.rollout, RolloutChoice::Absent)
     }
 
     fn set_suspended(&mut self, suspended: bool) {

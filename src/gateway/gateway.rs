@@ -104,11 +104,15 @@ impl Gateway {
         let traces = metrics.traces;
         traces.replace(config.tracing.as_ref())?;
         options.traces = traces.clone();
+        let can_roll_out = config.shared.is_some() && options.fleet.is_some();
+        let rollout_metrics = can_roll_out.then(|| RolloutMetrics::new(&metrics.registry));
+        let rollout_metrics = rollout_metrics.transpose().context("metrics")?;
         let mut bundles = Bundles::new(
             &config,
             registries,
             store.clone(),
             metrics.bundles,
+            rollout_metrics.clone(),
             traces.clone(),
         );
         let shared = shared_state(&config, &metrics.registry).await?;
@@ -140,9 +144,9 @@ impl Gateway {
             (None, Some(_)) => Some(PlanStore::local(plans.iter())),
             (None, None) => None,
         };
-        let parts = plan_store.zip(fleet).zip(grace);
+        let parts = plan_store.zip(fleet).zip(grace).zip(rollout_metrics);
         let mut rollout_sync = match parts {
-            Some(((store, fleet), grace)) => {
+            Some((((store, fleet), grace), metrics)) => {
                 let (updates, watch) = bundles.plan_updates();
                 let (rollouts, requests) = server::Rollouts::new();
                 options.admin.rollouts = rollouts.clone();
@@ -156,7 +160,7 @@ impl Gateway {
                     file: plan_file,
                     prometheus,
                     rollouts: (rollouts, requests),
-                    metrics: RolloutMetrics::new(&metrics.registry).context("metrics")?,
+                    metrics,
                     plans: active,
                 }))
             }

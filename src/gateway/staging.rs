@@ -12,7 +12,7 @@ use super::watched::{Number, Watched, WatcherFactory};
 use crate::{
     oci::Digest,
     publish::{FailureClass, Handle, OnMissing, Snapshot},
-    rollout::{ActivePlan, LocalHalt, Plan, PlanWatch, Staged, Strategy},
+    rollout::{ActivePlan, LocalHalt, Plan, PlanWatch, RolloutMetrics, Staged, Strategy},
     watch::Siblings,
 };
 
@@ -31,6 +31,7 @@ pub(super) struct Staging {
     plan: Option<Arc<ActivePlan>>,
     pinned: BTreeMap<Digest, Watched>,
     watch: PlanWatch,
+    metrics: Option<RolloutMetrics>,
     halt: LocalHalt,
     /// The requests that are held for the bundle.
     waiters: Arc<Notify>,
@@ -56,12 +57,13 @@ pub(super) struct Stage {
 }
 
 impl Staging {
-    pub(super) fn new(strategy: Option<Arc<Strategy>>, watch: PlanWatch) -> Self {
+    pub(super) fn new(watch: PlanWatch, metrics: Option<RolloutMetrics>) -> Self {
         Self {
-            strategy,
+            strategy: None,
             plan: None,
             pinned: BTreeMap::new(),
             watch,
+            metrics,
             halt: LocalHalt::default(),
             waiters: Arc::default(),
         }
@@ -156,6 +158,7 @@ impl Staging {
             watch: self.watch.clone(),
             halt: self.halt.clone(),
             strategy: self.strategy.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 

@@ -64,9 +64,15 @@ pub struct FallbackStatus {
 #[derive(Debug, Clone)]
 pub struct View {
     own: watch::Receiver<State>,
+    /// Boxed, because few bundles have others, and each held request keeps this.
+    others: Option<Box<Others>>,
+}
+
+/// What some clients of a bundle get instead.
+#[derive(Debug, Clone)]
+struct Others {
     fallback: Option<watch::Receiver<State>>,
-    /// Boxed, because few bundles have one, and each held request keeps this.
-    candidate: Option<Box<watch::Receiver<State>>>,
+    candidate: Option<watch::Receiver<State>>,
 }
 
 /// The states of a [`View`] at one moment.
@@ -140,22 +146,20 @@ impl Fallback {
 impl Handle {
     /// A new subscription.
     pub fn view(&self) -> View {
-        View {
-            own: self.state.clone(),
-            fallback: self
-                .fallback
-                .as_ref()
-                .map(|fallback| fallback.state.clone()),
-            candidate: None,
-        }
+        self.view_with(None)
     }
 
     /// As [`Self::view`], with the version that is being rolled out to some clients of the bundle. Its handle
     /// wakes the same requests.
     pub fn view_with(&self, candidate: Option<&Self>) -> View {
+        let fallback = self.fallback.as_ref();
+        let others = Others {
+            fallback: fallback.map(|fallback| fallback.state.clone()),
+            candidate: candidate.map(|candidate| candidate.state.clone()),
+        };
         View {
-            candidate: candidate.map(|candidate| Box::new(candidate.state.clone())),
-            ..self.view()
+            own: self.state.clone(),
+            others: others.has_any().then(|| Box::new(others)),
         }
     }
 
@@ -192,11 +196,21 @@ impl View {
     /// The states now, marked as seen.
     pub fn seen(&mut self) -> Seen {
         let own = self.own.borrow_and_update().clone();
-        let fallback = self
-            .fallback
+        let Some(Others {
+            fallback,
+            candidate,
+        }) = self.others.as_deref_mut()
+        else {
+            return Seen {
+                own,
+                fallback: None,
+                candidate: None,
+            };
+        };
+        let fallback = fallback
             .as_mut()
             .and_then(|fallback| fallback.borrow_and_update().snapshot().cloned());
-        let candidate = self.candidate.as_mut();
+        let candidate = candidate.as_mut();
         let candidate = candidate.map(|candidate| candidate.borrow_and_update().clone());
         Seen {
             own,
@@ -221,15 +235,23 @@ impl View {
     }
 
     fn candidate_has_changed(&self) -> bool {
-        let candidate = self.candidate.as_ref();
+        let candidate = self.others.as_ref();
+        let candidate = candidate.and_then(|others| others.candidate.as_ref());
         candidate.is_some_and(|candidate| candidate.borrow().has_changed())
     }
 
     fn fallback_has_changed(&self) -> bool {
         let is_withdrawn = || matches!(*self.own.borrow(), State::Withdrawn(_));
-        self.fallback
-            .as_ref()
+        let fallback = self.others.as_ref();
+        fallback
+            .and_then(|others| others.fallback.as_ref())
             .is_some_and(|fallback| fallback.borrow().has_changed() && is_withdrawn())
+    }
+}
+
+impl Others {
+    fn has_any(&self) -> bool {
+        self.fallback.is_some() || self.candidate.is_some()
     }
 }
 
@@ -318,8 +340,10 @@ mod tests {
                 fallback,
                 view: View {
                     own: own_seen,
-                    fallback: Some(fallback_seen),
-                    candidate: None,
+                    others: Some(Box::new(Others {
+                        fallback: Some(fallback_seen),
+                        candidate: None,
+                    })),
                 },
             }
         }

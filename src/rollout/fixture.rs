@@ -16,6 +16,25 @@ pub(super) fn version(number: u8) -> Version {
     Version::new(Digest::sha256(&[number]), &text, &text)
 }
 
+/// A version with this revision and tag.
+pub(crate) fn version_named(revision: &str) -> Version {
+    Version::new(Digest::sha256(revision.as_bytes()), revision, revision)
+}
+
+/// An idle plan with the stable version `r1` and one step.
+pub(crate) fn idle() -> Plan {
+    let strategy = Strategy {
+        steps: vec![Step {
+            share: Share::ALL,
+            ..Step::default()
+        }],
+        quorum: Share::ALL,
+        deadline: Duration::from_secs(1),
+        ..strategy()
+    };
+    Plan::first(version_named("r1"), strategy, 0)
+}
+
 /// The clients whose names begin with `canary-`, then 10 %, then all.
 pub(super) fn strategy() -> Strategy {
     let soak = Duration::from_secs(60);

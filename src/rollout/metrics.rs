@@ -9,7 +9,7 @@ use std::{
 use prometheus::{Gauge, GaugeVec, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 use super::{Phase, Plan, Tally, Transition};
-use crate::metrics::{BundleScope, BundleSeries, MetricFamily as _, Metrics};
+use crate::metrics::{BundleScope, BundleSeries, Metrics};
 
 /// The label value of a version that there is not.
 const NONE: &str = "(none)";
@@ -270,7 +270,7 @@ impl BundleMetrics {
         info.with_label_values(&[bundle, &versions[0], &versions[1]])
             .set(1);
         if let Some([stable, candidate]) = known.replace(versions) {
-            let _ = info.remove_label_values(&[bundle, &stable, &candidate]);
+            remove_info(info, &[bundle, &stable, &candidate]);
         }
     }
 
@@ -278,9 +278,14 @@ impl BundleMetrics {
         self.scope.remove();
         let mut known = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some([stable, candidate]) = known.take() {
-            let _ = info.remove_label_values(&[self.scope.bundle(), &stable, &candidate]);
+            remove_info(info, &[self.scope.bundle(), &stable, &candidate]);
         }
     }
+}
+
+fn remove_info(info: &IntGaugeVec, labels: &[&str; 3]) {
+    // It fails only if the series is gone already.
+    let _ = info.remove_label_values(labels);
 }
 
 impl Held {
@@ -297,37 +302,10 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        oci::Digest,
-        rollout::{
-            Cause, Halt, OnStableLost, Order, Rollback, Share, Step, Strategy, Tolerance, Version,
-        },
+    use crate::rollout::{
+        Cause,
+        fixture::{idle, version_named as version},
     };
-
-    fn version(revision: &str) -> Version {
-        Version::new(Digest::sha256(revision.as_bytes()), revision, revision)
-    }
-
-    fn idle() -> Plan {
-        let strategy = Strategy {
-            name: "careful".to_owned(),
-            steps: vec![Step {
-                share: Share::ALL,
-                ..Step::default()
-            }],
-            quorum: Share::ALL,
-            min_clients: 1,
-            max_failures: Tolerance::Clients(0),
-            deadline: Duration::from_secs(1),
-            on_deadline: Halt::Pause,
-            on_failure: Halt::RollBack,
-            on_stable_lost: OnStableLost::Promote,
-            rollback: Rollback::Immediate,
-            order: Order::Fixed,
-            checks: Vec::new(),
-        };
-        Plan::first(version("r1"), strategy, 0)
-    }
 
     #[test]
     fn the_gauges_follow_the_plan_and_a_bundle_that_is_gone_leaves_no_series() {

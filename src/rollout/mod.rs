@@ -27,7 +27,7 @@
 mod check;
 mod cohort;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod machine;
 mod metrics;
 mod plan;

@@ -10,7 +10,7 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use super::{ActivePlan, EngineState, Strategy};
+use super::{ActivePlan, EngineState, RolloutMetrics, Strategy};
 use crate::publish::Handle;
 
 /// The readings of the plans. Requests ask for one and wait for it; one task reads. Cheap to clone.
@@ -44,6 +44,8 @@ pub struct Staged {
     pub halt: LocalHalt,
     /// How the next version is rolled out; `None` if the configuration no longer says.
     pub strategy: Option<Arc<Strategy>>,
+    /// Counts clients that are not moved; `None` while no task reads plans.
+    pub metrics: Option<RolloutMetrics>,
 }
 
 /// Whether this replica has halted a roll-out by itself. Cheap to clone; all clones are one.

@@ -179,17 +179,27 @@ impl ActivePlan {
             return Decision::Serve(variant);
         }
         let is_known = runs == self.stable || self.candidate == Some(runs);
-        match situation.engine {
-            EngineState::Up => Decision::Confirm(variant),
-            _ if self.is_outdated(runs) => Decision::Serve(variant),
-            EngineState::DownForLong if !is_known => Decision::Serve(variant),
-            EngineState::Down | EngineState::DownForLong => Decision::Keep,
+        let is_replaced = match situation.engine {
+            EngineState::Up => return Decision::Confirm(variant),
+            EngineState::Down => self.is_outdated(runs),
+            EngineState::DownForLong => self.is_outdated(runs) || !is_known,
+        };
+        // Never by the candidate: other replicas may have rolled it back meanwhile.
+        match is_replaced && situation.stable == Availability::Served {
+            true => Decision::Serve(Variant::Stable),
+            false => Decision::Keep,
         }
     }
 
     /// The variant that can be served instead of the planned one, by R1.
     fn available(&self, planned: Variant, situation: &Situation) -> Option<Variant> {
         let of = |variant| self.availability(variant, situation);
+        let on_stable_lost = self.plan.strategy.on_stable_lost;
+        if of(Variant::Stable) == Availability::Withdrawn
+            && on_stable_lost == OnStableLost::Withdraw
+        {
+            return None;
+        }
         match planned {
             Variant::Candidate if of(Variant::Candidate) == Availability::Served => Some(planned),
             Variant::Stable if of(Variant::Stable) == Availability::Served => Some(planned),
@@ -200,8 +210,7 @@ impl ActivePlan {
                 let replaces = of(Variant::Stable) == Availability::Withdrawn
                     && of(Variant::Candidate) == Availability::Served
                     && self.candidate.is_some()
-                    && !situation.is_halted
-                    && self.plan.strategy.on_stable_lost == OnStableLost::Promote;
+                    && !situation.is_halted;
                 replaces.then_some(Variant::Candidate)
             }
         }

@@ -46,6 +46,7 @@ pub(super) struct AdminApi {
     page: Renderer,
     fleet: FleetApi,
     status: Renderer,
+    rollouts: Renderer,
     metrics: Renderer,
 }
 
@@ -94,6 +95,7 @@ impl AdminApi {
             fleet,
             page: Renderer::new(background.clone()),
             status: Renderer::new(background.clone()),
+            rollouts: Renderer::new(background.clone()),
             metrics: Renderer::new(background.clone()),
         }
     }
@@ -131,7 +133,7 @@ impl AdminApi {
             "/metrics" => self.metrics().await,
             "/status" => self.status().await,
             fleet_api::PATH => self.fleet.get(request.uri().query()).await,
-            "/rollouts" => rollout_api::list(&self.state.options.rollouts),
+            "/rollouts" => self.rollouts().await,
             path if path.starts_with(rollout_api::PREFIX) => {
                 rollout_api::get(&self.state.options.rollouts, path)
             }
@@ -161,7 +163,16 @@ impl AdminApi {
             let overview = state.overview(webhooks.statuses());
             Some(status::gateway(&overview).to_string().into())
         });
-        document_response(document.await, HeaderValue::from_static("application/json"))
+        document_response(document.await, JSON_CONTENT_TYPE)
+    }
+
+    async fn rollouts(&self) -> Response<ResponseBody> {
+        let state = Arc::clone(&self.state);
+        let document = self.rollouts.render(move || {
+            let document = rollout_api::list(&state.options.rollouts);
+            Some(document.to_string().into())
+        });
+        document_response(document.await, JSON_CONTENT_TYPE)
     }
 
     /// The page. One with a query is a document of its own, which is not shared.
@@ -407,6 +418,7 @@ fn document_response(document: Option<Bytes>, content_type: HeaderValue) -> Resp
 }
 
 const METRICS_CONTENT_TYPE: HeaderValue = HeaderValue::from_static(prometheus::TEXT_FORMAT);
+const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 const HTML_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
 #[cfg(test)]

@@ -521,11 +521,11 @@ impl BundleApi {
         };
         let if_none_match = IfNoneMatch::new(head.if_none_match);
         let asked = Asked {
-            began: Instant::now(),
+            began: None,
             if_none_match,
             client,
         };
-        let versions = Versions::of(entry, staged, crate::telemetry::now());
+        let versions = Versions::of(entry, staged);
         let wait = prefer::wait(head.prefer);
         match versions.choose(entry, staged, &asked) {
             Choice::Version {

@@ -108,7 +108,10 @@ impl FleetRecorder {
         let (poll, reply) = choose(Some(&client_bundle));
         if let Some(reply) = &reply {
             let now = now_millis();
-            self.fleet.table.record_poll(&client_bundle, poll, now);
+            if !self.fleet.table.record_poll(&client_bundle, poll, now) {
+                // The table has removed it; the next request of the client adds it again.
+                *sighting.peer.slot.last_client() = None;
+            }
             self.record_version(&client_bundle, reply);
             if let Reply::Bundle {
                 snapshot,
@@ -216,7 +219,6 @@ impl FleetRecorder {
         if let Some(last) = &*last
             && last.inputs == inputs
             && &**last.client_bundle.bundle().name() == sighting.bundle
-            && !last.client_bundle.is_detached()
         {
             return Some(Arc::clone(&last.client_bundle));
         }

@@ -33,7 +33,7 @@ use crate::{
     fleet::WaitingPoll,
     metrics::InFlight,
     publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, View, Withdrawal},
-    rollout::{PlanWatch, Staged, Variant},
+    rollout::{Held, PlanWatch, Staged, Variant},
     telemetry,
 };
 
@@ -273,7 +273,7 @@ impl BundleApi {
     ) -> Option<Answer> {
         let versions = Versions::seen(seen, telemetry::now());
         let choice = versions.choose(entry, staged, &self.asked(request));
-        let (is_settled, may_wait) = (choice.is_settled(staged), request.wait.is_some());
+        let may_wait = request.wait.is_some();
         let (reply, waits_for) = match choice {
             Choice::Version {
                 is_current: true, ..
@@ -286,11 +286,12 @@ impl BundleApi {
                 Some(request.reply_with(&snapshot, variant, is_current)),
                 WaitsFor::Change,
             ),
-            Choice::Keep { .. } if is_settled && !may_wait => (
-                Some(versions.keep(request.if_none_match.get())),
-                WaitsFor::Change,
-            ),
-            Choice::Keep { .. } => (None, WaitsFor::Change),
+            // A client that does not long-poll need not wait: its next request comes anyway.
+            Choice::Keep(why) if !may_wait => {
+                let kept = versions.keep(entry, staged, request.if_none_match.get(), why);
+                (Some(kept), WaitsFor::Change)
+            }
+            Choice::Keep(_) => (None, WaitsFor::Change),
             Choice::Confirm => (None, WaitsFor::Plan(staged.watch.clone())),
             Choice::Delay(at) => (None, WaitsFor::Time(at)),
             Choice::Absent => return None,
@@ -309,10 +310,12 @@ impl BundleApi {
                     variant,
                     is_current,
                 } => return request.reply_with(&snapshot, variant, is_current),
-                Choice::Keep { .. } | Choice::Confirm | Choice::Delay(_) => {
-                    return versions.keep(request.if_none_match.get());
-                }
                 Choice::Absent => {}
+                kept => {
+                    let why = kept.held().unwrap_or(Held::Engine);
+                    let if_none_match = request.if_none_match.get();
+                    return versions.keep(entry, staged, if_none_match, why);
+                }
             }
         }
         deadline_reply(seen, request, entry.handle())
@@ -322,7 +325,7 @@ impl BundleApi {
         let client = request.waiting.as_ref().map(WaitingPoll::client_bundle);
         let fleet = self.fleet.as_ref().map(|recorder| &recorder.fleet);
         Asked {
-            began: request.began,
+            began: Some(request.began),
             if_none_match: request.if_none_match.get(),
             client: fleet.zip(client.map(|client| &**client)),
         }

@@ -13,6 +13,7 @@ mod client_list;
 mod clients;
 mod condition;
 mod html;
+mod rollout;
 mod text;
 
 use std::sync::LazyLock;

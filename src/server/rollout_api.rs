@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     rollout::{
-        Check, CheckState, EngineState, Millis, Operation, Operator, Phase, Plan, Tolerance,
-        Transition, Version,
+        Check, CheckState, EngineState, Millis, Operation, Operator, Outcome, Phase, Plan,
+        Tolerance, Transition, Version,
     },
     telemetry,
 };
@@ -26,16 +26,15 @@ use crate::{
 /// The path of one roll-out, before the bundle's name.
 pub(super) const PREFIX: &str = "/rollouts/";
 
-/// Answers `GET /rollouts`.
-pub(super) fn list(rollouts: &Rollouts) -> Response<ResponseBody> {
+/// The document of `GET /rollouts`.
+pub(super) fn list(rollouts: &Rollouts) -> Value {
     let statuses = rollouts.all();
     let documents = statuses.iter();
     let documents = documents.map(|status| (status.bundle.clone(), document(status)));
-    let document = json!({
+    json!({
         "at": milliseconds(telemetry::now()),
         "rollouts": documents.collect::<Map<_, _>>(),
-    });
-    response::json(StatusCode::OK, &document)
+    })
 }
 
 /// Answers `GET /rollouts/NAME`.
@@ -273,18 +272,21 @@ fn criteria(status: &RolloutStatus, plan: &Plan) -> Value {
 }
 
 fn check(check: &Check, state: Option<&CheckState>) -> Value {
-    // The state is shown as it is stored.
-    let state = state.and_then(|state| serde_json::to_value(state).ok());
-    let of = |pointer: &str| state.as_ref().and_then(|state| state.pointer(pointer));
+    let last = state.and_then(|state| state.last.as_ref());
+    let (value, reason) = match last {
+        Some(Outcome::Passed { value } | Outcome::Failed { value }) => (*value, None),
+        Some(Outcome::Inconclusive { reason }) => (None, Some(reason)),
+        None => (None, None),
+    };
     json!({
         "name": check.name,
         "min": check.min,
         "max": check.max,
-        "outcome": of("/last/outcome"),
-        "value": of("/last/value"),
-        "reason": of("/last/reason"),
-        "at": of("/last_at").and_then(Value::as_u64).map(time),
-        "failures": of("/consecutive_failures"),
+        "outcome": last.map(Outcome::label),
+        "value": value,
+        "reason": reason,
+        "at": state.and_then(|state| state.last_at).map(time),
+        "failures": state.map(|state| state.consecutive_failures),
         "max_failures": check.failures,
     })
 }

@@ -16,9 +16,9 @@ use crate::{
     fleet::{ClientBundle, Fleet, TagHash},
     publish::{FailureClass, Handle, Seen, Snapshot, State},
     rollout::{
-        ActivePlan, Availability, Decision, EngineState, Member, Situation, Staged, Variant,
+        ActivePlan, Availability, Decision, EngineState, Held, Member, Situation, Staged, Variant,
     },
-    telemetry::now_millis,
+    telemetry::{self, now_millis},
 };
 
 /// Delay before a client is moved because this replica has withdrawn the version that it runs. Where another
@@ -35,7 +35,8 @@ pub(super) struct Versions {
 /// A request, as far as the choice of a version depends on it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
-    pub(super) began: Instant,
+    /// When it arrived; `None` for one that is answered only if that needs no waiting.
+    pub(super) began: Option<Instant>,
     pub(super) if_none_match: IfNoneMatch<'a>,
     /// The client in the fleet view, and whether it counts: a request that is not recorded, such as one with
     /// HEAD, has none.
@@ -55,17 +56,16 @@ pub(super) enum Choice {
     Confirm,
     /// Its version is replaced at this time.
     Delay(Instant),
-    /// It keeps what it runs: 304 with its own tag. `is_settled`: nothing but a change of the plan can lead to
-    /// another answer.
-    Keep { is_settled: bool },
+    /// It keeps what it runs, for this reason: 304 with its own tag.
+    Keep(Held),
     /// There is nothing to serve; the state of the stable version says why.
     Absent,
 }
 
 impl Versions {
-    /// Those that the watchers serve at this time.
-    pub(super) fn of(entry: &Entry, staged: &Staged, now: Timestamp) -> Self {
-        let served = |handle: &Handle| handle.served_at(|| now);
+    /// Those that the watchers serve now.
+    pub(super) fn of(entry: &Entry, staged: &Staged) -> Self {
+        let served = |handle: &Handle| handle.served_at(telemetry::now);
         Self {
             stable: served(entry.handle()),
             candidate: staged.candidate.as_ref().and_then(served),
@@ -117,14 +117,23 @@ impl Versions {
         match decision {
             Decision::Serve(variant) => self.version(variant, runs, asked),
             Decision::Replace(variant) => {
-                let at = asked.began + REPLACE_DELAY;
-                match Instant::now() < at {
-                    true => Choice::Delay(at),
-                    false => self.version(variant, runs, asked),
+                let at = asked.began.unwrap_or_else(Instant::now) + REPLACE_DELAY;
+                match (Instant::now() < at, self.get(variant)) {
+                    (true, _) => Choice::Delay(at),
+                    // However often the client was moved: a revocation waits for no roll-out.
+                    (false, Some(snapshot)) => Choice::Version {
+                        snapshot: Arc::clone(snapshot),
+                        variant,
+                        is_current: false,
+                    },
+                    (false, None) => Choice::Absent,
                 }
             }
             Decision::Confirm(_) => Choice::Confirm,
-            Decision::Keep => Choice::Keep { is_settled: false },
+            Decision::Keep => Choice::Keep(match staged.watch.engine() {
+                EngineState::Up => Held::Digest,
+                EngineState::Down | EngineState::DownForLong => Held::Engine,
+            }),
             Decision::Absent => Choice::Absent,
         }
     }
@@ -161,8 +170,13 @@ impl Versions {
             runs,
             is_in_step: is_live && is_in_step(plan, asked.client),
             is_halted: is_live && staged.halt.is_set(plan.plan.generation),
-            is_fresh: staged.watch.is_fresh(asked.began),
-            engine: staged.watch.engine(),
+            is_fresh: asked
+                .began
+                .is_some_and(|began| staged.watch.is_fresh(began)),
+            // Without it, a request that has to wait only begins to wait.
+            engine: asked
+                .began
+                .map_or(EngineState::Up, |_| staged.watch.engine()),
         }
     }
 
@@ -181,7 +195,7 @@ impl Versions {
                     is_current: false,
                 },
                 (None, _) => Choice::Absent,
-                (Some(_), _) => Choice::Keep { is_settled: true },
+                (Some(_), _) => Choice::Keep(Held::BackOff),
             };
         }
         Choice::Version {
@@ -192,7 +206,16 @@ impl Versions {
     }
 
     /// 304 for a client that keeps what it runs.
-    pub(super) fn keep(&self, if_none_match: IfNoneMatch<'_>) -> Reply {
+    pub(super) fn keep(
+        &self,
+        entry: &Entry,
+        staged: &Staged,
+        if_none_match: IfNoneMatch<'_>,
+        why: Held,
+    ) -> Reply {
+        if let Some(metrics) = &staged.metrics {
+            metrics.count_held(entry.name(), why);
+        }
         if let Some((snapshot, variant)) = self.running(if_none_match) {
             return Reply::not_modified(Arc::clone(snapshot)).with_variant(variant);
         }
@@ -211,9 +234,10 @@ fn is_allowed(
     asked: &Asked<'_>,
 ) -> bool {
     let candidate = (variant == Variant::Candidate).then(|| snapshot.tag_hash());
+    let (is_move, now) = (runs.is_some(), now_millis());
     asked
         .client
-        .is_none_or(|(_, client)| client.allowed_at(candidate, runs.is_some()) <= now_millis())
+        .is_none_or(|(_, client)| client.may_be_sent(candidate, is_move, now))
 }
 
 /// Whether a client is in the current step.
@@ -252,11 +276,12 @@ fn availability(handle: &Handle, is_served: bool) -> Availability {
 }
 
 impl Choice {
-    /// Whether the answer can change only with the plan, so that a client that does not long-poll need not wait.
-    pub(super) fn is_settled(&self, staged: &Staged) -> bool {
+    /// Why the client is not moved, if it is not.
+    pub(super) fn held(&self) -> Option<Held> {
         match self {
-            Self::Keep { is_settled } => *is_settled || staged.watch.engine() != EngineState::Up,
-            _ => false,
+            Self::Keep(why) => Some(*why),
+            Self::Confirm => Some(Held::Engine),
+            Self::Delay(_) | Self::Version { .. } | Self::Absent => None,
         }
     }
 }

@@ -72,6 +72,7 @@ mod shells;
 mod signatures;
 mod signing;
 mod soak;
+mod staged;
 mod status;
 mod traces;
 mod transfers;

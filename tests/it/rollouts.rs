@@ -282,7 +282,7 @@ async fn a_rollout_has_its_versions_criteria_and_history() {
     );
     let expected = json!({
         "bundle": NAME, "phase": "progressing", "step": 1, "steps": 3, "percent": 1.0,
-        "since": "2026-11-30T10:13:20.000Z", "began": "2026-11-30T10:13:20.000Z", "epoch": 1, "generation": 2,
+        "since": "2026-11-30T00:53:20.000Z", "began": "2026-11-30T00:53:20.000Z", "epoch": 1, "generation": 2,
         "stable": { "manifest": r1, "etag": "r1", "revision": "r1" },
         "candidate": { "manifest": r2, "etag": "r2", "revision": "r2" },
         "strategy": "careful", "refused": [],
@@ -297,11 +297,11 @@ async fn a_rollout_has_its_versions_criteria_and_history() {
         },
         "history": [
             {
-                "at": "2026-11-30T10:13:20.000Z", "to": "idle", "step": null, "cause": "version",
+                "at": "2026-11-30T00:53:20.000Z", "to": "idle", "step": null, "cause": "version",
                 "reason": format!("the reference names {r1}"), "by": null, "candidate": null,
             },
             {
-                "at": "2026-11-30T10:13:20.000Z", "to": "progressing", "step": 1, "cause": "version",
+                "at": "2026-11-30T00:53:20.000Z", "to": "progressing", "step": 1, "cause": "version",
                 "reason": format!("the reference names {r2}"), "by": null, "candidate": r2,
             },
         ],

@@ -5,6 +5,7 @@ mod checks;
 mod engine;
 mod failures;
 mod operators;
+mod restarts;
 mod rings;
 mod scale;
 mod trust;

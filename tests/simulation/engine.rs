@@ -58,18 +58,11 @@ pub(crate) struct Process {
 #[derive(Debug, Clone)]
 pub(crate) enum Call {
     Read,
-    Replace {
-        expected: u64,
-        plan: Box<Plan>,
-    },
+    Replace { expected: u64, plan: Box<Plan> },
     Restore(Box<Plan>),
-    Lease {
-        note: Vec<u8>,
-    },
-    Exchange {
-        after: Position,
-        entry: Option<Arc<LogEntry>>,
-    },
+    Lease { note: Vec<u8> },
+    ReadLog(Position),
+    WriteLog(Arc<LogEntry>),
 }
 
 #[derive(Debug, Clone)]
@@ -80,6 +73,7 @@ pub(crate) enum Answer {
     Renewed,
     Taken(Vec<u8>),
     Held,
+    LogWritten,
     Entries(Vec<Arc<LogEntry>>, Position),
     /// The log has lost entries: all records.
     Missed(Vec<(Vec<u8>, Vec<Field>)>, Position),
@@ -98,8 +92,10 @@ pub(crate) struct LogEntry {
     pub(crate) writer: Process,
     pub(crate) messages: Vec<Vec<u8>>,
     pub(crate) records: Vec<(Vec<u8>, Vec<Field>)>,
-    /// The clients; `None` for all.
-    pub(crate) touched: Option<Vec<u32>>,
+    /// The clients of which something has changed.
+    pub(crate) touched: Vec<u32>,
+    /// Whether it tells of others as well, of which nothing but the time has changed.
+    pub(crate) is_heartbeat: bool,
 }
 
 #[derive(Debug, Default)]
@@ -211,7 +207,15 @@ impl Engine {
                 }
             }
             Call::Lease { note } => self.renew(process, note, now),
-            Call::Exchange { after, entry } => self.exchange(after, entry, now),
+            Call::ReadLog(after) => self.read_log(after),
+            Call::WriteLog(entry) => {
+                for (key, fields) in &entry.records {
+                    let record = self.records.entry(key.clone()).or_default();
+                    record.extend(fields.iter().cloned());
+                }
+                self.log.push(entry);
+                Answer::LogWritten
+            }
         }
     }
 
@@ -238,18 +242,10 @@ impl Engine {
         }
     }
 
-    fn exchange(&mut self, after: Position, entry: Option<Arc<LogEntry>>, now: Micros) -> Answer {
+    fn read_log(&self, after: Position) -> Answer {
         let is_complete = after.incarnation == self.incarnation;
         let start = after.index.min(self.log.len());
         let entries = self.log[start..].to_vec();
-        if let Some(entry) = entry {
-            self.commands.count(1, now);
-            for (key, fields) in &entry.records {
-                let record = self.records.entry(key.clone()).or_default();
-                record.extend(fields.iter().cloned());
-            }
-            self.log.push(entry);
-        }
         let position = Position {
             incarnation: self.incarnation,
             index: self.log.len(),

@@ -18,6 +18,7 @@
 )]
 
 mod engine;
+mod faults;
 mod figures;
 mod never;
 mod plans;
@@ -37,15 +38,16 @@ use std::{
 };
 
 use figures::Row;
+use proptest::{
+    prop_assert,
+    test_runner::{Config as ProptestConfig, RngAlgorithm, TestError, TestRng, TestRunner},
+};
 use rows::{ROWS, Spec};
+use world::World;
 
 /// Every row ends as it must, and nothing happens that never may.
 #[test]
 fn roll_outs_end_as_they_must_whatever_fails() {
-    let number = |name: &str, default| {
-        let set = env::var(name).ok();
-        set.map_or(default, |text| text.parse().expect("a number"))
-    };
     let (seeds, clients) = (number("SEEDS", 1), number("CLIENTS", 1000));
     let wanted = env::var("ROWS").unwrap_or_default();
     let rows: Vec<&Spec> = ROWS
@@ -61,6 +63,50 @@ fn roll_outs_end_as_they_must_whatever_fails() {
         failures.extend(results.into_iter().filter_map(|(_, result)| result.err()));
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// Nothing happens that never may, whatever fails at once. `CASES` and `SEED` select other schedules than
+/// those of the suite; a schedule that fails is printed, and is all that is needed to have it again.
+#[test]
+fn nothing_happens_that_never_may_whatever_fails_at_once() {
+    let config = ProptestConfig {
+        cases: number("CASES", 10),
+        max_shrink_iters: number("SHRINK", 100),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let mut seed = [0; 32];
+    seed[..4].copy_from_slice(&number("SEED", 23).to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let result = TestRunner::new_with_rng(config, rng).run(&faults::schedules(), |schedule| {
+        let world = schedule.run();
+        if env::var_os("TRACE").is_some() {
+            println!("## {schedule:?}");
+            print_trace(&world);
+        }
+        let violations = world.never.violations;
+        prop_assert!(violations.is_empty(), "{violations:#?}");
+        Ok(())
+    });
+    if let Err(error) = result {
+        if let TestError::Fail(_, schedule) = &error {
+            print_trace(&schedule.run());
+        }
+        panic!("{error}");
+    }
+}
+
+fn number(name: &str, default: u32) -> u32 {
+    let set = env::var(name).ok();
+    set.map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn print_trace(world: &World) {
+    for (at, text) in &world.figures.log {
+        println!("   {:9.3} {text}", time::seconds(*at));
+    }
+    let (running, stale) = (world.running(), world.never.stale_offers);
+    println!("   at the end: {running:?}; {stale} stale offers");
 }
 
 type Results = Vec<(Row, Result<(), String>)>;
@@ -83,14 +129,7 @@ fn simulate(rows: &[&Spec], seeds: u64, clients: u32) -> Vec<Results> {
                 .is_some_and(|trace| rows[*row].name.contains(trace))
             {
                 println!("## {}, seed {seed}", rows[*row].name);
-                for (at, text) in &world.figures.log {
-                    println!("   {:9.3} {text}", time::seconds(*at));
-                }
-                println!(
-                    "   at the end: {:?}; {figures:?}; {} stale offers",
-                    world.running(),
-                    world.never.stale_offers
-                );
+                print_trace(&world);
             }
             results[*row].push((figures, result));
         }

@@ -8,12 +8,14 @@ use crate::{
     engine::Mode,
     replica::{Request, VersionId},
     requests::{Cause, REVOKED_WITHIN},
-    time::{MINUTE, Micros, SECOND, millis, seconds},
+    time::{MILLI, MINUTE, Micros, SECOND, seconds},
     world::World,
 };
 
 /// Moves of one client within a minute by one replica.
 const MAX_MOVES: usize = 4;
+/// A minute, by a clock of milliseconds.
+const WINDOW: Micros = MINUTE - MILLI;
 /// Offers of one candidate by one replica before they become rare.
 const QUICK_OFFERS: u32 = 2;
 /// The leader counts at most this time for an outage.
@@ -30,14 +32,22 @@ pub(crate) struct Never {
     refused: Vec<BTreeMap<VersionId, u64>>,
     /// When the refusal of a version ended by an operator: the epochs.
     retried: BTreeMap<VersionId, u64>,
-    /// The time for which the engine was away, up to the time of the last change.
-    away: Micros,
-    away_since: Option<Micros>,
-    outages: u64,
-    /// `away` and `outages` when the current step began.
-    at_step: (Micros, u64),
+    observed: Observed,
     /// Candidates that went to clients with outdated tags by a plan that was not read after the request.
     pub(crate) stale_offers: u64,
+}
+
+/// For how long the current step could be observed.
+#[derive(Debug, Default)]
+struct Observed {
+    /// The generation and the step.
+    step: (u64, usize),
+    time: Micros,
+    since: Micros,
+    is_away: bool,
+    is_progressing: bool,
+    /// Outages of the engine since the step began.
+    outages: u64,
 }
 
 #[derive(Debug, Default)]
@@ -65,10 +75,7 @@ impl Never {
             sent: (0..replicas).map(|_| HashMap::new()).collect(),
             refused: vec![BTreeMap::new(); replicas],
             retried: BTreeMap::new(),
-            away: 0,
-            away_since: None,
-            outages: 0,
-            at_step: (0, 0),
+            observed: Observed::default(),
             stale_offers: 0,
         }
     }
@@ -87,26 +94,24 @@ impl Never {
                 .push(format!("{:.3} {}", seconds(now), text()));
         }
     }
+}
 
-    fn away(&self, now: Micros) -> Micros {
-        self.away + self.away_since.map_or(0, |since| now - since)
+impl Observed {
+    /// Something begins or ends at this time.
+    fn settle(&mut self, now: Micros) {
+        let counts = !self.is_away && self.is_progressing;
+        self.time += if counts { now - self.since } else { 0 };
+        self.since = now;
     }
 }
 
 impl World {
     pub(crate) fn engine_changed(&mut self) {
         let is_away = matches!(self.engine.mode, Mode::Killed | Mode::Stopped);
-        match (is_away, self.never.away_since) {
-            (true, None) => {
-                self.never.away_since = Some(self.now);
-                self.never.outages += 1;
-            }
-            (false, Some(since)) => {
-                self.never.away += self.now - since;
-                self.never.away_since = None;
-            }
-            _ => {}
-        }
+        let observed = &mut self.never.observed;
+        observed.settle(self.now);
+        observed.outages += u64::from(is_away && !observed.is_away);
+        observed.is_away = is_away;
     }
 
     pub(crate) fn check_sent(&mut self, sent: &Sent) {
@@ -130,7 +135,7 @@ impl World {
             .entry(request.identity)
             .or_default();
         if request.runs.is_some() {
-            history.moves.retain(|at| at + MINUTE > now);
+            history.moves.retain(|at| at + WINDOW > now);
             history.moves.push(now);
         }
         let mut broken =
@@ -139,7 +144,7 @@ impl World {
             if history.candidate.replace(version) != Some(version) {
                 (history.offers, history.last_offer) = (0, 0);
             }
-            let is_rare = history.offers < QUICK_OFFERS || history.last_offer + MINUTE <= now;
+            let is_rare = history.offers < QUICK_OFFERS || history.last_offer + WINDOW <= now;
             if !is_rare {
                 broken = Some("more than two quick offers");
             }
@@ -247,10 +252,13 @@ impl World {
     }
 
     pub(crate) fn check_written(&mut self, plan: &Plan) {
-        self.never.at_step = match plan.since == millis(self.now) {
-            true => (self.never.away(self.now), self.never.outages),
-            false => self.never.at_step,
-        };
+        let observed = &mut self.never.observed;
+        observed.settle(self.now);
+        if observed.step != (plan.generation, plan.step) {
+            observed.step = (plan.generation, plan.step);
+            (observed.time, observed.outages) = (0, u64::from(observed.is_away));
+        }
+        observed.is_progressing = plan.phase == Phase::Progressing;
         let Some(candidate) = plan.candidate.as_ref() else {
             return;
         };
@@ -273,25 +281,21 @@ impl World {
         if *event != Event::StepComplete {
             return;
         }
-        let (away, outages) = self.never.at_step;
-        let away = self.never.away(self.now) - away;
-        let allowed = (self.never.outages - outages) * MAX_GAP;
-        let passed = (millis(self.now).saturating_sub(plan.since)) * 1000;
+        self.never.observed.settle(self.now);
+        let observed = &self.never.observed;
+        // The leader counts a part of each outage.
+        let allowed = SECOND + observed.outages * MAX_GAP;
+        let time = observed.time;
         let soak = plan.strategy.steps[plan.step].soak.as_micros() as Micros;
         let runs = plan
             .candidate
             .as_ref()
             .map(|candidate| self.index_of(candidate));
-        let running = self.figures.active.get(&runs).copied().unwrap_or_default();
         let ever = self.figures.ever.get(&runs).copied().unwrap_or_default();
-        if passed + allowed + SECOND < soak + away || running.max(ever) == 0 {
+        if time + allowed < soak || ever == 0 {
             let text = || {
-                format!(
-                    "step {} completed after {:.1} s, of which the engine was away {:.1} s; {running} run it",
-                    plan.step + 1,
-                    seconds(passed),
-                    seconds(away)
-                )
+                let (step, seconds) = (plan.step + 1, seconds(time));
+                format!("step {step} is complete after {seconds:.1} s; {ever} have run it")
             };
             self.never.violate(self.now, text);
         }

@@ -33,6 +33,8 @@ impl World {
         }
         let tally = one.tally(&self.keys, self.now);
         if self.now / MINUTE != (self.now - crate::world::INTERVAL.min(self.now)) / MINUTE {
+            one.next_recount = 0;
+            let tally = one.tally(&self.keys, self.now);
             assert_eq!(tally, one.full_tally(&self.keys, self.now), "the counts");
         }
         if too_many_failures(&active.plan, &tally).is_some() && one.halt.set(active.plan.generation)
@@ -100,6 +102,7 @@ impl World {
             (Reconciled::Restore, _) => {
                 let plan = known.map(restored);
                 if let Some(plan) = plan {
+                    self.replicas[replica].progress.restart();
                     self.replicas[replica].stage = Stage::Restoring {
                         began: self.now,
                         is_tick,
@@ -132,6 +135,7 @@ impl World {
     fn adopt(&mut self, replica: usize, plan: &Arc<Plan>) {
         self.check_adopted(replica, plan);
         let one = &mut self.replicas[replica];
+        let halted = one.halt.clone();
         let before = one.plan.take();
         let before = before.as_deref().map(|active| &active.plan);
         let is_other = before
@@ -141,7 +145,17 @@ impl World {
         }
         one.plan = Some(Arc::new(ActivePlan::new((**plan).clone())));
         one.stored = Some(Arc::clone(plan));
-        one.steady_since = self.now;
+        if before.is_none_or(|before| before.newest().manifest != plan.newest().manifest) {
+            one.steady_since = self.now;
+        }
+        // A halt of the same candidate continues after the plan was restored.
+        if before.is_some_and(|before| {
+            before.phase.is_live()
+                && before.candidate == plan.candidate
+                && halted.is_set(before.generation)
+        }) {
+            halted.set(plan.generation);
+        }
         if is_other {
             one.touch_all();
         }
@@ -162,8 +176,8 @@ impl World {
     fn record_read(&mut self, replica: usize, began: Micros) {
         let one = &mut self.replicas[replica];
         one.read = one.read.max(Some(began));
-        one.engine = EngineState::Up;
-        match std::mem::take(&mut one.is_wake_due) {
+        let was_down = std::mem::replace(&mut one.engine, EngineState::Up) != EngineState::Up;
+        match std::mem::take(&mut one.is_wake_due) || was_down {
             true => self.wake(replica),
             false => self.wake_confirming(replica, began),
         }
@@ -177,6 +191,7 @@ impl World {
             false => EngineState::Down,
         };
         one.is_leader = false;
+        one.progress.interrupt();
         // Without the engine, only this replica halts.
         if one.operation.take() == Some(Operation::Abort)
             && let Some(active) = one.plan.clone()
@@ -279,7 +294,11 @@ impl World {
 
     fn renew_lease(&mut self, replica: usize) {
         let one = &mut self.replicas[replica];
-        let note = serde_json::to_vec(&one.progress).expect("progress is JSON");
+        let note = one.is_leader.then(|| serde_json::to_vec(&one.progress));
+        let note = note
+            .transpose()
+            .expect("progress is JSON")
+            .unwrap_or_default();
         one.stage = Stage::Leasing;
         self.call(replica, Lane::Plans, Call::Lease { note });
     }
@@ -292,6 +311,7 @@ impl World {
             Answer::Taken(note) => {
                 one.is_leader = true;
                 one.progress = serde_json::from_slice(&note).unwrap_or_default();
+                one.progress.interrupt();
             }
             _ => one.is_leader = false,
         }
@@ -417,14 +437,12 @@ impl World {
             return;
         }
         one.is_exchanging = true;
-        let (after, entry) = (one.position, one.outgoing(self.now));
-        self.call(replica, Lane::Fleet, Call::Exchange { after, entry });
+        let after = one.position;
+        self.call(replica, Lane::Fleet, Call::ReadLog(after));
     }
 
     pub(crate) fn fleet_answered(&mut self, replica: usize, answer: Option<Answer>) {
         let one = &mut self.replicas[replica];
-        one.is_exchanging = false;
-        one.written(answer.is_some());
         match answer {
             Some(Answer::Entries(entries, position)) => {
                 one.position = position;
@@ -436,7 +454,15 @@ impl World {
                 one.position = position;
                 one.merge_records(&records);
             }
-            _ => {}
+            answer => {
+                one.written(answer.is_some());
+                one.is_exchanging = false;
+                return;
+            }
+        }
+        match one.outgoing(self.now) {
+            Some(entry) => self.call(replica, Lane::Fleet, Call::WriteLog(entry)),
+            None => one.is_exchanging = false,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use bundlegate::{
@@ -12,17 +13,25 @@ use bundlegate::{
     },
     oci::Digest,
     rollout::{
-        ActivePlan, Availability, EngineState, LocalHalt, Member, Millis, Moves, Operation, Plan,
+        ActivePlan, Availability, EngineState, LocalHalt, Member, Millis, Operation, Plan,
         Progress, Standing, Tally, standing,
     },
 };
 
 use crate::{
     engine::{LogEntry, Position, Process},
-    time::{Micros, millis},
+    time::{Micros, SECOND, millis},
 };
 
 pub(crate) const BUNDLE: &str = "authz";
+/// As in `gateway::fleet_sync`.
+const HEARTBEAT_INTERVAL: Micros = 30 * SECOND;
+
+/// As in `gateway::fleet_sync`: a smaller change of the difference between the clocks is none.
+const MAX_CLOCK_ERROR: Duration = Duration::from_secs(1);
+
+/// How often clients are examined again though nothing is new of them.
+const RECOUNT_INTERVAL: Micros = 10 * SECOND;
 
 /// The index of a version.
 pub(crate) type VersionId = usize;
@@ -76,20 +85,17 @@ pub(crate) struct Replica {
     pub(crate) table: ClientTable,
     replication: Replication,
     pub(crate) bundles: Vec<Option<Arc<ClientBundle>>>,
-    pub(crate) moves: Vec<Moves>,
     pub(crate) held: BTreeMap<u32, Held>,
     /// Their marks in the table.
     pub(crate) waiting: BTreeMap<u32, WaitingPoll>,
     touched: Vec<u32>,
-    outgoing: Option<(Outgoing, Touched)>,
+    outgoing: Option<(Outgoing, Vec<u32>)>,
     pub(crate) position: Position,
     pub(crate) next_heartbeat: Micros,
     pub(crate) is_exchanging: bool,
     standings: Standings,
+    pub(crate) next_recount: Micros,
 }
-
-/// Clients of which something has changed; `None` for all.
-type Touched = Option<Vec<u32>>;
 
 /// What the task that reads the plans is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,8 +142,8 @@ pub(crate) enum Why {
     Change,
     /// For a reading of the plan.
     Confirm,
-    /// Its client gets another version at this time, because the one that it runs is withdrawn.
-    Replace(Micros),
+    /// For the end of the delay after which its client gets another version than the withdrawn one.
+    Replace,
 }
 
 /// The standings of clients, as of when something last changed.
@@ -145,8 +151,10 @@ pub(crate) enum Why {
 struct Standings {
     by_identity: Vec<Option<(Standing, bool)>>,
     involved: BTreeSet<u32>,
+    failed: BTreeSet<u32>,
     stale: Vec<u32>,
     is_all_stale: bool,
+    tally: Tally,
 }
 
 impl Replica {
@@ -184,7 +192,6 @@ impl Replica {
             replication: Replication::new(table.clone(), number + 1),
             table,
             bundles: Vec::new(),
-            moves: Vec::new(),
             held: BTreeMap::new(),
             waiting: BTreeMap::new(),
             touched: Vec::new(),
@@ -193,6 +200,7 @@ impl Replica {
             next_heartbeat: 0,
             is_exchanging: false,
             standings: Standings::default(),
+            next_recount: 0,
         }
     }
 
@@ -220,7 +228,12 @@ impl Replica {
     }
 
     pub(crate) fn set_offset(&mut self, engine: Millis, now: Micros) {
-        self.offset = ClockOffset::new(engine, self.clock(now));
+        let offset = ClockOffset::new(engine, self.clock(now));
+        if offset.differs_by(self.offset, MAX_CLOCK_ERROR) {
+            self.offset = offset;
+            // The times of the plan are others by this clock.
+            self.touch_all();
+        }
     }
 
     /// Whether it has halted the roll-out of its plan.
@@ -263,14 +276,6 @@ impl Replica {
         Arc::clone(known)
     }
 
-    pub(crate) fn moves_of(&mut self, identity: u32) -> &mut Moves {
-        let index = identity as usize;
-        if self.moves.len() <= index {
-            self.moves.resize(index + 1, Moves::default());
-        }
-        &mut self.moves[index]
-    }
-
     /// Something that the table says about a client has changed.
     pub(crate) fn touch(&mut self, identity: u32) {
         self.touched.push(identity);
@@ -284,11 +289,11 @@ impl Replica {
 
     /// Takes what others do not know yet.
     pub(crate) fn outgoing(&mut self, now: Micros) -> Option<Arc<LogEntry>> {
-        let mut touched = Some(std::mem::take(&mut self.touched));
-        if self.next_heartbeat <= now {
-            self.next_heartbeat = now + 30 * crate::time::SECOND;
+        let touched = std::mem::take(&mut self.touched);
+        let is_heartbeat = self.next_heartbeat <= now;
+        if is_heartbeat {
+            self.next_heartbeat = now + HEARTBEAT_INTERVAL;
             self.replication.add_heartbeats(self.clock(now));
-            touched = None;
         }
         let outgoing = self.replication.take(usize::MAX >> 1);
         let encoded = self.replication.encode(&outgoing, self.offset);
@@ -298,6 +303,7 @@ impl Replica {
             messages: encoded.messages,
             records: encoded.records,
             touched,
+            is_heartbeat,
         };
         (!entry.records.is_empty()).then(|| Arc::new(entry))
     }
@@ -307,13 +313,10 @@ impl Replica {
         let Some((outgoing, touched)) = self.outgoing.take() else {
             return;
         };
-        if is_written {
-            return;
-        }
-        self.replication.put_back(outgoing);
-        match touched {
-            Some(touched) => self.touched.extend(touched),
-            None => self.next_heartbeat = 0,
+        if !is_written {
+            self.replication.put_back(outgoing);
+            self.touched.extend(touched);
+            self.next_heartbeat = 0;
         }
     }
 
@@ -324,9 +327,10 @@ impl Replica {
         for message in &entry.messages {
             self.replication.merge_message(message, self.offset);
         }
-        match &entry.touched {
-            Some(touched) => self.standings.stale.extend(touched),
-            None => self.standings.is_all_stale = true,
+        self.standings.stale.extend(&entry.touched);
+        if entry.is_heartbeat {
+            // It says when clients were seen, which makes none of them involved.
+            self.standings.stale.extend(&self.standings.involved);
         }
     }
 
@@ -343,35 +347,30 @@ impl Replica {
     /// Counts the clients of the plan. Only clients of which something has changed are examined again;
     /// [`Self::full_tally`] has the same result.
     pub(crate) fn tally(&mut self, keys: &[ClientKey], now: Micros) -> Tally {
-        if std::mem::take(&mut self.standings.is_all_stale) {
-            self.standings.stale.clear();
-            self.standings.stale.extend(0..keys.len() as u32);
+        if self.next_recount <= now {
+            // A client may have become silent.
+            self.next_recount = now + RECOUNT_INTERVAL;
+            self.standings.stale.extend(&self.standings.involved);
         }
         let mut stale = std::mem::take(&mut self.standings.stale);
+        if std::mem::take(&mut self.standings.is_all_stale) {
+            stale.clear();
+            stale.extend(0..keys.len() as u32);
+        }
         // These may change by the mere passing of time.
-        let failed = self.standings.involved.iter().copied().filter(|identity| {
-            let known = self.standings.by_identity[*identity as usize];
-            known.is_some_and(|(standing, _)| standing == Standing::Failed)
-        });
-        stale.extend(failed);
+        stale.extend(&self.standings.failed);
         self.standings.by_identity.resize(keys.len(), None);
+        let mut is_changed = false;
         for identity in stale.drain(..) {
             let standing = self.standing_of(identity, keys, now);
             let standing = standing.filter(|(standing, _)| *standing != Standing::Uninvolved);
-            self.standings.by_identity[identity as usize] = standing;
-            match standing {
-                Some(_) => self.standings.involved.insert(identity),
-                None => self.standings.involved.remove(&identity),
-            };
+            is_changed |= self.standings.set(identity, standing);
         }
         self.standings.stale = stale;
-        let mut tally = Tally::default();
-        for identity in &self.standings.involved {
-            if let Some((standing, is_in_step)) = self.standings.by_identity[*identity as usize] {
-                tally.count(standing, is_in_step);
-            }
+        if is_changed {
+            self.standings.count();
         }
-        tally
+        self.standings.tally
     }
 
     /// Counts all clients.
@@ -405,14 +404,42 @@ impl Replica {
         let is_in_step = active.cohort.contains(&member(key));
         let began = self.offset.to_own(active.plan.began);
         let facts = bundle.facts(clock);
-        Some((
-            standing(&active, &facts, is_in_step, began, clock),
-            is_in_step,
-        ))
+        let standing = standing(&active, &facts, is_in_step, began, clock);
+        // A client that is gone neither confirms the candidate nor keeps the others from it.
+        let counts = standing == Standing::Failed || !facts.is_silent(clock);
+        counts.then_some((standing, is_in_step))
     }
 }
 
-pub(crate) fn member(key: ClientKey) -> Member<'static> {
+impl Standings {
+    /// Returns whether that was another one before.
+    fn set(&mut self, identity: u32, standing: Option<(Standing, bool)>) -> bool {
+        let known = &mut self.by_identity[identity as usize];
+        if std::mem::replace(known, standing) == standing {
+            return false;
+        }
+        match standing {
+            Some(_) => self.involved.insert(identity),
+            None => self.involved.remove(&identity),
+        };
+        match standing {
+            Some((Standing::Failed, _)) => self.failed.insert(identity),
+            _ => self.failed.remove(&identity),
+        };
+        true
+    }
+
+    fn count(&mut self) {
+        self.tally = Tally::default();
+        for identity in &self.involved {
+            if let Some((standing, is_in_step)) = self.by_identity[*identity as usize] {
+                self.tally.count(standing, is_in_step);
+            }
+        }
+    }
+}
+
+fn member(key: ClientKey) -> Member<'static> {
     Member {
         key,
         credential: None,

@@ -39,7 +39,7 @@ impl World {
         let is_kept = one.table.record_poll(&bundle, poll, one.clock(self.now));
         assert!(is_kept, "the table has room");
         one.touch(request.identity);
-        self.decide(replica, request, None);
+        self.decide(replica, request);
     }
 
     /// The version that the server would send by the plan.
@@ -58,15 +58,15 @@ impl World {
     pub(crate) fn decide_again(&mut self, replica: usize, client: u32, number: u32) {
         let held = self.replicas[replica].held.get(&client).copied();
         if let Some(held) = held.filter(|held| held.request.number == number) {
-            self.decide(replica, held.request, Some(held.why));
+            self.decide(replica, held.request);
         }
     }
 
     /// Decides about all requests that are held.
     pub(crate) fn wake(&mut self, replica: usize) {
         let held: Vec<_> = self.replicas[replica].held.values().copied().collect();
-        for Held { request, why } in held {
-            self.decide(replica, request, Some(why));
+        for Held { request, .. } in held {
+            self.decide(replica, request);
         }
     }
 
@@ -74,8 +74,8 @@ impl World {
     pub(crate) fn wake_confirming(&mut self, replica: usize, began: Micros) {
         let held = self.replicas[replica].held.values().copied();
         let held = held.filter(|held| held.why == Why::Confirm && held.request.at <= began);
-        for Held { request, why } in held.collect::<Vec<_>>() {
-            self.decide(replica, request, Some(why));
+        for Held { request, .. } in held.collect::<Vec<_>>() {
+            self.decide(replica, request);
         }
     }
 
@@ -96,7 +96,7 @@ impl World {
         self.replicas[replica].waiting.remove(&client);
     }
 
-    fn decide(&mut self, replica: usize, request: Request, held: Option<Why>) {
+    fn decide(&mut self, replica: usize, request: Request) {
         let one = &self.replicas[replica];
         let Some(active) = one.plan.clone().filter(|_| !one.is_unaware) else {
             return self.decide_without_plan(replica, &request);
@@ -104,17 +104,14 @@ impl World {
         let situation = self.situation(replica, &active, &request);
         match active.decide(&situation) {
             Decision::Serve(variant) => self.serve(replica, &active, &request, variant),
-            Decision::Replace(variant) => match held {
-                Some(Why::Replace(at)) if at <= self.now => {
-                    self.send(replica, &active, &request, Cause::Withdrawn(variant));
+            Decision::Replace(variant) => {
+                let at = request.at + REPLACE_DELAY;
+                if at <= self.now {
+                    return self.send(replica, &active, &request, Cause::Withdrawn(variant));
                 }
-                Some(Why::Replace(at)) => self.hold(replica, &request, Why::Replace(at)),
-                _ => {
-                    let at = self.now + REPLACE_DELAY;
-                    self.hold(replica, &request, Why::Replace(at));
-                    self.expire_at(replica, &request, at);
-                }
-            },
+                self.hold(replica, &request, Why::Replace);
+                self.expire_at(replica, &request, at);
+            }
             Decision::Confirm(_) => {
                 self.hold(replica, &request, Why::Confirm);
                 self.replicas[replica].is_read_wanted = true;
@@ -202,22 +199,18 @@ impl World {
         if runs == Some(tag) {
             return self.keep(replica, request);
         }
-        let now = self.replicas[replica].clock(self.now);
+        let key = self.keys[request.identity as usize];
         let candidate = (variant == Variant::Candidate).then_some(tag);
-        let moves = self.replicas[replica].moves_of(request.identity);
-        let allowed = moves.allowed_at(candidate, runs.is_some());
-        if allowed <= now {
+        let one = &mut self.replicas[replica];
+        let (bundle, now) = (one.bundle_of(request.identity, key), one.clock(self.now));
+        if bundle.may_be_sent(candidate, runs.is_some(), now) {
             return self.send(replica, active, request, Cause::Plan(variant));
         }
         let stable = self.version_of(active.stable);
         let has_stable = self.replicas[replica].availability(stable) == Availability::Served;
-        if runs.is_none() && has_stable {
-            return self.send(replica, active, request, Cause::Plan(Variant::Stable));
-        }
-        let at = self.now + (allowed - now) * MILLI;
-        self.keep(replica, request);
-        if at < request.deadline {
-            self.expire_at(replica, request, at);
+        match runs.is_none() && has_stable {
+            true => self.send(replica, active, request, Cause::Plan(Variant::Stable)),
+            false => self.keep(replica, request),
         }
     }
 
@@ -246,8 +239,9 @@ impl World {
         let (now, tag) = (self.replicas[replica].clock(self.now), self.tag(version));
         let is_move = request.runs.is_some();
         if cause != Cause::Newest {
-            let moves = self.replicas[replica].moves_of(request.identity);
-            moves.record(is_offer.then_some(tag), is_move, now);
+            let key = self.keys[request.identity as usize];
+            let bundle = self.replicas[replica].bundle_of(request.identity, key);
+            bundle.record_move(is_offer.then_some(tag), is_move, now);
         }
         self.check_sent(&Sent {
             replica,

@@ -40,13 +40,13 @@ token of its server.admin_token_file from others. Each replica shows and changes
 #[derive(Debug, Subcommand)]
 pub(super) enum RolloutCommand {
     /// List the bundles that are rolled out in steps.
-    List(Show),
+    List(Output),
     /// Show a roll-out: versions, criteria, checks and history.
     Show {
         /// The bundle's name in the configuration.
         name: String,
         #[command(flatten)]
-        show: Show,
+        output: Output,
     },
     /// Begin the next step now, whatever its criteria say; after the last one the candidate is stable.
     ///
@@ -76,9 +76,9 @@ pub(super) enum RolloutCommand {
     Wait(wait::Options),
 }
 
-/// Flags of requests that change nothing.
+/// Flags of all subcommands.
 #[derive(Debug, Args)]
-pub(super) struct Show {
+pub(super) struct Output {
     /// Print JSON: what /rollouts has.
     #[arg(long)]
     json: bool,
@@ -101,7 +101,7 @@ pub(super) struct Change {
     #[arg(long, value_name = "N")]
     epoch: Option<u64>,
     #[command(flatten)]
-    show: Show,
+    output: Output,
 }
 
 /// An operation, as the path and the body have it.
@@ -119,7 +119,7 @@ async fn dispatch(command: &RolloutCommand) -> anyhow::Result<()> {
         RolloutCommand::List(options) => return list(options).await,
         RolloutCommand::Show {
             name,
-            show: options,
+            output: options,
         } => return show(name, options).await,
         RolloutCommand::Wait(options) => return wait::run(options).await,
         RolloutCommand::Promote { change, .. } => ("promote", change),
@@ -132,7 +132,7 @@ async fn dispatch(command: &RolloutCommand) -> anyhow::Result<()> {
     operate(&Operation { word, is_full }, change).await
 }
 
-async fn list(options: &Show) -> anyhow::Result<()> {
+async fn list(options: &Output) -> anyhow::Result<()> {
     let document = options.admin.get("/rollouts").await;
     let document = document.context("rollout list")?;
     let rollouts = answer::read_all(&document)?;
@@ -145,7 +145,7 @@ async fn list(options: &Show) -> anyhow::Result<()> {
     }
 }
 
-async fn show(name: &str, options: &Show) -> anyhow::Result<()> {
+async fn show(name: &str, options: &Output) -> anyhow::Result<()> {
     let document = fetch(name, &options.admin).await?;
     let rollout = Rollout::read(&document)?;
     match options.json {
@@ -155,18 +155,18 @@ async fn show(name: &str, options: &Show) -> anyhow::Result<()> {
 }
 
 async fn operate(operation: &Operation, change: &Change) -> anyhow::Result<()> {
-    let Change { name, show, .. } = change;
+    let Change { name, output, .. } = change;
     let (word, path) = (operation.word, name_path(name));
     let what = || format!("rollout {word} {name}");
     let path = format!("/rollouts/{path}/{word}");
     let body = change.body(operation.is_full);
-    let (status, answer) = show.admin.post(&path, &body).await.with_context(what)?;
+    let (status, answer) = output.admin.post(&path, &body).await.with_context(what)?;
     if status == StatusCode::ACCEPTED {
         let message = answer.get("message").and_then(Value::as_str);
         bail!("{}: {}", what(), message.unwrap_or("not done yet"));
     }
     let rollout = Rollout::read(&answer)?;
-    match show.json {
+    match output.json {
         true => print_json(&answer),
         false => print(&format!("{name}: {}", view::summary(&rollout))),
     }

@@ -7,11 +7,14 @@ use clap::Args;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{Show, answer::Rollout, fetch, view};
+use super::{Output, answer::Rollout, fetch, view};
 use crate::cli::{eprint, one_line, print, print_json};
 
 /// Between two requests.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The longest wait.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Arguments of `rollout wait`.
 #[derive(Debug, Args)]
@@ -22,11 +25,11 @@ pub(in crate::cli) struct Options {
     /// `bundlegate push` prints. Without it, the version that is being rolled out.
     #[arg(long, value_name = "DIGEST", value_parser = digest)]
     manifest: Option<String>,
-    /// How long to wait, such as 1h.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration)]
+    /// How long to wait, such as 1h; at most 30d.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = timeout)]
     timeout: Duration,
     #[command(flatten)]
-    show: Show,
+    output: Output,
 }
 
 /// The wait has ended before the roll-out: exit code 2.
@@ -65,7 +68,7 @@ pub(super) async fn run(options: &Options) -> anyhow::Result<()> {
     };
     let (mut last_line, mut is_failing) = (String::new(), false);
     loop {
-        match fetch(&options.name, &options.show.admin).await {
+        match fetch(&options.name, &options.output.admin).await {
             Ok(document) => {
                 let rollout = Rollout::read(&document).map_err(undecided)?;
                 is_failing = false;
@@ -108,12 +111,12 @@ impl Options {
         rollout: &Rollout,
         standing: Standing,
     ) -> anyhow::Result<()> {
-        if self.show.json {
+        if self.output.json {
             print_json(document)?;
         }
         match standing {
             Standing::Stopped(reason) => bail!("rollout wait {}: {reason}", self.name),
-            _ if self.show.json => Ok(()),
+            _ if self.output.json => Ok(()),
             _ => {
                 let stable = rollout.stable.as_ref();
                 let stable = stable.map(|version| version.short()).unwrap_or_default();
@@ -176,6 +179,12 @@ fn without_times(line: &str) -> String {
     let parts = line.split("; ");
     let parts = parts.filter(|part| !part.starts_with("observed for"));
     parts.collect::<Vec<_>>().join("; ")
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).ok();
+    let timeout = timeout.filter(|timeout| *timeout <= MAX_TIMEOUT);
+    timeout.ok_or_else(|| "write a time of at most 30d, such as 1h".to_owned())
 }
 
 fn digest(text: &str) -> Result<String, String> {

@@ -52,7 +52,14 @@ impl Scene {
             },
             metrics.store,
         );
-        let bundles = Bundles::new(&empty, registries, store, metrics.bundles, Traces::off());
+        let bundles = Bundles::new(
+            &empty,
+            registries,
+            store,
+            metrics.bundles,
+            None,
+            Traces::off(),
+        );
         let mut scene = Self {
             bundles,
             config: empty,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::time::{Duration, Instant};
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     },
     server::Entry,
     shared::PlanVersion,
+    telemetry,
 };
 
 /// What is known of one bundle's roll-out.
@@ -28,8 +30,8 @@ pub(super) struct Known {
     pub(super) tally: Tally,
     /// The newest version of the plan that this replica has seen the reference name.
     seen: Option<Digest>,
-    /// What the reference names, since when, and since when under this plan.
-    named: Option<(Digest, Instant)>,
+    /// What the reference names, and since when under this plan.
+    named: Option<(Digest, Timestamp)>,
     /// Why this replica has halted the roll-out of a generation by itself; the plan is changed by that as soon
     /// as the engine answers.
     pub(super) halt: Option<(u64, Event)>,
@@ -72,7 +74,7 @@ impl Known {
     /// What the reference names, for a proposal; `None` if nothing of it is verified.
     pub(super) fn newest(&mut self, entry: &Entry) -> Option<Newest> {
         let version = version_of(entry.newest())?;
-        let now = Instant::now();
+        let now = telemetry::now();
         let newest_of_plan = self.plan().map(|plan| plan.newest().manifest.clone());
         if newest_of_plan.as_ref() == Some(&version.manifest) {
             self.seen = newest_of_plan.clone();
@@ -82,10 +84,15 @@ impl Known {
             _ => self.named = Some((version.manifest.clone(), now)),
         }
         let since = self.named.as_ref().map_or(now, |(_, since)| *since);
+        let is_newest = newest_of_plan.as_ref() == Some(&version.manifest);
         Some(Newest {
             version,
             has_seen_newest: self.seen.is_some() && self.seen == newest_of_plan,
-            steady: now - since,
+            // It matters only for another version.
+            steady: match is_newest {
+                true => Duration::ZERO,
+                false => confirmed_for(entry.newest(), since),
+            },
         })
     }
 
@@ -160,6 +167,15 @@ pub(super) fn version_of(handle: &Handle) -> Option<Version> {
         snapshot.etag(),
         revision,
     ))
+}
+
+/// For how long the registry has named what it names now: from a time to its last answer.
+fn confirmed_for(handle: &Handle, since: Timestamp) -> Duration {
+    let status = handle.status();
+    let last_check = status.last_check.filter(|_| status.last_failure.is_none());
+    let confirmed = last_check.map(|last| last.duration_since(since));
+    let confirmed = confirmed.and_then(|confirmed| Duration::try_from(confirmed).ok());
+    confirmed.unwrap_or_default()
 }
 
 /// Why a version is no longer trusted. One that could not be fetched or verified yet is no such version.

@@ -3,8 +3,11 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `sync` | the task |
+//! | `sync` | the task: it reads plans, puts them in force and writes them |
 //! | `known` | what is known of one bundle's roll-out |
+//! | `propose` | what a replica finds by itself: failing clients, versions, distrust |
+//! | `lead` | what the replica that holds the lease does |
+//! | `operators` | what operators ask for, and what they see |
 //! | `store` | where plans are: the shared state, or this replica alone |
 //! | `plan_file` | the plans on disk, for the time after a restart |
 //! | `clients` | counting clients |
@@ -13,7 +16,10 @@
 mod checks;
 mod clients;
 mod known;
+mod lead;
+mod operators;
 mod plan_file;
+mod propose;
 mod store;
 mod sync;
 

@@ -1,21 +1,16 @@
 //! The task of all roll-outs.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    convert::Infallible,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
 use tokio::{
     sync::{mpsc, oneshot},
-    task::spawn_blocking,
     time::{Duration, Instant, MissedTickBehavior, interval, sleep},
 };
 
 use super::{
-    checks::{CheckKey, Evaluated, Evaluations},
-    clients::{self, Counted},
-    known::{Known, is_longer, own_time},
+    checks::{Evaluated, Evaluations},
+    clients,
+    known::{Known, is_longer},
     plan_file::PlanFile,
     store::PlanStore,
 };
@@ -23,16 +18,12 @@ use crate::{
     fleet::{Fleet, Millis},
     gateway::staging::PlanUpdate,
     promql::PromqlClient,
-    publish::Hint,
     rollout::{
-        ActivePlan, Context, Event, Operation, Plan, PlanWatch, Progress, Reconciled,
-        RolloutMetrics, RolloutSample, Staged, Strategy, Unchanged, next, proposal, reconcile,
-        restored, too_many_failures,
+        ActivePlan, Context, Event, Plan, PlanWatch, Reconciled, RolloutMetrics, Staged, Unchanged,
+        next, reconcile, restored,
     },
-    server::{
-        Catalog, Entry, RolloutReply, RolloutRequest, RolloutRequests, RolloutStatus, Rollouts,
-    },
-    shared::{Lease, PlanRead, PlanWrite, SharedError, StoredPlan},
+    server::{Catalog, Entry, RolloutReply, RolloutRequest, RolloutRequests, Rollouts},
+    shared::{PlanRead, PlanWrite, SharedError, StoredPlan},
     telemetry::now_millis,
 };
 
@@ -40,34 +31,30 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(500);
 /// The pause between two readings that requests ask for.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
-/// How long the lease of the leader lasts.
-const LEASE: Duration = Duration::from_secs(15);
-/// Counting takes no larger part of the time than this.
-const COUNTING_SHARE: u32 = 10;
 
 /// The roll-outs of all bundles, on one replica.
 #[derive(Debug)]
 pub(in super::super) struct RolloutSync {
-    store: PlanStore,
+    pub(super) store: PlanStore,
     /// This replica.
-    id: u64,
+    pub(super) id: u64,
     grace: Duration,
     catalog: Catalog,
-    fleet: Fleet,
-    watch: PlanWatch,
+    pub(super) fleet: Fleet,
+    pub(super) watch: PlanWatch,
     updates: mpsc::Sender<PlanUpdate>,
     file: PlanFile,
-    evaluations: Evaluations,
-    rollouts: Rollouts,
+    pub(super) evaluations: Evaluations,
+    pub(super) rollouts: Rollouts,
     requests: RolloutRequests,
-    metrics: RolloutMetrics,
-    known: BTreeMap<Arc<str>, Known>,
-    is_leader: bool,
+    pub(super) metrics: RolloutMetrics,
+    pub(super) known: BTreeMap<Arc<str>, Known>,
+    pub(super) is_leader: bool,
     /// Since when the engine has failed.
     failing_since: Option<Instant>,
     /// How far the clock of the engine is ahead, in milliseconds.
-    offset: i64,
-    next_count: Instant,
+    pub(super) offset: i64,
+    pub(super) next_count: Instant,
 }
 
 /// What a roll-out task needs.
@@ -172,7 +159,7 @@ impl RolloutSync {
     }
 
     /// The bundles that are rolled out in steps.
-    fn staged(&self) -> Vec<(Arc<str>, Arc<Entry>, Staged)> {
+    pub(super) fn staged(&self) -> Vec<(Arc<str>, Arc<Entry>, Staged)> {
         let entries = self.catalog.entries().into_iter();
         let staged = entries.filter_map(|entry| {
             let staged = entry.staged()?.clone();
@@ -182,7 +169,7 @@ impl RolloutSync {
     }
 
     /// Reads all plans, and puts those in force that have changed. Returns whether the engine has answered.
-    async fn read(&mut self) -> bool {
+    pub(super) async fn read(&mut self) -> bool {
         let began = Instant::now();
         let names = self.catalog.filter_map(|entry| {
             let staged = entry.staged()?;
@@ -282,7 +269,7 @@ impl RolloutSync {
         }
     }
 
-    fn record_failure(&mut self) {
+    pub(super) fn record_failure(&mut self) {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.is_leader = false;
         for known in self.known.values_mut() {
@@ -349,111 +336,15 @@ impl RolloutSync {
         plans.collect()
     }
 
-    /// Counts the clients of live roll-outs.
-    async fn count(&mut self) {
-        let live = self.known.iter().filter_map(|(bundle, known)| {
-            let plan = known.plan.clone()?;
-            let began = own_time(plan.plan.began, self.offset);
-            plan.named_candidate?;
-            Some((Arc::clone(bundle), Counted { plan, began }))
-        });
-        let live: HashMap<_, _> = live.collect();
-        let began = Instant::now();
-        if live.is_empty() || began < self.next_count {
-            return;
-        }
-        let table = self.fleet.table.clone();
-        let counted = spawn_blocking(move || clients::count(&table, &live)).await;
-        self.next_count = Instant::now() + began.elapsed() * COUNTING_SHARE;
-        for (bundle, tally) in counted.unwrap_or_default() {
-            if let Some(known) = self.known.get_mut(&bundle) {
-                known.tally = tally;
-            }
-        }
-    }
-
-    /// Rule R5: a replica that counts too many failures halts at once; the engine learns of it when it can.
-    fn halt_locally(&mut self, bundle: &Arc<str>, entry: &Entry, staged: &Staged) {
-        let Some(known) = self.known.get_mut(bundle) else {
-            return;
-        };
-        let tally = known.tally;
-        let event = known
-            .plan()
-            .and_then(|plan| too_many_failures(plan, &tally));
-        if let Some(event) = event
-            && known.halt(&staged.halt, event)
-        {
-            let failed = tally.failed;
-            tracing::warn!(
-                bundle = &**bundle,
-                failed,
-                "this replica halts the roll-out"
-            );
-            entry.handle().wake_waiters();
-        }
-    }
-
-    /// Proposes what this replica knows and the plan does not.
-    async fn propose(&mut self, bundle: &Arc<str>, entry: &Entry, staged: &Staged) {
-        let Some(strategy) = staged.strategy.clone() else {
-            return;
-        };
-        let is_leader = self.is_leader;
-        let known = self.known.entry(Arc::clone(bundle)).or_default();
-        let newest = known.newest(entry);
-        let Some(plan) = known.plan() else {
-            if let Some(newest) = newest {
-                self.begin_plan(bundle, newest.version, &strategy).await;
-            }
-            return;
-        };
-        let is_behind = newest
-            .as_ref()
-            .is_none_or(|newest| newest.version.manifest != plan.newest().manifest);
-        let generation = plan.generation;
-        let halt = known.halt_event();
-        let event = halt.or_else(|| known.trust_event(entry, staged));
-        let event = event.or_else(|| proposal(plan, newest.as_ref()?, &strategy, is_leader));
-        if is_behind && known.hinted != generation {
-            known.hinted = generation;
-            entry.hint(Hint::Push);
-        }
-        if let Some(event) = event {
-            // It is tried again at the next tick.
-            let _ = self.apply(bundle, &event).await;
-        }
-    }
-
-    async fn begin_plan(
-        &mut self,
-        bundle: &Arc<str>,
-        version: crate::rollout::Version,
-        strategy: &Arc<Strategy>,
-    ) {
-        if self
-            .known
-            .get(bundle)
-            .is_some_and(|known| known.broken.is_some())
-        {
-            return;
-        }
-        let mut plan = Plan::first(version, Strategy::clone(strategy), self.engine_now());
-        plan.epoch = 1;
-        if let Ok(PlanWrite::Written(stored)) = self.store.replace(bundle, &plan).await {
-            self.adopt_written(bundle, &stored).await;
-        }
-    }
-
     /// Puts a plan in force that this replica has written.
-    async fn adopt_written(&mut self, bundle: &Arc<str>, stored: &StoredPlan) {
+    pub(super) async fn adopt_written(&mut self, bundle: &Arc<str>, stored: &StoredPlan) {
         if let Ok(plan) = decode(stored) {
             self.adopt(vec![(Arc::clone(bundle), plan)]).await;
         }
     }
 
     /// Changes a plan. Returns the plan that is in force then, or why it was not changed.
-    async fn apply(
+    pub(super) async fn apply(
         &mut self,
         bundle: &Arc<str>,
         event: &Event,
@@ -497,193 +388,20 @@ impl RolloutSync {
         next(plan, event, &context)
     }
 
-    /// Observes the steps, if this replica holds the lease.
-    async fn lead(&mut self, staged: &[(Arc<str>, Arc<Entry>, Staged)]) {
-        let note: BTreeMap<&str, &Progress> = self
-            .known
-            .iter()
-            .map(|(bundle, known)| (&**bundle, &known.progress))
-            .collect();
-        let note = serde_json::to_vec(&note).unwrap_or_default();
-        match self.store.lease(self.id, LEASE, &note).await {
-            Ok(Lease::Renewed) => {}
-            Ok(Lease::Taken(note)) => self.continue_with(&note),
-            Ok(Lease::Held) | Err(_) => {
-                self.is_leader = false;
-                return;
-            }
-        }
-        self.is_leader = true;
-        let now = self.engine_now();
-        for (bundle, ..) in staged {
-            let Some(known) = self.known.get_mut(bundle) else {
-                continue;
-            };
-            let Some(active) = known.plan.clone() else {
-                continue;
-            };
-            let plan = &active.plan;
-            known.progress.observe(plan, &known.tally, now);
-            if let Some(event) = known.progress.verdict(plan, &known.tally) {
-                let _ = self.apply(bundle, &event).await;
-                continue;
-            }
-            if plan.phase.is_live() {
-                self.begin_checks(bundle, plan, now);
-            }
-        }
-    }
-
-    /// Continues with what the last leader has observed.
-    fn continue_with(&mut self, note: &[u8]) {
-        let note: BTreeMap<String, Progress> = serde_json::from_slice(note).unwrap_or_default();
-        for (bundle, progress) in note {
-            if let Some(known) = self.known.get_mut(&*bundle) {
-                known.progress = progress;
-                known.progress.interrupt();
-            }
-        }
-    }
-
-    fn begin_checks(&mut self, bundle: &Arc<str>, plan: &Plan, now: Millis) {
-        let Some(known) = self.known.get(bundle) else {
-            return;
-        };
-        let checks = plan.strategy.checks.iter().zip(known.progress.checks());
-        let due: Vec<_> = checks
-            .enumerate()
-            .filter(|(_, (check, state))| state.is_due(check, now))
-            .map(|(index, _)| index)
-            .collect();
-        for index in due {
-            let key = CheckKey {
-                bundle: Arc::clone(bundle),
-                generation: plan.generation,
-                step: plan.step,
-                index,
-            };
-            self.evaluations.begin(key, plan);
-        }
-    }
-
-    fn record_check(&mut self, evaluated: Evaluated) {
-        let Evaluated { key, outcome } = evaluated;
-        let now = self.engine_now();
-        let Some(known) = self.known.get_mut(&key.bundle) else {
-            return;
-        };
-        let Some(active) = known.plan.clone() else {
-            return;
-        };
-        let plan = &active.plan;
-        if (plan.generation, plan.step) != (key.generation, key.step) {
-            return;
-        }
-        known.progress.follow(plan);
-        let check = plan.strategy.checks.get(key.index);
-        if let Some((check, state)) = check.zip(known.progress.checks_mut().get_mut(key.index)) {
-            self.metrics
-                .count_check(&key.bundle, &check.name, outcome.label());
-            state.record(outcome, now);
-        }
-    }
-
-    /// Carries out what an operator asks for.
-    async fn operate(&mut self, request: &RolloutRequest) -> RolloutReply {
-        let bundle: Arc<str> = request.bundle.as_str().into();
-        let staged = self.staged();
-        let Some((_, entry, staged)) = staged.into_iter().find(|(name, ..)| *name == bundle) else {
-            return RolloutReply::Unknown;
-        };
-        let is_read = self.read().await;
-        let plan = self.known.get(&bundle).and_then(|known| known.plan.clone());
-        let Some(plan) = plan else {
-            let message = "no plan of the roll-out is known yet; try again".to_owned();
-            return RolloutReply::Unreachable(message);
-        };
-        if let Some(epoch) = request.epoch.filter(|epoch| *epoch != plan.plan.epoch) {
-            let current = plan.plan.epoch;
-            return RolloutReply::Conflict(format!(
-                "the plan has changed: its epoch is {current}, not {epoch}; read it again"
-            ));
-        }
-        let event = Event::Operator(request.operation, request.operator.clone());
-        let refused = match is_read {
-            true => match self.apply(&bundle, &event).await {
-                Ok(plan) => return RolloutReply::Changed(Arc::new(plan.plan.clone())),
-                Err(refused) => refused,
-            },
-            false => Refused::Unreachable("the shared state can't be reached".to_owned()),
-        };
-        match refused {
-            Refused::Unchanged(unchanged) => RolloutReply::Conflict(unchanged.to_string()),
-            Refused::Superseded => {
-                RolloutReply::Conflict("the plan has changed meanwhile; read it again".to_owned())
-            }
-            Refused::Unreachable(_)
-                if request.operation == Operation::Abort && plan.plan.phase.is_live() =>
-            {
-                if let Some(known) = self.known.get_mut(&bundle) {
-                    known.halt(&staged.halt, event);
-                }
-                entry.handle().wake_waiters();
-                RolloutReply::HaltedHere
-            }
-            Refused::Unreachable(error) => RolloutReply::Unreachable(error),
-        }
-    }
-
-    /// Updates what operators see.
-    fn show(&mut self, staged: &[(Arc<str>, Arc<Entry>, Staged)]) {
-        let engine = self.watch.engine();
-        let statuses = staged.iter().map(|(bundle, entry, staged)| {
-            let known = self.known.get(bundle);
-            let plan = known.and_then(|known| known.plan.as_ref());
-            if let Some(snapshot) = entry.handle().served_at(crate::telemetry::now)
-                && plan.is_some_and(|plan| plan.plan.stable.manifest == *snapshot.manifest_digest())
-            {
-                entry.newest().set_stable(&snapshot);
-            }
-            let is_observed = |plan: &&Arc<ActivePlan>| self.is_leader && plan.plan.phase.is_live();
-            RolloutStatus {
-                bundle: bundle.to_string(),
-                plan: plan.map(|plan| Arc::new(plan.plan.clone())),
-                tally: known.map(|known| known.tally).unwrap_or_default(),
-                criteria: known
-                    .zip(plan.filter(is_observed))
-                    .map(|(known, plan)| known.progress.criteria(&plan.plan, &known.tally)),
-                checks: known.map_or_else(Vec::new, |known| known.progress.checks().to_vec()),
-                is_halted: known.is_some_and(|known| known.is_halted(&staged.halt)),
-                is_leader: self.is_leader,
-                engine,
-            }
-        });
-        let statuses: Vec<_> = statuses.collect();
-        self.metrics
-            .set(statuses.iter().map(|status| RolloutSample {
-                bundle: &status.bundle,
-                plan: status.plan.as_deref(),
-                tally: &status.tally,
-            }));
-        self.metrics.set_leader(self.is_leader);
-        self.metrics.set_plan_age(self.watch.age());
-        self.rollouts.replace(statuses);
-    }
-
-    fn engine_now(&self) -> Millis {
+    pub(super) fn engine_now(&self) -> Millis {
         now_millis().saturating_add_signed(self.offset)
     }
 }
 
 /// Why a plan was not changed.
-enum Refused {
+pub(super) enum Refused {
     Unchanged(Unchanged),
     /// Another replica has changed it.
     Superseded,
     Unreachable(String),
 }
 
-fn decode(stored: &StoredPlan) -> Result<Plan, crate::rollout::PlanError> {
+pub(super) fn decode(stored: &StoredPlan) -> Result<Plan, crate::rollout::PlanError> {
     Plan::from_bytes(stored.epoch, &stored.content)
 }
 

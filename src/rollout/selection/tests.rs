@@ -67,13 +67,21 @@ fn a_client_is_moved_only_by_a_fresh_plan() {
 }
 
 /// R3: without the engine, a client that runs stable or the candidate stays. One that runs a version which gave
-/// way does not, and one with an unknown version only after the grace.
+/// way does not, and one with an unknown version only after the grace: it gets the stable one, because the
+/// candidate may be rolled back elsewhere.
 #[test]
 fn without_the_engine_no_client_is_moved_between_the_versions() {
     for (phase, runs, is_in_step, down, for_long) in [
         (Phase::Progressing, tag(1), true, Keep, Keep),
         (Phase::Idle, tag(9), false, Keep, Serve(Stable)),
-        (Phase::Progressing, tag(9), true, Keep, Serve(Candidate)),
+        (Phase::Progressing, tag(9), true, Keep, Serve(Stable)),
+        (
+            Phase::Progressing,
+            tag(0),
+            true,
+            Serve(Stable),
+            Serve(Stable),
+        ),
         (Phase::Idle, tag(0), false, Serve(Stable), Serve(Stable)),
         (
             Phase::RolledBack,
@@ -147,11 +155,21 @@ fn withdraw_withdraws_both() {
     let mut plan = plan(Phase::Paused);
     plan.strategy.on_stable_lost = OnStableLost::Withdraw;
     let plan = ActivePlan::new(plan);
-    let situation = Situation {
-        stable: Withdrawn,
-        ..SITUATION
-    };
-    assert_eq!(plan.decide(&situation), Absent);
+    for (runs, is_in_step) in [
+        (None, false),
+        (None, true),
+        (tag(1), false),
+        (tag(2), true),
+        (tag(2), false),
+    ] {
+        let situation = Situation {
+            stable: Withdrawn,
+            runs,
+            is_in_step,
+            ..SITUATION
+        };
+        assert_eq!(plan.decide(&situation), Absent, "{runs:?} {is_in_step}");
+    }
 }
 
 /// R5: a replica that has halted gives the candidate to no client, and takes it back without the engine.

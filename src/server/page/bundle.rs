@@ -6,7 +6,7 @@ use super::{
     ShownBundle, clients,
     condition::{Condition, is_refusal},
     html::Html,
-    text,
+    rollout, text,
 };
 use crate::{
     fleet::BundleCounts,
@@ -143,6 +143,9 @@ impl Rows<'_> {
         }
         if status.suspended {
             further("calm", "Suspended");
+        }
+        if let Some((colour, label)) = rollout::badge(self.bundle) {
+            further(colour, &label);
         }
         if let Some(fallback) = &self.bundle.fallback {
             match fallback.since {
@@ -314,6 +317,7 @@ impl Rows<'_> {
                 text::fact(html, label, |html| whole_digest(html, digest.as_str()));
             }
         }
+        rollout::facts(html, self.bundle, self.now);
         if let Some(etag) = &status.etag {
             text::fact(html, "Entity tag", |html| {
                 html.element("code").foreign(etag)
@@ -434,6 +438,6 @@ fn reason_of(html: &mut Html, title: &str, content: impl FnOnce(&mut Html)) {
     });
 }
 
-fn whole_digest(html: &mut Html, digest: &str) {
+pub(super) fn whole_digest(html: &mut Html, digest: &str) {
     html.element("code").class("digest whole").text(digest);
 }

@@ -9,7 +9,11 @@ use crate::{
     fleet::{BundleView, ClientDetails, ClientError, ClientState, Facts, OpaInstance, Version},
     oci::Digest,
     publish::{FailureClass, FailureStatus, Status, Step, pending, serving},
-    server::CertificateInUse,
+    rollout::{
+        Cause, EngineState, Phase, Plan, Tally, Transition, Version as PlannedVersion,
+        fixture::{idle, version_named as version},
+    },
+    server::{CertificateInUse, RolloutStatus},
     telemetry::{SENTENCE_BYTES, cut},
 };
 
@@ -226,6 +230,89 @@ fn hostile_text_changes_no_element_wherever_it_stands() {
     let mark = cut(&reason, SENTENCE_BYTES);
     let (_, mark) = mark.rsplit_once("…[").unwrap();
     assert!(long.contains(mark), "{mark}");
+}
+
+/// A roll-out whose texts are this one.
+fn rollout(phase: Phase, text: &str) -> RolloutStatus {
+    let candidate = PlannedVersion {
+        revision: Some(text.to_owned()),
+        ..version("r2")
+    };
+    let transition = Transition {
+        at: 0,
+        to: phase,
+        step: 0,
+        candidate: None,
+        cause: Cause::Operator,
+        reason: text.to_owned(),
+        by: Some(text.to_owned()),
+    };
+    let plan = Plan {
+        phase,
+        candidate: Some(candidate),
+        history: vec![transition],
+        ..idle()
+    };
+    RolloutStatus {
+        bundle: "authz".to_owned(),
+        plan: Some(Arc::new(plan)),
+        tally: Tally {
+            offered: 7,
+            acknowledged: 5,
+            failed: 2,
+            outside: 0,
+        },
+        criteria: None,
+        checks: Vec::new(),
+        is_halted: false,
+        is_leader: true,
+        engine: EngineState::Up,
+    }
+}
+
+#[test]
+fn a_rollout_has_its_phase_candidate_and_last_transition_and_no_text_makes_an_element() {
+    let document = |rollout: RolloutStatus| {
+        let (_publisher, handle) = serving("authz", 1);
+        let mut bundle = bundle("authz", handle.status());
+        bundle.rollout = Some(rollout);
+        rendered(&overview(vec![bundle]))
+    };
+    let plain = document(rollout(Phase::Paused, "plain"));
+    for text in [
+        "Paused in step 1 of 1",
+        "run by 5 of 7 clients that were offered it, 2 failed",
+        "</bdi>, by <bdi>plain</bdi>",
+        "revision <bdi>plain</bdi>",
+    ] {
+        assert!(plain.contains(text), "{text}: {plain}");
+    }
+    let hostile = document(rollout(Phase::Paused, HOSTILE));
+    assert_eq!(elements(&plain), elements(&hostile));
+    let halted = RolloutStatus {
+        is_halted: true,
+        engine: EngineState::Down,
+        ..rollout(Phase::Progressing, "plain")
+    };
+    let unknown = RolloutStatus {
+        plan: None,
+        ..rollout(Phase::Idle, "plain")
+    };
+    for (rollout, text) in [
+        (rollout(Phase::Progressing, "plain"), "Step 1 of 1"),
+        (rollout(Phase::RolledBack, "plain"), "Rolled back"),
+        (halted.clone(), "Halted here"),
+        (halted, "the shared state does not answer"),
+        (unknown, "no plan is known yet"),
+    ] {
+        let shown = document(rollout);
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    let idle = document(rollout(Phase::Idle, "plain"));
+    assert!(
+        !idle.contains("Step 1 of 1") && idle.contains("idle since"),
+        "{idle}"
+    );
 }
 
 #[test]

@@ -193,6 +193,7 @@ async fn waits(fixture: &Fixture) {
     let ((code, text), ()) = tokio::join!(fixture.operate(0, &wait), paused);
     assert_eq!(code, 1, "{text}");
     fixture.operates(1, &["resume", "authz"]).await;
+    fixture.all_in("progressing").await;
     let promoted = async {
         fixture.operates(1, &["promote", "authz", "--full"]).await;
     };

@@ -121,9 +121,7 @@ async fn a_revoked_stable_version_leads_to_the_fallback_where_the_strategy_says_
     fixture.all_in("paused").await;
     fixture.reconfigure(REVOKED, &json!([first]));
     fixture.tell("the stable version is revoked");
-    for (name, opa) in opas.iter().filter(|(name, _)| name.starts_with("other")) {
-        fixture.answers(name, opa, "denied").await;
-    }
+    run(&fixture, &opas, "denied", "denied").await;
     let newcomer = fixture.opa(BOTH[0], 0, Client::named("new")).await;
     fixture.answers("new", &newcomer, "denied").await;
     fixture.reconfigure(REVOKED, &json!([first, second]));
