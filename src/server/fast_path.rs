@@ -33,7 +33,7 @@ use super::{
     delivery::{BodyBytes, Delivery},
     idle_connections::{ActiveRequest, Slot},
     plain_request::{self, PlainRequest},
-    reply::Reply,
+    reply::{ROLLOUT, Reply},
     response_body::{Http1Body, ResponseBody},
     service::Answer,
 };
@@ -387,11 +387,12 @@ fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool) {
 
 /// Writes which version of a bundle it is, where versions are rolled out in steps.
 fn write_variant(head: &mut Vec<u8>, variant: Option<Variant>) {
-    head.extend_from_slice(match variant {
-        None => b"",
-        Some(Variant::Stable) => b"bundlegate-rollout: stable\r\n",
-        Some(Variant::Candidate) => b"bundlegate-rollout: candidate\r\n",
-    });
+    let Some(variant) = variant else {
+        return;
+    };
+    for part in [ROLLOUT.as_str(), ": ", variant.label(), "\r\n"] {
+        head.extend_from_slice(part.as_bytes());
+    }
 }
 
 /// Writes the head of a response that is not prepared.

@@ -114,6 +114,7 @@ impl RolloutSync {
     /// Reads the plans once, so that a replica that knows none begins with those of the others.
     pub(in super::super) async fn read_first(&mut self) {
         self.read().await;
+        self.show(&self.staged());
     }
 
     /// Runs until the future is dropped.
