@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, tcp},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
-    time::sleep,
+    time::{Instant, sleep_until},
 };
 
 /// Passes bytes on until it is dropped.
@@ -22,7 +22,7 @@ pub(crate) struct Link {
 #[derive(Debug, Clone, Copy, Default)]
 struct Network {
     is_cut: bool,
-    /// Before each piece that is passed on, in each direction.
+    /// In each direction.
     delay: Duration,
 }
 
@@ -80,19 +80,30 @@ async fn pass(client: TcpStream, port: u16, mut network: watch::Receiver<Network
     }
 }
 
+/// Bytes are on their way for the delay of the moment in which they arrive; those behind them do not wait for it.
 async fn copy(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
     network: watch::Receiver<Network>,
 ) {
-    let mut buffer = vec![0; 1 << 16];
-    while let Ok(length @ 1..) = from.read(&mut buffer).await {
-        let delay = network.borrow().delay;
-        if !delay.is_zero() {
-            sleep(delay).await;
+    let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(64);
+    let read = async move {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            let arrival = Instant::now() + network.borrow().delay;
+            let bytes = buffer[..length].to_vec();
+            if sender.send((arrival, bytes)).await.is_err() {
+                break;
+            }
         }
-        if to.write_all(&buffer[..length]).await.is_err() {
-            break;
+    };
+    let write = async move {
+        while let Some((arrival, bytes)) = on_the_way.recv().await {
+            sleep_until(arrival).await;
+            if to.write_all(&bytes).await.is_err() {
+                break;
+            }
         }
-    }
+    };
+    tokio::join!(read, write);
 }
