@@ -106,6 +106,9 @@ fn fault() -> impl Generator<Value = Vec<(Micros, Fault)>> {
         match kind {
             Fault::Engine(_) => vec![(at, kind), (end, Fault::Engine(Mode::Up))],
             Fault::Cut(replica, _) => vec![(at, kind), (end, Fault::Cut(replica, false))],
+            Fault::Monitoring { .. } => {
+                vec![(at, kind), (end, Fault::Monitoring { is_down: false })]
+            }
             Fault::Restart(replica, _) => {
                 vec![(at, Fault::Restart(replica, length.min(60 * SECOND)))]
             }
@@ -132,6 +135,7 @@ fn kind() -> impl Generator<Value = Fault> {
         2 => Just(Fault::Engine(Mode::Killed)),
         2 => Just(Fault::Engine(Mode::Stopped)),
         2 => slow,
+        2 => Just(Fault::Monitoring { is_down: true }),
         1 => Just(Fault::Wipe),
         2 => (1..4_usize).prop_map(Fault::FailOver),
         3 => replica().prop_map(|replica| Fault::Cut(replica, true)),

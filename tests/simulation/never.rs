@@ -9,7 +9,7 @@ use crate::{
     replica::{Request, VersionId},
     requests::{Cause, REVOKED_WITHIN},
     time::{MILLI, MINUTE, Micros, SECOND, seconds},
-    world::World,
+    world::{Client, World},
 };
 
 /// Moves of one client within a minute by one replica.
@@ -292,10 +292,16 @@ impl World {
             .as_ref()
             .map(|candidate| self.index_of(candidate));
         let ever = self.figures.ever.get(&runs).copied().unwrap_or_default();
-        if time + allowed < soak || ever == 0 {
+        // The result of the last evaluation counts until the next one.
+        let is_blind = self
+            .monitoring_down
+            .is_some_and(|since| since + MINUTE + SECOND <= self.now);
+        if time + allowed < soak || ever == 0 || is_blind {
             let text = || {
                 let (step, seconds) = (plan.step + 1, seconds(time));
-                format!("step {step} is complete after {seconds:.1} s; {ever} have run it")
+                format!(
+                    "step {step} is complete after {seconds:.1} s; {ever} have run it, blind: {is_blind}"
+                )
             };
             self.never.violate(self.now, text);
         }
@@ -327,12 +333,13 @@ impl World {
         if plan.phase == Phase::Idle && is_stable_revoked {
             return;
         }
-        let others = self.clients.iter().filter(|client| {
-            client
-                .runs
-                .is_some_and(|runs| runs != stable && Some(runs) != candidate)
-        });
-        let others = others.count();
+        let wanted = [Some(stable), candidate];
+        let is_outdated = |client: &&Client| {
+            let mut wanted = wanted.into_iter().flatten();
+            let is_able = wanted.clone().all(|it| self.can_activate(client, it));
+            is_able && client.runs.is_some_and(|runs| wanted.all(|it| it != runs))
+        };
+        let others = self.clients.iter().filter(is_outdated).count();
         if others > 0 {
             let running = self.running();
             let text =

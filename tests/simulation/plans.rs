@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bundlegate::rollout::{
     ActivePlan, Context, EngineState, Event, Newest, Operation, Operator, Phase, Plan, Reconciled,
-    next, proposal, reconcile, restored, threshold_of, too_many_failures,
+    Sample, next, proposal, reconcile, restored, threshold_of, too_many_failures,
 };
 
 use crate::{
@@ -140,9 +140,6 @@ impl World {
         let before = before.as_deref().map(|active| &active.plan);
         let is_other = before
             .is_none_or(|before| before.differs_for_clients(plan) || before.began != plan.began);
-        if before.is_none_or(|before| before.generation != plan.generation) {
-            one.metric_failures = 0;
-        }
         one.plan = Some(Arc::new(ActivePlan::new((**plan).clone())));
         one.stored = Some(Arc::clone(plan));
         if before.is_none_or(|before| before.newest().manifest != plan.newest().manifest) {
@@ -331,9 +328,10 @@ impl World {
         let one = &mut self.replicas[replica];
         let tally = one.tally(&self.keys, self.now);
         one.progress.observe(plan, &tally, millis(self.now));
-        let event = self.failed_check(replica, plan);
-        let verdict = || self.replicas[replica].progress.verdict(plan, &tally);
-        let Some(event) = event.or_else(verdict) else {
+        let Some(event) = one.progress.verdict(plan, &tally) else {
+            if plan.phase.is_live() {
+                self.evaluate_checks(replica, plan);
+            }
             return;
         };
         self.check_verdict(plan, &event);
@@ -342,24 +340,20 @@ impl World {
         }
     }
 
-    /// The check of the strategy once a minute: out of range twice in a row.
-    fn failed_check(&mut self, replica: usize, plan: &Plan) -> Option<Event> {
+    /// Evaluates the checks that are due.
+    fn evaluate_checks(&mut self, replica: usize, plan: &Plan) {
         let candidate = plan.live_candidate().map(|version| self.index_of(version));
-        let is_out_of_range = self.is_check_out_of_range(candidate);
-        let one = &mut self.replicas[replica];
-        if self.now < one.metric_at {
-            return None;
-        }
-        one.metric_at = self.now + MINUTE;
-        one.metric_failures = if is_out_of_range {
-            one.metric_failures + 1
-        } else {
-            0
+        let sample = match self.monitoring_down {
+            Some(_) => Err("no answer".to_owned()),
+            None if self.is_check_out_of_range(candidate) => Ok(Sample::Number(1.0)),
+            None => Ok(Sample::Number(0.0)),
         };
-        (one.metric_failures >= 2).then(|| Event::CheckFailed {
-            check: "errors".to_owned(),
-            value: "1".to_owned(),
-        })
+        let progress = &mut self.replicas[replica].progress;
+        for (check, state) in plan.strategy.checks.iter().zip(progress.checks_mut()) {
+            if state.is_due(check, millis(self.now)) {
+                state.record(check.outcome(&sample), millis(self.now));
+            }
+        }
     }
 
     /// The engine has another plan.

@@ -66,8 +66,6 @@ pub(crate) struct Replica {
     // The leader.
     pub(crate) is_leader: bool,
     pub(crate) progress: Progress,
-    pub(crate) metric_failures: u32,
-    pub(crate) metric_at: Micros,
 
     // Versions.
     /// The version that the reference named last.
@@ -180,8 +178,6 @@ impl Replica {
             is_wake_due: false,
             is_leader: false,
             progress: Progress::default(),
-            metric_failures: 0,
-            metric_at: 0,
             named: None,
             newest: None,
             seen_newest: None,

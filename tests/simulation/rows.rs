@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bundlegate::rollout::{
-    Halt, OnStableLost, Order, Phase, Rollback, Share, Step, Strategy, Tolerance,
+    Check, Halt, NoData, OnStableLost, Order, Phase, QueryTemplate, Rollback, Share, Step,
+    Strategy, Tolerance,
 };
 
 use crate::{
@@ -210,7 +211,15 @@ pub(crate) fn strategy() -> Strategy {
         on_stable_lost: OnStableLost::Promote,
         rollback: Rollback::Immediate,
         order: Order::Fixed,
-        checks: Vec::new(),
+        checks: vec![Check {
+            name: "errors".to_owned(),
+            query: QueryTemplate::parse("errors").expect("a query"),
+            min: None,
+            max: Some(0.0),
+            every: Duration::from_secs(60),
+            failures: 2,
+            no_data: NoData::Inconclusive,
+        }],
     }
 }
 

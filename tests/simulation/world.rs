@@ -93,6 +93,10 @@ pub(crate) enum Fault {
     /// An operator asks a replica.
     Operate(usize, Operation),
     Balancer(Balancer),
+    /// The monitoring system does not answer, or answers again.
+    Monitoring {
+        is_down: bool,
+    },
     /// A part of the clients runs a version that no plan knows.
     Stray(VersionId, f64),
 }
@@ -195,6 +199,8 @@ pub(crate) struct World {
     pub(crate) versions: Vec<Version>,
     tags: Vec<TagHash>,
     pub(crate) registry: VersionId,
+    /// Since when the monitoring system does not answer.
+    pub(crate) monitoring_down: Option<Micros>,
     pub(crate) never: Never,
     pub(crate) figures: Figures,
 }
@@ -262,6 +268,7 @@ impl World {
             versions: (0..VERSIONS).map(version).collect(),
             tags: (0..VERSIONS).map(tag_hash).collect(),
             registry: 0,
+            monitoring_down: None,
             never: Never::new(options.replicas),
             figures: Figures::new(options.clients),
             options,
@@ -522,26 +529,29 @@ impl World {
         if delivery.is_offer {
             self.record_offer(delivery);
         }
-        let one = &mut self.clients[client as usize];
-        let fails = match self.options.bad {
-            _ if version != self.options.bad_version => false,
-            Bad::All => true,
-            Bad::Some => one.is_frail,
-            Bad::Nothing | Bad::Check => false,
-        };
-        if fails {
+        let one = &self.clients[client as usize];
+        if !self.can_activate(one, version) {
             self.figures.first_bad.get_or_insert(self.now);
             if one.has_status {
                 self.at(self.now + 50 * MILLI, Event::Report { client });
             }
             return self.failed(client);
         }
-        one.tries = 0;
+        self.clients[client as usize].tries = 0;
         self.activate(client, Some(version));
         let polls_long = self.clients[client as usize].polls_long;
         match polls_long {
             true => self.ask_again(client, 10 * MILLI, 10 * MILLI),
             false => self.ask_again(client, 30 * SECOND, 60 * SECOND),
+        }
+    }
+
+    pub(crate) fn can_activate(&self, client: &Client, version: VersionId) -> bool {
+        match self.options.bad {
+            _ if version != self.options.bad_version => true,
+            Bad::All => false,
+            Bad::Some => !client.is_frail,
+            Bad::Nothing | Bad::Check => true,
         }
     }
 
@@ -738,6 +748,9 @@ impl World {
                 }
             }
             Fault::Operate(replica, operation) => self.operate(replica, operation),
+            Fault::Monitoring { is_down } => {
+                self.monitoring_down = is_down.then_some(self.now);
+            }
             Fault::Balancer(balancer) => self.options.balancer = balancer,
             Fault::Stray(version, part) => {
                 for client in 0..self.options.clients {
