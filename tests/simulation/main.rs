@@ -105,8 +105,7 @@ fn print_trace(world: &World) {
     for (at, text) in &world.figures.log {
         println!("   {:9.3} {text}", time::seconds(*at));
     }
-    let (running, stale) = (world.running(), world.never.stale_offers);
-    println!("   at the end: {running:?}; {stale} stale offers");
+    println!("   at the end: {:?}", world.running());
 }
 
 type Results = Vec<(Row, Result<(), String>)>;
