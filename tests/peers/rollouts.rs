@@ -37,6 +37,8 @@ use crate::{
 const BOTH: [OpaVersion; 2] = [OpaVersion::Newest, OpaVersion::V0_70];
 /// The token of the configured client `canary`.
 const TOKEN: &str = "c4nary";
+/// How long a replica waits for the engine, on however busy a machine.
+const TIMEOUT: &str = "2s";
 const VERSION: &str = "org.opencontainers.image.version";
 
 /// How the configuration of an OPA differs.
@@ -156,7 +158,7 @@ impl Fixture {
             .with("/clients", clients)
             .with(
                 "/shared",
-                json!({ "url": format!("redis://127.0.0.1:{port}/0") }),
+                json!({ "url": format!("redis://127.0.0.1:{port}/0"), "timeout": TIMEOUT }),
             )
             .with("/rollouts", json!({ "careful": strategy }))
             .with("/bundles/authz/rollout", json!("careful"))

@@ -80,7 +80,8 @@ async fn pass(client: TcpStream, port: u16, mut network: watch::Receiver<Network
     }
 }
 
-/// Bytes are on their way for the delay of the moment in which they arrive; those behind them do not wait for it.
+/// Each piece takes the delay of the moment in which it arrives, and later pieces do not wait for earlier ones to
+/// take theirs.
 async fn copy(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
