@@ -1,10 +1,7 @@
 //! The gateway as a whole: from a checked configuration to watchers and a server, until it has
 //! drained.
 
-use std::{
-    collections::BTreeMap, convert::Infallible, net::SocketAddr, path::Path, sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -20,15 +17,13 @@ use super::{
     options::{apply_settings, warn_of_expired},
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
-    rollouts::{PlanFile, PlanStore, RolloutSync, SyncOptions},
+    rollouts::{self, PlanFile, RolloutStart, RolloutSync},
     supervision::{self, Supervision},
 };
 use crate::{
     config::{self, Config, SharedConfig},
     metrics::Metrics,
-    promql::PromqlClient,
     registry::Registries,
-    rollout::{ActivePlan, RolloutMetrics},
     server::{self, AdminAddress, Catalog, ConfigReloads, LiveSettings, Server},
     service_manager::ServiceManager,
     shared::{SharedMetrics, SharedState},
@@ -104,75 +99,29 @@ impl Gateway {
         let traces = metrics.traces;
         traces.replace(config.tracing.as_ref())?;
         options.traces = traces.clone();
-        let can_roll_out = config.shared.is_some() && options.fleet.is_some();
-        let rollout_metrics = can_roll_out.then(|| RolloutMetrics::new(&metrics.registry));
-        let rollout_metrics = rollout_metrics.transpose().context("metrics")?;
+        let rollouts = RolloutStart::of(&config, options.fleet.as_ref(), &metrics.registry)?;
         let mut bundles = Bundles::new(
             &config,
             registries,
             store.clone(),
             metrics.bundles,
-            rollout_metrics.clone(),
+            rollouts.as_ref().map(|start| start.metrics.clone()),
             traces.clone(),
         );
         let shared = shared_state(&config, &metrics.registry).await?;
-        let fleet = options.fleet.clone();
-        let fleet_sync = FleetSync::of(shared.clone(), fleet.as_ref());
+        let fleet_sync = FleetSync::of(shared.clone(), options.fleet.as_ref());
         let folder = config
             .cache
             .directory
             .clone()
             .filter(|_| store.is_persistent());
         let plan_file = PlanFile::new(folder.as_deref());
-        let prometheus = config.prometheus.clone().map(PromqlClient::new).transpose();
-        let prometheus = prometheus.context("prometheus")?;
-        let grace = config.shared.as_ref().map(SharedConfig::grace);
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));
         let prepared = bundles.prepare(&all, &config).await?;
         bundles.apply(&all, prepared, &config).await?;
-        // Before anything is served: a version that was rolled back must not be served for a moment.
-        let plans = plan_file.read().await;
-        let mut active = BTreeMap::new();
-        for (bundle, plan) in &plans {
-            let plan = Arc::new(ActivePlan::new(plan.clone()));
-            bundles.set_plan(bundle, Arc::clone(&plan)).await;
-            active.insert(bundle.clone(), plan);
-        }
-        let plan_store = match (&shared, &config.shared) {
-            (Some(shared), _) => Some(PlanStore::Engine(shared.clone())),
-            (None, Some(_)) => Some(PlanStore::local(plans.iter())),
-            (None, None) => None,
-        };
-        let parts = plan_store.zip(fleet).zip(grace).zip(rollout_metrics);
-        let mut rollout_sync = match parts {
-            Some((((store, fleet), grace), metrics)) => {
-                let (updates, watch) = bundles.plan_updates();
-                let (rollouts, requests) = server::Rollouts::new();
-                options.admin.rollouts = rollouts.clone();
-                Some(RolloutSync::new(SyncOptions {
-                    store,
-                    grace,
-                    catalog: bundles.catalog().clone(),
-                    fleet,
-                    watch,
-                    updates,
-                    file: plan_file,
-                    prometheus,
-                    rollouts: (rollouts, requests),
-                    metrics,
-                    plans: active,
-                }))
-            }
-            None => None,
-        };
         let reload = match file {
             Some(file) => {
-                let folder = config
-                    .cache
-                    .directory
-                    .clone()
-                    .filter(|_| store.is_persistent());
                 let roots = TrustRoots::new(folder.map(|folder| folder.join("tuf")), metrics.roots);
                 let reload = Reload::new(
                     file.to_owned(),
@@ -186,6 +135,9 @@ impl Gateway {
             }
             None => None,
         };
+        let plans = rollouts::restore_plans(&plan_file, &mut bundles).await;
+        let mut rollout_sync = rollouts
+            .map(|start| start.sync(shared, plan_file, plans, &bundles, &mut options.admin));
         options.admin.cache_problem = store.problem();
         if let Some(reload) = &reload {
             options.admin.trust_roots = reload.trust_roots();
@@ -197,14 +149,7 @@ impl Gateway {
         let binding = Server::bind(options, catalog, metrics.server, Handle::current());
         let server = serving.spawn(binding).await??;
         bundles.run();
-        if let Some(rollout_sync) = &mut rollout_sync {
-            // The plans of the shared state, if it answers at once: a new replica knows none.
-            let first = rollout_sync.read_first();
-            tokio::select! {
-                () = first => {}
-                broken = bundles.keep() => return Err(broken),
-            }
-        }
+        read_plans(rollout_sync.as_mut(), &mut bundles).await?;
         Ok(Self {
             server,
             serving,
@@ -347,6 +292,20 @@ async fn synchronize(fleet_sync: Option<FleetSync>) -> Infallible {
     match fleet_sync {
         Some(fleet_sync) => fleet_sync.run().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Reads the plans of the shared state, if it answers at once: a new replica knows none.
+///
+/// # Errors
+/// When a watcher ends, which is a bug.
+async fn read_plans(sync: Option<&mut RolloutSync>, bundles: &mut Bundles) -> anyhow::Result<()> {
+    let Some(sync) = sync else {
+        return Ok(());
+    };
+    tokio::select! {
+        () = sync.read_first() => Ok(()),
+        broken = bundles.keep() => Err(broken),
     }
 }
 

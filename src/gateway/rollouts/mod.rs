@@ -8,6 +8,7 @@
 //! | `propose` | what a replica finds by itself: failing clients, versions, distrust |
 //! | `lead` | what the replica that holds the lease does |
 //! | `operators` | what operators ask for, and what they see |
+//! | `start` | what it needs from the start of the gateway on |
 //! | `store` | where plans are: the shared state, or this replica alone |
 //! | `plan_file` | the plans on disk, for the time after a restart |
 //! | `clients` | counting clients |
@@ -20,11 +21,12 @@ mod lead;
 mod operators;
 mod plan_file;
 mod propose;
+mod start;
 mod store;
 mod sync;
 
 pub(super) use self::{
     plan_file::PlanFile,
-    store::PlanStore,
-    sync::{RolloutSync, SyncOptions},
+    start::{RolloutStart, restore_plans},
+    sync::RolloutSync,
 };

@@ -100,7 +100,7 @@ fn write(path: &Path, plans: &[(String, Plan)]) -> io::Result<()> {
         };
         entries.insert(bundle, entry);
     }
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = path.parent().unwrap_or_else(|| Path::new("."));
     let mut file = NamedTempFile::new_in(folder)?;
     file.write_all(&serde_json::to_vec(&entries)?)?;
     file.as_file().sync_all()?;

@@ -189,12 +189,10 @@ impl RolloutSync {
                 )
             })
             .collect();
-        let read = match self.store.read(&wanted).await {
-            Ok(read) => read,
-            Err(_) => {
-                self.record_failure();
-                return false;
-            }
+        let Ok(read) = self.store.read(&wanted).await else {
+            // The shared state logs and counts its errors.
+            self.record_failure();
+            return false;
         };
         let engine = u64::try_from(read.engine_time.as_millis()).unwrap_or(u64::MAX);
         self.offset = signed(engine).saturating_sub(signed(now_millis()));
