@@ -263,15 +263,9 @@ impl Bundles {
                         applied.fallbacks += 1;
                     }
                 }
-                Change::SetRollout {
-                    bundle: name,
-                    rollout,
-                } => {
-                    if let Some(bundle) = self.bundles.get_mut(name) {
-                        bundle.config.rollout = rollout.clone();
-                        applied.rollouts += 1;
-                    }
-                    unstaged.extend(self.set_rollout(name));
+                Change::SetRollout { bundle, rollout } => {
+                    unstaged.extend(self.change_rollout(bundle, rollout));
+                    applied.rollouts += 1;
                 }
                 Change::SetPatterns(patterns) => {
                     self.on_demand.set_patterns(patterns, &self.families);

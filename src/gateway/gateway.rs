@@ -110,11 +110,8 @@ impl Gateway {
         );
         let shared = shared_state(&config, &metrics.registry).await?;
         let fleet_sync = FleetSync::of(shared.clone(), options.fleet.as_ref());
-        let folder = config
-            .cache
-            .directory
-            .clone()
-            .filter(|_| store.is_persistent());
+        let folder = config.cache.directory.clone();
+        let folder = folder.filter(|_| store.is_persistent());
         let plan_file = PlanFile::new(folder.as_deref());
         let mut all: Vec<_> = config.bundles.iter().cloned().map(Change::Add).collect();
         all.push(Change::SetPatterns(config.patterns.clone()));

@@ -125,6 +125,15 @@ impl PlanWatch {
     }
 }
 
+impl Staged {
+    /// Whether some clients get the candidate.
+    pub fn is_live(&self) -> bool {
+        self.plan
+            .as_ref()
+            .is_some_and(|plan| plan.candidate.is_some())
+    }
+}
+
 impl LocalHalt {
     /// Halts the roll-out of this generation. Returns whether it was not halted before.
     pub fn set(&self, generation: u64) -> bool {

@@ -37,7 +37,7 @@ use super::{
     response,
     response_body::ResponseBody,
     service::{Answer, Service},
-    staged::{Asked, Choice, Versions},
+    staged::{self, Asked, Choice, Versions},
     status_reports::StatusReports,
     webhook_api::WebhookApi,
 };
@@ -45,6 +45,7 @@ use crate::{
     catalog::{self, Demanded, Refusal},
     fleet::{ClientBundle, Fleet, Offer, Poll, TagHash, WaitingPoll},
     publish::{Handle, Snapshot},
+    rollout::{Staged, Variant},
     telemetry::{NAME_BYTES, cut},
     traces::{Span, Traces},
     webhooks::Listener,
@@ -241,7 +242,7 @@ impl BundleApi {
                 let identity = Identity::new(&clients, &caller, None);
                 return Answer::Now(self.decided(reply, head, peer, &identity));
             }
-            Route::Bundle(entry) if entry.staged().is_some() => {
+            Route::Bundle(entry) if entry.staged().is_some_and(Staged::is_live) => {
                 let identity = Identity::new(&clients, &caller, Some(entry.name()));
                 if let Some((reply, offer)) = self.staged_at_once(&entry, head, peer, &identity) {
                     let decision = self.decided(reply, head, peer, &identity);
@@ -470,6 +471,11 @@ impl BundleApi {
                 Reply::bundle(snapshot, wait, predates_long_polling)
             })?
         };
+        let reply = match entry.staged() {
+            // Not while some clients get a candidate.
+            Some(_) => reply.with_variant(Variant::Stable),
+            None => reply,
+        };
         let _use = entry.begin_use();
         // A bundle that gets requests has this series, though none of them is held.
         entry.metrics().waiters();
@@ -525,9 +531,10 @@ impl BundleApi {
             if_none_match,
             client,
         };
-        let versions = Versions::of(entry, staged);
         let wait = prefer::wait(head.prefer);
-        match versions.choose(entry, staged, &asked) {
+        let choice = staged::choose_served(entry, staged, &asked)
+            .unwrap_or_else(|| Versions::of(entry, staged).choose(entry, staged, &asked));
+        match choice {
             Choice::Version {
                 snapshot,
                 variant,

@@ -16,7 +16,8 @@ use crate::{
     fleet::{ClientBundle, Fleet, TagHash},
     publish::{FailureClass, Handle, Seen, Snapshot, State},
     rollout::{
-        ActivePlan, Availability, Decision, EngineState, Held, Member, Situation, Staged, Variant,
+        ActivePlan, Availability, Decision, EngineState, Held, Member, OnStableLost, Situation,
+        Staged, Variant,
     },
     telemetry::{self, now_millis},
 };
@@ -224,6 +225,39 @@ impl Versions {
             .filter(|tag| tag.len() <= MAX_TAG_BYTES);
         response::not_modified_tag(tag).into()
     }
+}
+
+/// What a client gets by the plan, if that version is served and the client runs it or none: then it makes no
+/// difference how current the plan is, nor what this replica has of the other version.
+pub(super) fn choose_served(entry: &Entry, staged: &Staged, asked: &Asked<'_>) -> Option<Choice> {
+    let active = staged.plan.as_ref()?;
+    let (plan, candidate) = (&active.plan, active.plan.live_candidate()?);
+    let runs = match asked.if_none_match {
+        none if none.is_empty() => None,
+        runs if runs.is_current(&plan.stable.etag) => Some(Variant::Stable),
+        runs if runs.is_current(&candidate.etag) => Some(Variant::Candidate),
+        _ => return None,
+    };
+    let gets_candidate = !staged.halt.is_set(plan.generation)
+        && (runs == Some(Variant::Candidate) || is_in_step(active, asked.client));
+    let (variant, handle) = match gets_candidate {
+        true => (Variant::Candidate, staged.candidate.as_ref()?),
+        false => (Variant::Stable, entry.handle()),
+    };
+    let is_withdrawn_with_stable = plan.strategy.on_stable_lost == OnStableLost::Withdraw;
+    if runs.is_some_and(|runs| runs != variant) || (gets_candidate && is_withdrawn_with_stable) {
+        return None;
+    }
+    let snapshot = handle.served_at(telemetry::now)?;
+    let is_current = runs.is_some();
+    if !is_current && !is_allowed(&snapshot, variant, None, asked) {
+        return None;
+    }
+    Some(Choice::Version {
+        snapshot,
+        variant,
+        is_current,
+    })
 }
 
 /// Whether a version may be sent to a client now.

@@ -707,6 +707,7 @@ fn errors_of_traces_name_the_key_and_a_fix() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a flat table")]
 fn errors_of_the_shared_state_name_the_key_and_a_fix() {
     let example = "write one such as \"rediss://valkey.example:6379/0\"";
     let sentinel = "write its scheme and database, such as \"rediss:///0\"";

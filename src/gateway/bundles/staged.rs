@@ -89,6 +89,17 @@ impl Bundles {
         }
     }
 
+    /// Changes the roll-out that a bundle's configuration names; see [`Self::set_rollout`].
+    pub(super) fn change_rollout(
+        &mut self,
+        name: &str,
+        rollout: &RolloutChoice,
+    ) -> Option<Staging> {
+        let bundle = self.bundles.get_mut(name)?;
+        bundle.config.rollout = rollout.clone();
+        self.set_rollout(name)
+    }
+
     /// Puts the roll-out in force that a bundle's configuration names. The catalog has to be updated. Returns
     /// the versions that no longer have to be watched.
     pub(super) fn set_rollout(&mut self, name: &str) -> Option<Staging> {

@@ -3,7 +3,10 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::{
+    task::spawn_blocking,
+    time::{Duration, Instant},
+};
 
 use super::{
     clients::{self, Counted},
@@ -17,8 +20,10 @@ use crate::{
     shared::PlanWrite,
 };
 
-/// Counting takes no larger part of the time than one in this many.
+/// Counting takes no larger part of the time than one in this many, unless that would delay a halt by more than
+/// [`MAX_PAUSE`].
 const COUNTING_SHARE: u32 = 10;
+const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 impl RolloutSync {
     /// Counts the clients of live roll-outs.
@@ -36,7 +41,8 @@ impl RolloutSync {
         }
         let table = self.fleet.table.clone();
         let counted = spawn_blocking(move || clients::count(&table, &live)).await;
-        self.next_count = Instant::now() + began.elapsed() * COUNTING_SHARE;
+        let pause = (began.elapsed() * COUNTING_SHARE).min(MAX_PAUSE);
+        self.next_count = Instant::now() + pause;
         for (bundle, tally) in counted.unwrap_or_default() {
             if let Some(known) = self.known.get_mut(&bundle) {
                 known.tally = tally;
