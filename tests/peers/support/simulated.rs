@@ -9,8 +9,12 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::{Mutex as AsyncMutex, MutexGuard},
     task::JoinSet,
 };
+
+/// The limit of open files suffices for one of the tests that run at a time.
+static ALONE: AsyncMutex<()> = AsyncMutex::const_new(());
 
 /// Clients with names of their own, one connection each, until it is dropped.
 #[derive(Debug)]
@@ -18,11 +22,13 @@ pub(crate) struct Simulated {
     /// How many of them run each version, by its tag.
     runs: Arc<Mutex<HashMap<String, usize>>>,
     _tasks: JoinSet<()>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Simulated {
-    /// `count` clients of the bundle `name`, in turns at these gateways.
-    pub(crate) fn start(gateways: &[SocketAddr], name: &str, count: usize) -> Self {
+    /// `count` clients of the bundle `name`, in turns at these gateways. Waits for those of other tests to end.
+    pub(crate) async fn start(gateways: &[SocketAddr], name: &str, count: usize) -> Self {
+        let alone = ALONE.lock().await;
         let runs = Arc::new(Mutex::new(HashMap::from([(String::new(), count)])));
         let mut tasks = JoinSet::new();
         for number in 0..count {
@@ -48,6 +54,7 @@ impl Simulated {
         Self {
             runs,
             _tasks: tasks,
+            _alone: alone,
         }
     }
 
