@@ -670,7 +670,7 @@ async fn a_large_fleet_is_shown_as_it_changes() {
             .opa(BOTH[number % 2], &name, number % 4 / 2, bundles)
             .await;
     }
-    let simulated = Simulated::start(&addresses, "authz", count);
+    let simulated = Simulated::start(&addresses, "authz", count).await;
     let all = (OPAS + count) as u64;
     replicas.answer("first").await;
     replicas.all_run(&simulated, "first", count).await;

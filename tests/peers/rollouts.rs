@@ -328,20 +328,22 @@ impl Fixture {
     }
 }
 
+/// Decisions of an OPA, in the order in which they changed.
+type History = Arc<Mutex<Vec<String>>>;
+
 /// What OPAs decide from now on, in the order in which it changes.
 struct Observed {
-    histories: BTreeMap<String, Arc<Mutex<Vec<(f64, String)>>>>,
+    histories: BTreeMap<String, History>,
     tasks: JoinSet<()>,
 }
 
 impl Observed {
     fn start(opas: &[(&str, &Opa)]) -> Self {
-        let (began, mut tasks) = (Instant::now(), JoinSet::new());
-        let mut histories = BTreeMap::new();
+        let (mut histories, mut tasks) = (BTreeMap::new(), JoinSet::new());
         for (name, opa) in opas {
-            let history = Arc::new(Mutex::new(Vec::new()));
+            let history = History::default();
             let url = format!("http://{}/v1/data/authz/answer", opa.address);
-            tasks.spawn(observe(url, Arc::clone(&history), began));
+            tasks.spawn(observe(url, Arc::clone(&history)));
             histories.insert((*name).to_owned(), history);
         }
         Self { histories, tasks }
@@ -352,7 +354,7 @@ impl Observed {
         let history = self.histories[name]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        history.iter().map(|(_, answer)| answer.clone()).collect()
+        history.clone()
     }
 
     /// Waits for this time, and returns all decisions.
@@ -365,7 +367,7 @@ impl Observed {
     }
 }
 
-async fn observe(url: String, history: Arc<Mutex<Vec<(f64, String)>>>, began: Instant) {
+async fn observe(url: String, history: History) {
     let http = http();
     loop {
         if let Ok(response) = http.get(&url).send().await
@@ -374,8 +376,8 @@ async fn observe(url: String, history: Arc<Mutex<Vec<(f64, String)>>>, began: In
         {
             let answer = body["result"].as_str().unwrap_or("none").to_owned();
             let mut history = history.lock().unwrap_or_else(PoisonError::into_inner);
-            if history.last().map(|(_, last)| last) != Some(&answer) {
-                history.push((began.elapsed().as_secs_f64(), answer));
+            if history.last() != Some(&answer) {
+                history.push(answer);
             }
         }
         sleep(Duration::from_millis(50)).await;

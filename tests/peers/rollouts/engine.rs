@@ -110,7 +110,7 @@ async fn without_the_engine_each_replica_halts_by_itself_and_the_plan_follows_la
     fixture.publish(&answering("second").await).await;
     run(&fixture, &opas, "second", "first").await;
     fixture.engine.process.signal("STOP");
-    for replica in 0..2 {
+    for (replica, (_, canary)) in opas.iter().take(2).enumerate() {
         let down = |rollout: &Value| rollout["engine"] == "down";
         fixture.rollout_when(replica, "no engine", down).await;
         let (code, text) = fixture.operate(replica, &["abort", "authz"]).await;
@@ -120,9 +120,8 @@ async fn without_the_engine_each_replica_halts_by_itself_and_the_plan_follows_la
         fixture
             .rollout_when(replica, "halted here", is_halted)
             .await;
-        let (_, opa) = &opas[replica];
         fixture
-            .answers("a canary of the replica", opa, "first")
+            .answers("a canary of the replica", canary, "first")
             .await;
     }
     run(&fixture, &opas, "first", "first").await;

@@ -42,7 +42,7 @@ impl Large {
         }
         fixture.all_in("idle").await;
         let addresses: Vec<_> = fixture.gates.iter().map(|gate| gate.data).collect();
-        let clients = Simulated::start(&addresses, "authz", count);
+        let clients = Simulated::start(&addresses, "authz", count).await;
         let large = Self {
             fixture,
             clients,

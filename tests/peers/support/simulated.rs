@@ -9,9 +9,13 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    sync::{Mutex as AsyncMutex, MutexGuard},
     task::JoinSet,
     time::Instant,
 };
+
+/// The limit of open files suffices for one of the tests that run at a time.
+static ALONE: AsyncMutex<()> = AsyncMutex::const_new(());
 
 /// Clients with names of their own, one connection each, until it is dropped.
 #[derive(Debug)]
@@ -19,6 +23,7 @@ pub(crate) struct Simulated {
     /// How they run each version, by its tag.
     versions: Arc<Mutex<HashMap<String, Usage>>>,
     _tasks: JoinSet<()>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// The clients that run one version.
@@ -33,8 +38,9 @@ pub(crate) struct Usage {
 }
 
 impl Simulated {
-    /// `count` clients of the bundle `name`, in turns at these gateways.
-    pub(crate) fn start(gateways: &[SocketAddr], name: &str, count: usize) -> Self {
+    /// `count` clients of the bundle `name`, in turns at these gateways. Waits for those of other tests to end.
+    pub(crate) async fn start(gateways: &[SocketAddr], name: &str, count: usize) -> Self {
+        let alone = ALONE.lock().await;
         let none = Usage {
             now: count,
             ..Usage::default()
@@ -67,6 +73,7 @@ impl Simulated {
         Self {
             versions,
             _tasks: tasks,
+            _alone: alone,
         }
     }
 
