@@ -116,6 +116,7 @@ async fn a_check_takes_a_version_back_from_one_client_in_a_hundred() {
         "all are back {:.2?} after the metric",
         began.elapsed()
     ));
+    large.fixture.all_in("rolled_back").await;
     let rollout = large.fixture.rollout(1).await;
     let history = rollout["history"].as_array().unwrap();
     assert_eq!(history.last().unwrap()["cause"], "check", "{rollout:#}");
