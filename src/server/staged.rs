@@ -113,7 +113,7 @@ impl Versions {
         let runs = self.runs(asked.if_none_match);
         let decision = match &staged.plan {
             Some(plan) => plan.decide(&self.situation(entry, staged, plan, asked, runs)),
-            None => self.decide_without_plan(runs),
+            None => self.decide_without_plan(entry, runs),
         };
         match decision {
             Decision::Serve(variant) => self.version(variant, runs, asked),
@@ -141,9 +141,10 @@ impl Versions {
 
     /// Before a plan is known, a client that runs nothing gets what the reference names, and no other client
     /// is moved.
-    fn decide_without_plan(&self, runs: Option<TagHash>) -> Decision {
+    fn decide_without_plan(&self, entry: &Entry, runs: Option<TagHash>) -> Decision {
         let served = self.stable.as_ref().map(|snapshot| snapshot.tag_hash());
         match (served, runs) {
+            (None, Some(_)) if entry.handle().withdrawal().is_some() => Decision::Absent,
             (Some(_), None) => Decision::Serve(Variant::Stable),
             (Some(served), Some(runs)) if served == runs => Decision::Serve(Variant::Stable),
             (None, None) => Decision::Absent,
@@ -163,10 +164,16 @@ impl Versions {
             Some(handle) => availability(handle, self.candidate.is_some()),
             None => Availability::Pending,
         };
+        // Without a handle of its own, the bundle is withdrawn as a whole.
+        let is_withdrawn = entry.handle().is_of_same_watcher(entry.newest())
+            && entry.handle().withdrawal().is_some();
         // Neither is asked unless the answer can matter.
         let is_live = plan.candidate.is_some();
         Situation {
-            stable: availability(entry.handle(), self.stable.is_some()),
+            stable: match is_withdrawn {
+                true => Availability::Withdrawn,
+                false => availability(entry.handle(), self.stable.is_some()),
+            },
             candidate,
             runs,
             is_in_step: is_live && is_in_step(plan, asked.client),

@@ -50,7 +50,9 @@ impl Fixture {
     /// `rollout`: null for no such key.
     fn config(registry: &FaultyRegistry, rollout: &Value) -> Value {
         let reference = registry.reference("live").to_string();
-        let mut bundle = json!({ "reference": reference, "trust": "dev", "poll": "200ms" });
+        let mut bundle = json!({
+            "reference": reference, "trust": "dev", "poll": "200ms", "on_missing": "withdraw",
+        });
         if !rollout.is_null() {
             bundle["rollout"] = rollout.clone();
         }
@@ -274,4 +276,25 @@ async fn without_its_key_a_newer_version_than_the_refused_one_is_served_at_once(
         (answer.status == StatusCode::OK && answer.variant.is_none()).then_some(answer)
     };
     poll_until("the newer version is served", look).await;
+}
+
+#[tokio::test]
+async fn a_deleted_tag_withdraws_both_versions_and_they_come_back_with_it() {
+    let fixture = Fixture::start().await;
+    let first = fixture.get("other", None).await;
+    let second = fixture.push(&first).await;
+    fixture.registry.remove("manifests/live");
+    let clients = [("other", &first), ("canary-1", &second)];
+    for (name, runs) in clients {
+        let look = async || {
+            let answer = fixture.get(name, Some(runs)).await;
+            (answer.status == StatusCode::NOT_FOUND).then_some(())
+        };
+        poll_until(&format!("{name} finds no bundle"), look).await;
+    }
+    fixture.phase("paused").await;
+    fixture.registry.put_artifact("live", &bundle("two"));
+    for (name, runs) in clients {
+        fixture.gets(name, Some(runs), &runs.unchanged()).await;
+    }
 }
