@@ -135,8 +135,11 @@ impl RolloutSync {
                     sleep(MIN_PAUSE).await;
                 }
                 Cause::Request(request, reply) => {
+                    let answer = self.operate(&request).await;
+                    // What the operator reads next has the change.
+                    self.show(&self.staged());
                     // The operator may have gone.
-                    let _ = reply.send(self.operate(&request).await);
+                    let _ = reply.send(answer);
                 }
                 Cause::Evaluated(evaluated) => self.record_check(evaluated),
             }
