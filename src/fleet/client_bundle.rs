@@ -216,8 +216,13 @@ impl ClientBundle {
     /// Whether the client is in the group with this number, which `contains` computes: at its first request,
     /// and again when the number differs. `is_shared` is passed to it: whether several clients share the
     /// address by which the client is known.
-    pub fn is_member(&self, number: u64, now: Millis, contains: impl FnOnce(bool) -> bool) -> bool {
-        let is_shared = self.is_by_address && now < self.lock().shared_until;
+    pub fn is_member(
+        &self,
+        number: u64,
+        now: impl FnOnce() -> Millis,
+        contains: impl FnOnce(bool) -> bool,
+    ) -> bool {
+        let is_shared = self.is_by_address && now() < self.lock().shared_until;
         let group = (number & !0b11) | (u64::from(is_shared) << 1);
         let known = self.membership.load(Ordering::Relaxed);
         if known & !1 == group {

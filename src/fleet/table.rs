@@ -489,10 +489,14 @@ mod tests {
         let client = fleet.poll("10.0.0.1", "new", NOW);
         let computed = std::cell::Cell::new(0);
         let is_member = |number, answer: fn(bool) -> bool| {
-            client.is_member(number, NOW, |is_shared| {
-                computed.set(computed.get() + 1);
-                answer(is_shared)
-            })
+            client.is_member(
+                number,
+                || NOW,
+                |is_shared| {
+                    computed.set(computed.get() + 1);
+                    answer(is_shared)
+                },
+            )
         };
         assert!(is_member(64, |_| true) && is_member(64, |_| false));
         assert_eq!(computed.get(), 1);

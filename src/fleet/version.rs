@@ -33,8 +33,9 @@ pub struct Version {
 #[derive(Debug)]
 pub struct BundleVersions {
     name: Arc<str>,
-    /// The hash of the version that was last recorded by [`Self::record`], or zero.
-    latest: AtomicU64,
+    /// The hashes of the versions that were last recorded by [`Self::record`], the last one first, or zero. They
+    /// are two, because two versions are served during a roll-out.
+    latest: [AtomicU64; 2],
     /// Whether other replicas don't know all of them.
     is_changed: AtomicBool,
     versions: Mutex<VecDeque<(TagHash, Arc<Version>)>>,
@@ -61,7 +62,7 @@ impl BundleVersions {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
-            latest: AtomicU64::new(0),
+            latest: [AtomicU64::new(0), AtomicU64::new(0)],
             is_changed: AtomicBool::new(false),
             versions: Mutex::default(),
         }
@@ -72,10 +73,13 @@ impl BundleVersions {
         &self.name
     }
 
-    /// Records the version that is served. Most calls name the same one as the call before.
+    /// Records the version that is served. Most calls name the same one as one of the last two.
     pub fn record(&self, tag: TagHash, version: impl FnOnce() -> Version) {
-        if self.latest.load(Ordering::Relaxed) != tag.number() {
-            self.latest.store(tag.number(), Ordering::Relaxed);
+        let [last, before] = &self.latest;
+        let is_last = |latest: &AtomicU64| latest.load(Ordering::Relaxed) == tag.number();
+        if !is_last(last) && !is_last(before) {
+            before.store(last.load(Ordering::Relaxed), Ordering::Relaxed);
+            last.store(tag.number(), Ordering::Relaxed);
             self.merge(tag, version());
             self.set_changed();
         }

@@ -239,11 +239,11 @@ impl Versions {
 pub(super) fn choose_served(entry: &Entry, staged: &Staged, asked: &Asked<'_>) -> Option<Choice> {
     let active = staged.plan.as_ref()?;
     let (plan, candidate) = (&active.plan, active.plan.live_candidate()?);
-    let runs = match asked.if_none_match {
-        none if none.is_empty() => None,
-        runs if runs.is_current(&plan.stable.etag) => Some(Variant::Stable),
-        runs if runs.is_current(&candidate.etag) => Some(Variant::Candidate),
-        _ => return None,
+    let runs = match asked.if_none_match.first() {
+        None => None,
+        Some(tag) if tag == plan.stable.etag => Some(Variant::Stable),
+        Some(tag) if tag == candidate.etag => Some(Variant::Candidate),
+        Some(_) => return None,
     };
     let gets_candidate = !staged.halt.is_set(plan.generation)
         && (runs == Some(Variant::Candidate) || is_in_step(active, asked.client));
@@ -289,7 +289,7 @@ fn is_in_step(plan: &ActivePlan, client: Option<(&Fleet, &ClientBundle)>) -> boo
     let Some((fleet, client)) = client else {
         return false;
     };
-    client.is_member(plan.cohort.number(), now_millis(), |is_shared| {
+    client.is_member(plan.cohort.number(), now_millis, |is_shared| {
         let key = client.client();
         let details = fleet.table.get(key).map(|client| client.details());
         let details = details.as_ref();

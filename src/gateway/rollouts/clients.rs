@@ -35,15 +35,19 @@ pub(super) fn count(
                 continue;
             };
             let cohort = &counted.plan.cohort;
-            let is_in_step = one.is_member(cohort.number(), now, |is_shared| {
-                let details = details.get_or_insert_with(|| client.details());
-                cohort.contains(&Member {
-                    key: client.key(),
-                    credential: details.credential.as_deref(),
-                    name: details.name.as_deref(),
-                    is_shared,
-                })
-            });
+            let is_in_step = one.is_member(
+                cohort.number(),
+                || now,
+                |is_shared| {
+                    let details = details.get_or_insert_with(|| client.details());
+                    cohort.contains(&Member {
+                        key: client.key(),
+                        credential: details.credential.as_deref(),
+                        name: details.name.as_deref(),
+                        is_shared,
+                    })
+                },
+            );
             let facts = one.facts(now);
             let standing = standing(&counted.plan, &facts, is_in_step, counted.began, now);
             // A client that is gone neither confirms the candidate nor keeps the others from it.
