@@ -401,6 +401,10 @@ impl Replica {
         let began = self.offset.to_own(active.plan.began);
         let facts = bundle.facts(clock);
         let standing = standing(&active, &facts, is_in_step, began, clock);
+        if standing != Standing::Uninvolved {
+            // Also one that is silent: it may come back.
+            self.standings.involved.insert(identity);
+        }
         // A client that is gone neither confirms the candidate nor keeps the others from it.
         let counts = standing == Standing::Failed || !facts.is_silent(clock);
         counts.then_some((standing, is_in_step))
@@ -414,10 +418,6 @@ impl Standings {
         if std::mem::replace(known, standing) == standing {
             return false;
         }
-        match standing {
-            Some(_) => self.involved.insert(identity),
-            None => self.involved.remove(&identity),
-        };
         match standing {
             Some((Standing::Failed, _)) => self.failed.insert(identity),
             _ => self.failed.remove(&identity),
