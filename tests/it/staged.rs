@@ -162,10 +162,14 @@ impl Fixture {
         assert!(answer.contains(r#""applied":true"#), "{answer}");
     }
 
-    fn has_logged(&self, text: &str) -> bool {
-        let log = self.gate.log();
-        log.iter()
-            .any(|line| line["message"].as_str().unwrap_or_default().contains(text))
+    /// Waits for a line of the log with this text.
+    async fn logs(&self, text: &str) {
+        let look = async || {
+            let log = self.gate.log();
+            let mut messages = log.iter().filter_map(|line| line["message"].as_str());
+            messages.any(|message| message.contains(text)).then_some(())
+        };
+        poll_until(text, look).await;
     }
 }
 
@@ -250,10 +254,10 @@ async fn without_its_key_a_refused_version_is_still_not_served_and_with_none_it_
     assert_eq!(fixture.post("abort").await, StatusCode::OK);
     let removed = "`rollout` was removed while a version is rolled back";
     fixture.reload(&Value::Null).await;
-    assert!(fixture.has_logged(removed));
+    fixture.logs(removed).await;
     assert_eq!(fixture.get("canary-1", None).await, first);
     let fixture = fixture.restart(&Value::Null).await;
-    assert!(fixture.has_logged(removed));
+    fixture.logs(removed).await;
     assert_eq!(fixture.get("other", None).await.etag, first.etag);
     fixture.reload(&json!("none")).await;
     let served = fixture.get("other", None).await;
