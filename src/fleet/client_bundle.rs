@@ -187,9 +187,14 @@ impl ClientBundle {
 
     pub(super) fn record_offer(&self, tag: TagHash, now: Millis) {
         let mut record = self.lock();
+        let runs = record.runs;
         match record.offered.as_deref_mut() {
             Some(offered) if offered.tag == tag => {
-                offered.times = offered.times.saturating_add(1);
+                // A client that names no version may have restarted before it could name this one, so its
+                // repeated downloads say nothing.
+                if runs.is_some() {
+                    offered.times = offered.times.saturating_add(1);
+                }
                 offered.at = now;
             }
             _ => {

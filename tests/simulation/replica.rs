@@ -400,7 +400,7 @@ impl Replica {
         let is_in_step = active.cohort.contains(&member(key));
         let began = self.offset.to_own(active.plan.began);
         let facts = bundle.facts(clock);
-        let standing = standing(&active, &facts, is_in_step, began, clock);
+        let standing = standing(&active, &facts, is_in_step, began);
         if standing != Standing::Uninvolved {
             // Also one that is silent: it may come back.
             self.standings.involved.insert(identity);

@@ -49,7 +49,7 @@ pub(super) fn count(
                 },
             );
             let facts = one.facts(now);
-            let standing = standing(&counted.plan, &facts, is_in_step, counted.began, now);
+            let standing = standing(&counted.plan, &facts, is_in_step, counted.began);
             // A client that is gone neither confirms the candidate nor keeps the others from it.
             if standing == Standing::Failed || !facts.is_silent(now) {
                 tally.count(standing, is_in_step);
