@@ -20,8 +20,8 @@ use tokio::{
 use crate::{
     shared::names,
     support::{
-        Artifact, Ca, GatewayConfig, KeyPair, Kind, PATIENCE, Prometheus, Registry, TestGateway,
-        poll_until, run,
+        Artifact, Ca, Engine, GatewayConfig, KeyPair, Kind, PATIENCE, Prometheus, Registry,
+        TestGateway, poll_until, run,
     },
     tuf::Tuf,
 };
@@ -150,13 +150,14 @@ struct World {
     replicas: [TestGateway; 2],
     http: Client,
     _tuf: Tuf,
+    _engine: Engine,
     _ca: Ca,
     _folder: TempDir,
 }
 
 impl World {
     /// The bundle `authz` has some versions, of `forged` a newer one is signed by another key, and
-    /// `unsigned` has no signature.
+    /// `unsigned` has no signature. Of `staged` a newer version is being rolled out.
     async fn start() -> Self {
         let (mut registry, key) = (
             Registry::start(Kind::Distribution).await,
@@ -168,6 +169,7 @@ impl World {
         registry.tag("acme/authz:v0", "live").await;
         push(&registry, "forged:live", Some(&key)).await;
         push(&registry, "unsigned:live", None).await;
+        push(&registry, "staged:live", Some(&key)).await;
 
         let tuf = Tuf::start(SIGSTORE_PRODUCTION_TRUSTED_ROOT).await;
         let (ca, folder) = (Ca::new(), TempDir::new().unwrap());
@@ -188,9 +190,11 @@ impl World {
         let mut config = GatewayConfig::with_trust(trust)
             .cached()
             .secured(&ca.issue("gate"));
-        for bundle in ["authz", "forged", "unsigned"] {
+        for bundle in ["authz", "forged", "unsigned", "staged"] {
             config = config.bundle(bundle, &registry, &format!("acme/{bundle}:live"));
         }
+        let engine = Engine::start().await;
+        roll_out_staged(&mut config, &engine);
         config.0["webhooks"] = json!([{
             "name": "lan", "kind": "distribution", "bearer_token_file": token,
         }]);
@@ -208,6 +212,11 @@ impl World {
             }
         }
         push(&registry, "forged:live", Some(&KeyPair::generate().await)).await;
+        for replica in &replicas {
+            let is_known = |status: &Value| status["rollout"]["phase"] == "idle";
+            replica.status_when("staged", "a plan", is_known).await;
+        }
+        push(&registry, "staged:live", Some(&key)).await;
         let pem = fs::read(ca.file()).unwrap();
         let http = Client::builder()
             .no_proxy()
@@ -218,6 +227,7 @@ impl World {
             replicas,
             http: http.build().unwrap(),
             _tuf: tuf,
+            _engine: engine,
             _ca: ca,
             _folder: folder,
         }
@@ -237,6 +247,18 @@ impl World {
             .await;
         }
     }
+}
+
+/// Has the bundle `staged` rolled out to clients that can't activate it, with a check that has no answer.
+fn roll_out_staged(config: &mut GatewayConfig, engine: &Engine) {
+    let url = format!("redis://127.0.0.1:{}", engine.port);
+    config.0["shared"] = json!({ "url": url, "timeout": "2s" });
+    config.0["prometheus"] = json!({ "url": "http://127.0.0.1:1" });
+    let check = json!({ "name": "denials", "query": "vector(0)", "max": 0, "every": "10s" });
+    config.0["rollouts"] = json!({ "slow": {
+        "steps": [{ "ids": ["canary"], "approve": true }], "max_failures": 1000, "checks": [check],
+    } });
+    config.0["bundles"]["staged"]["rollout"] = json!("slow");
 }
 
 /// Pushes a new artifact, and signs it.
@@ -285,6 +307,9 @@ impl Requests {
             let tag = tag_of(&sent(self.bundle("authz")).await);
             sent(self.bundle("authz").header(IF_NONE_MATCH, &tag)).await;
             sent(self.bundle("none")).await;
+            // It is offered the candidate, and goes on with what it runs.
+            let canary = self.bundle("staged").header("Bundlegate-Client", "canary");
+            sent(canary.header(IF_NONE_MATCH, "\"another\"")).await;
             sent(self.bundle("authz").bearer_auth("wrong")).await;
             let webhook = self.http.post(format!("{}/webhooks/lan", self.admin));
             sent(webhook.bearer_auth("wrong").body("{}")).await;
