@@ -87,7 +87,8 @@ pub enum Decision {
     Replace(Variant),
     /// The plan has to be read first.
     Confirm(Variant),
-    /// The client keeps what it runs: the request is held to its deadline and answered with 304.
+    /// The client keeps what it runs: the request is held to its deadline and answered with 304. One that runs
+    /// nothing waits for a version as long.
     Keep,
     /// Nothing can be served: the state of the stable version says why.
     Absent,
@@ -151,8 +152,13 @@ impl ActivePlan {
     pub fn decide(&self, situation: &Situation) -> Decision {
         let planned = self.variant(situation.runs, situation.is_in_step, situation.is_halted);
         let Some(variant) = self.available(planned, situation) else {
-            return match (situation.runs, situation.stable) {
-                (Some(_), Availability::Pending) => Decision::Keep,
+            let is_candidate_due =
+                planned == Variant::Candidate && situation.candidate == Availability::Pending;
+            let is_stable_due = situation.stable == Availability::Pending;
+            return match situation.runs {
+                Some(_) if is_stable_due => Decision::Keep,
+                // The version that it is to get may be here in a moment.
+                None if is_stable_due && is_candidate_due => Decision::Keep,
                 _ => Decision::Absent,
             };
         };

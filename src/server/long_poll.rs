@@ -287,7 +287,7 @@ impl BundleApi {
                 WaitsFor::Change,
             ),
             // A client that does not long-poll need not wait: its next request comes anyway.
-            Choice::Keep(why) if !may_wait => {
+            Choice::Keep(why) if !may_wait && !request.if_none_match.get().is_empty() => {
                 let kept = versions.keep(entry, staged, request.if_none_match.get(), why);
                 (Some(kept), WaitsFor::Change)
             }
@@ -311,6 +311,8 @@ impl BundleApi {
                     is_current,
                 } => return request.reply_with(&snapshot, variant, is_current),
                 Choice::Absent => {}
+                // Nothing has come in time for a client that runs nothing.
+                _ if request.if_none_match.get().is_empty() => {}
                 kept => {
                     let why = kept.held().unwrap_or(Held::Engine);
                     let if_none_match = request.if_none_match.get();

@@ -135,6 +135,7 @@ fn a_version_that_is_withdrawn_here_is_replaced_at_once() {
         (Progressing, Served, Pending, tag(2), Keep),
         (Progressing, Served, Pending, tag(1), Serve(Stable)),
         (Progressing, Served, Pending, None, Serve(Stable)),
+        (Progressing, Pending, Pending, None, Keep),
         (Progressing, Pending, Served, tag(1), Keep),
         (Idle, Pending, Pending, tag(1), Keep),
         (Idle, Pending, Pending, None, Absent),
