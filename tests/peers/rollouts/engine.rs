@@ -247,6 +247,10 @@ async fn a_replica_that_is_cut_off_during_a_rollback_moves_no_client_to_and_fro(
     let observed = Observed::start(&named(&opas));
     let before = downloads(&balancer);
     fixture.operates(0, &["abort", "authz"]).await;
+    // Each leaves the candidate once the balancer leads it to the other replica, and stays there.
+    for (name, opa) in &opas {
+        fixture.answers(name, opa, "first").await;
+    }
     let histories = observed.end_after(Duration::from_secs(30)).await;
     for (name, decisions) in &histories {
         fixture.tell(&format!("{name}: {decisions:?}"));

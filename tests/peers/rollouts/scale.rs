@@ -129,13 +129,18 @@ impl Large {
         self.fixture.have_sent_no_server_errors().await;
     }
 
-    /// A client of the step downloads the version twice, and then asks with the earlier one, as it can't activate it.
-    async fn fail_to_activate(&self, replica: usize, first: &str, second: &str) {
+    /// A client of the step downloads the version twice, as it can't activate it.
+    async fn download_twice(&self, replica: usize, first: &str, second: &str) {
         let name = format!("failing-{replica}");
         for _ in 0..2 {
-            let (status, variant, tag) = self.fixture.get(replica, &name, None).await;
+            let (status, variant, tag) = self.fixture.get(replica, &name, Some(first)).await;
             assert_eq!((status, &*variant, &*tag), (200, "candidate", second));
         }
+    }
+
+    /// That client goes on with the earlier version.
+    async fn ask_again(&self, replica: usize, first: &str) {
+        let name = format!("failing-{replica}");
         // Later than the download by the clock of the replica, which counts milliseconds.
         sleep(Duration::from_millis(10)).await;
         let (status, ..) = self.fixture.get(replica, &name, Some(first)).await;
@@ -197,10 +202,13 @@ async fn a_failing_client_halts_its_replica_while_the_engine_hangs() {
     let large = Large::start().await;
     let first = large.tag("stable").await;
     let second = large.push().await;
+    for replica in 0..2 {
+        large.download_twice(replica, &first, &second).await;
+    }
     large.stop_engine().await;
     let began = Instant::now();
     for replica in 0..2 {
-        large.fail_to_activate(replica, &first, &second).await;
+        large.ask_again(replica, &first).await;
     }
     large.fixture.tell("a client of each replica has failed");
     let is_halted = |rollout: &Value| rollout["halted_here"] == true;
