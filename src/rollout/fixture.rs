@@ -71,7 +71,7 @@ pub(super) fn strategy() -> Strategy {
 }
 
 /// A plan in this phase, with version 1 as stable and version 2 as the candidate; version 0 was stable before.
-pub(super) fn plan(phase: Phase) -> Plan {
+pub(crate) fn plan(phase: Phase) -> Plan {
     let mut plan = Plan::first(version(1), strategy(), NOW - 1_000_000);
     plan.epoch = 7;
     plan.earlier.push(version(0));
