@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{BundleVersions, ClientKey, ClientTable, Facts, Millis, Moves, TagHash};
+use super::{BundleVersions, ClientKey, ClientTable, Facts, Millis, Moves, Sending, TagHash};
 
 /// Requests of one address for one bundle that are held at a time. With more, several clients share it.
 const MAX_WAITING: u16 = 8;
@@ -241,21 +241,18 @@ impl ClientBundle {
 
     /// Whether the client may be sent a version now; see [`Moves::allowed_at`]. The clients that share an
     /// address can't be told apart, so they are not limited together.
-    pub fn may_be_sent(&self, candidate: Option<TagHash>, is_move: bool, now: Millis) -> bool {
+    pub fn may_be_sent(&self, sending: Sending, now: Millis) -> bool {
         let record = self.lock();
         let moves = record.moves.as_deref();
         let is_shared = self.is_by_address && now < record.shared_until;
-        is_shared || moves.is_none_or(|moves| moves.allowed_at(candidate, is_move) <= now)
+        is_shared || moves.is_none_or(|moves| moves.allowed_at(sending) <= now)
     }
 
     /// Records that the client is being sent a version; see [`Moves::record`].
-    pub fn record_move(&self, candidate: Option<TagHash>, is_move: bool, now: Millis) {
-        if candidate.is_some() || is_move {
+    pub fn record_move(&self, sending: Sending, now: Millis) {
+        if sending.is_candidate || sending.is_move {
             let mut record = self.lock();
-            record
-                .moves
-                .get_or_insert_default()
-                .record(candidate, is_move, now);
+            record.moves.get_or_insert_default().record(sending, now);
         }
     }
 

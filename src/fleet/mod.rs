@@ -48,7 +48,7 @@ pub use self::{
     fleet::Fleet,
     identity::{ClientKey, Identity, IdentitySource, usable_name},
     matching::{Polled, match_bundles},
-    moves::Moves,
+    moves::{Moves, Sending},
     options::Options,
     replication::{Outgoing, Replication},
     report::{BundleReport, OpaInstance, Report, ReportError, ReportedError},

@@ -368,7 +368,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{ClientState, Expected, IdentitySource, state_of},
+        super::{ClientState, Expected, IdentitySource, Sending, state_of},
         *,
     };
 
@@ -467,17 +467,22 @@ mod tests {
         for (name, is_limited) in [("10.0.0.1", false), ("opa-1", true)] {
             let client = fleet.poll(name, "new", NOW);
             let _held: Vec<_> = (0..9).map(|_| client.begin_waiting(NOW)).collect();
-            for time in 0..4 {
-                assert!(client.may_be_sent(None, true, NOW + time));
-                client.record_move(None, true, NOW + time);
+            let sending = |is_move| Sending {
+                version: TagHash::of("stable"),
+                is_candidate: false,
+                is_move,
+            };
+            for time in 0..2 {
+                assert!(client.may_be_sent(sending(true), NOW + time));
+                client.record_move(sending(true), NOW + time);
             }
             assert_eq!(
-                client.may_be_sent(None, true, NOW + 5),
+                client.may_be_sent(sending(true), NOW + 5),
                 !is_limited,
                 "{name}"
             );
             assert!(
-                client.may_be_sent(None, false, NOW + 5),
+                client.may_be_sent(sending(false), NOW + 5),
                 "one that runs nothing"
             );
         }

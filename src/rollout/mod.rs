@@ -54,7 +54,7 @@ pub use self::{
     tally::{Standing, Tally, standing},
 };
 
-pub use crate::fleet::Moves;
+pub use crate::fleet::{Moves, Sending};
 
 /// Milliseconds since 1970.
 pub type Millis = u64;

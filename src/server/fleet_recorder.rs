@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     fleet::{
-        ClientBundle, ClientDetails, Fleet, Identity, IdentitySource, Offer, Poll, TagHash,
-        Version, WaitingPoll, usable_name,
+        ClientBundle, ClientDetails, Fleet, Identity, IdentitySource, Offer, Poll, Sending,
+        TagHash, Version, WaitingPoll, usable_name,
     },
     publish::{Snapshot, mix_bytes},
     rollout::Variant,
@@ -119,7 +119,12 @@ impl FleetRecorder {
                 ..
             } = reply
             {
-                client_bundle.record_move(Some(snapshot.tag_hash()), poll.tag.is_some(), now);
+                let sending = Sending {
+                    version: snapshot.tag_hash(),
+                    is_candidate: true,
+                    is_move: poll.tag.is_some(),
+                };
+                client_bundle.record_move(sending, now);
             }
         }
         reply
@@ -196,8 +201,12 @@ impl FleetRecorder {
             client_bundle.runs_any(),
         );
         if variant.is_some() {
-            let candidate = is_candidate.then_some(served);
-            client_bundle.record_move(candidate, is_move, now_millis());
+            let sending = Sending {
+                version: served,
+                is_candidate,
+                is_move,
+            };
+            client_bundle.record_move(sending, now_millis());
         }
         if !is_move && !is_candidate {
             return None;

@@ -13,7 +13,7 @@ use super::{
     response,
 };
 use crate::{
-    fleet::{ClientBundle, Fleet, TagHash},
+    fleet::{ClientBundle, Fleet, Sending, TagHash},
     publish::{FailureClass, Handle, Seen, Snapshot, State},
     rollout::{
         ActivePlan, Availability, Decision, EngineState, Held, Member, OnStableLost, Situation,
@@ -274,11 +274,14 @@ fn is_allowed(
     runs: Option<TagHash>,
     asked: &Asked<'_>,
 ) -> bool {
-    let candidate = (variant == Variant::Candidate).then(|| snapshot.tag_hash());
-    let (is_move, now) = (runs.is_some(), now_millis());
+    let sending = Sending {
+        version: snapshot.tag_hash(),
+        is_candidate: variant == Variant::Candidate,
+        is_move: runs.is_some(),
+    };
     asked
         .client
-        .is_none_or(|(_, client)| client.may_be_sent(candidate, is_move, now))
+        .is_none_or(|(_, client)| client.may_be_sent(sending, now_millis()))
 }
 
 /// Whether a client is in the current step.

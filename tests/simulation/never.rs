@@ -14,6 +14,8 @@ use crate::{
 
 /// Moves of one client within a minute by one replica.
 const MAX_MOVES: usize = 4;
+/// Moves of one client to the same version within a minute by one replica.
+const MAX_RETURNS: usize = 2;
 /// A minute, by a clock of milliseconds.
 const WINDOW: Micros = MINUTE - MILLI;
 /// Offers of one candidate by one replica before they become rare.
@@ -50,7 +52,7 @@ struct Observed {
 
 #[derive(Debug, Default)]
 struct History {
-    moves: Vec<Micros>,
+    moves: Vec<(Micros, VersionId)>,
     candidate: Option<VersionId>,
     offers: u32,
     last_offer: Micros,
@@ -132,11 +134,15 @@ impl World {
             .entry(request.identity)
             .or_default();
         if request.runs.is_some() {
-            history.moves.retain(|at| at + WINDOW > now);
-            history.moves.push(now);
+            history.moves.retain(|(at, _)| at + WINDOW > now);
+            history.moves.push((now, version));
         }
         let mut broken =
             (history.moves.len() > MAX_MOVES).then_some("more than four moves a minute");
+        let returns = history.moves.iter().filter(|(_, to)| *to == version);
+        if returns.count() > MAX_RETURNS {
+            broken = Some("more than two moves to the same version a minute");
+        }
         if sent.is_offer {
             if history.candidate.replace(version) != Some(version) {
                 (history.offers, history.last_offer) = (0, 0);

@@ -2,7 +2,7 @@
 
 use bundlegate::{
     fleet::Poll,
-    rollout::{ActivePlan, Availability, Decision, Situation, Variant},
+    rollout::{ActivePlan, Availability, Decision, Sending, Situation, Variant},
 };
 
 use crate::{
@@ -200,10 +200,14 @@ impl World {
             return self.keep(replica, request);
         }
         let key = self.keys[request.identity as usize];
-        let candidate = (variant == Variant::Candidate).then_some(tag);
+        let sending = Sending {
+            version: tag,
+            is_candidate: variant == Variant::Candidate,
+            is_move: runs.is_some(),
+        };
         let one = &mut self.replicas[replica];
         let (bundle, now) = (one.bundle_of(request.identity, key), one.clock(self.now));
-        if bundle.may_be_sent(candidate, runs.is_some(), now) {
+        if bundle.may_be_sent(sending, now) {
             return self.send(replica, active, request, Cause::Plan(variant));
         }
         let stable = self.version_of(active.stable);
@@ -241,7 +245,12 @@ impl World {
         if cause != Cause::Newest {
             let key = self.keys[request.identity as usize];
             let bundle = self.replicas[replica].bundle_of(request.identity, key);
-            bundle.record_move(is_offer.then_some(tag), is_move, now);
+            let sending = Sending {
+                version: tag,
+                is_candidate: is_offer,
+                is_move,
+            };
+            bundle.record_move(sending, now);
         }
         self.check_sent(&Sent {
             replica,

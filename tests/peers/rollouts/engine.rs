@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{BOTH, Client, Fixture, Observed, TIMEOUT, answering, steps};
+use super::{BOTH, Client, Fixture, Observed, TIMEOUT, answering, duration, steps};
 use crate::support::{
     Balancer, BalancerKind, Engine, GatewayConfig, Opa, OpaVersion, poll_until, sentinel,
 };
@@ -44,7 +44,7 @@ async fn run(fixture: &Fixture, opas: &[(String, Opa)], ring: &str, others: &str
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_hangs_moves_no_client_and_the_step_goes_on_without_counting_that_time() {
     const SOAK: Duration = Duration::from_secs(12);
-    const OUTAGE: Duration = Duration::from_secs(25);
+    let outage = duration(25, 300);
     let strategy = steps(json!([{ "ids": ["canary-*"], "soak": "12s" }]));
     let fixture = Fixture::start(2, strategy).await;
     let opas = opas(&fixture).await;
@@ -64,7 +64,7 @@ async fn an_engine_that_hangs_moves_no_client_and_the_step_goes_on_without_count
         }
     }
     // A push has no effect until the engine answers.
-    for (name, decisions) in observed.end_after(OUTAGE).await {
+    for (name, decisions) in observed.end_after(outage).await {
         let ring = name.starts_with("canary");
         assert_eq!(decisions, [if ring { "second" } else { "first" }], "{name}");
     }
@@ -92,10 +92,10 @@ async fn an_engine_that_hangs_moves_no_client_and_the_step_goes_on_without_count
     };
     let lasted = at(2).duration_since(at(1)).unwrap();
     fixture.tell(&format!(
-        "step 1 took {lasted:.1?}: a soak of {SOAK:?} and an outage of {OUTAGE:?}"
+        "step 1 took {lasted:.1?}: a soak of {SOAK:?} and an outage of {outage:?}"
     ));
     // The outage is noticed a little later than it begins.
-    let least = SOAK + OUTAGE - Duration::from_secs(5);
+    let least = SOAK + outage - Duration::from_secs(5);
     assert!(lasted >= least, "{lasted:?} < {least:?}");
     fixture.have_sent_no_server_errors().await;
 }
@@ -319,7 +319,8 @@ async fn a_replica_without_the_roll_out_is_noticed_and_clients_are_moved_a_few_t
             "{name}: {} moves: {decisions:?}",
             decisions.len() - 1
         ));
-        assert!(decisions.len() <= 11, "{name}: {decisions:?}");
+        // Five a minute.
+        assert!(decisions.len() <= 6, "{name}: {decisions:?}");
     }
     fixture.have_sent_no_server_errors().await;
 }
