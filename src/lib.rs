@@ -258,6 +258,17 @@
 //! A client that is not moved gets 304 with its own tag. No request waits for the shared state beyond its own
 //! deadline, and none fails because of it.
 //!
+//! # Delta bundles
+//!
+//! OPA takes a patch of its data instead of a whole bundle. [`bundle::Difference::between`] computes one between two
+//! bundles and proves it: the bytes of the patch are read again, applied to the earlier bundle by code that shares
+//! nothing with what computed them, and must give the data of the later one. A [`publish::Delta`] is made only of two
+//! snapshots, so both its ends were verified, and belongs to the later one: a request that is answered with a snapshot
+//! gets the delta from its first tag, if that is known ([`publish::Snapshot::from_base`]). Policies never change by a
+//! delta. The watcher compares a version with the one before it while it is published, and with older ones later
+//! (`watch::deltas`); the limits are in `bundle::delta`. `server::delta_guard` decides which clients get deltas, since
+//! OPA asks for them even where it refuses them.
+//!
 //! # Push
 //!
 //! A check can come before the next poll: when an operator asks for it (`POST /refresh/NAME`),

@@ -77,6 +77,11 @@ impl Entry<'_> {
         })
     }
 
+    /// Reads the content as a stream.
+    pub(super) fn with_json<T>(&mut self, read: impl FnOnce(&mut dyn io::BufRead) -> T) -> T {
+        read(&mut BufReader::with_capacity(1 << 16, &mut self.content))
+    }
+
     /// Reads at most the first `length` bytes.
     pub(super) fn start(&mut self, length: u64) -> Result<Vec<u8>, BundleError> {
         let mut start = Vec::new();

@@ -90,6 +90,14 @@ impl Bundle {
         self.blob.keep_copy(space)
     }
 
+    /// The same bundle without what [`Self::keep_copy`] has written.
+    pub fn without_copy(&self) -> Self {
+        Self {
+            blob: self.blob.without_copy(),
+            ..self.clone()
+        }
+    }
+
     /// The tarball as it is served.
     pub fn blob(&self) -> &Blob {
         &self.blob

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    expect,
+    delta, expect,
     files::Base,
     keys,
     limits::Limits,
@@ -23,7 +23,7 @@ use crate::{
     opa_check::Options,
     publish::{OnMissing, OnWithdraw},
     verify::TrustPolicy,
-    watch::{ArtifactOptions, Expect},
+    watch::{ArtifactOptions, DeltaOptions, Expect},
 };
 
 /// One entry of `bundles`.
@@ -58,6 +58,8 @@ pub struct BundleConfig {
     pub limits: Limits,
     /// How a new version reaches the clients.
     pub rollout: RolloutChoice,
+    /// Which deltas are computed; `None` for no deltas.
+    pub delta: Option<DeltaOptions>,
 }
 
 /// The keys at the top level that apply to every bundle.
@@ -146,6 +148,7 @@ pub(super) fn bundle(
         limits: defaults.limits,
         rollout: rollouts::choice(raw.rollout.as_deref(), &defaults.rollouts)
             .map_err(|problem| problem.at("rollout"))?,
+        delta: delta::read(raw.delta).map_err(|problem| problem.at("delta"))?,
     })
 }
 

@@ -14,6 +14,7 @@ mod cli_config;
 mod client_credential;
 mod clients;
 mod credentials;
+mod delta;
 mod difference;
 mod errors;
 mod expect;

@@ -115,6 +115,7 @@ fn pattern(
         on_withdraw: None,
         opa_check: raw.opa_check,
         rollout: None,
+        delta: raw.delta,
     };
     Ok(PatternConfig {
         template: bundles::bundle(raw.resource, options, policies, defaults, base)?,

@@ -14,8 +14,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    admin, bundles, expect, fleet, limits, log, opa_check, patterns, registries, schema, server,
-    shared, tag_rule, tracing,
+    admin, bundles, delta, expect, fleet, limits, log, opa_check, patterns, registries, schema,
+    server, shared, tag_rule, tracing,
     values::{AUTO, Address, AdminListen, Period, Size, Spread},
     webhooks,
 };
@@ -540,6 +540,26 @@ pub(super) struct Bundle {
     /// but a version that was rolled back is served by `none` only.
     #[schemars(regex(pattern = schema::NAME))]
     pub(super) rollout: Option<String>,
+    /// Delta bundles. Absent: every change is sent as a whole bundle.
+    pub(super) delta: Option<Delta>,
+}
+
+/// Delta bundles, for OPAs that run one of the last versions, where only JSON data has changed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delta {
+    /// The number of earlier versions from which there are deltas; 0 = no deltas.
+    #[schemars(required, range(min = *delta::HISTORIES.start(), max = *delta::HISTORIES.end()))]
+    pub(super) history: Option<u64>,
+    /// The largest size of a delta, as a part of that of the bundle.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0, "default" = delta::RATIO))]
+    pub(super) ratio: Option<f64>,
+    /// What the earlier versions of the bundle may take, and what computing one delta may take; from 1MiB to 64GiB.
+    #[schemars(
+        transform = schema::within(&delta::MEMORIES),
+        extend("default" = schema::size(delta::MEMORY)),
+    )]
+    pub(super) memory: Option<Size>,
 }
 
 /// Bundles that are added when a client that may read them asks for one.
@@ -584,6 +604,8 @@ pub(super) struct Pattern {
     pub(super) platform: Option<String>,
     /// For artifacts of conftest: the folder below which data is mounted.
     pub(super) data_root: Option<String>,
+    /// Delta bundles. Absent: every change is sent as a whole bundle.
+    pub(super) delta: Option<Delta>,
     /// The time after the last request when a bundle is removed.
     #[schemars(
         transform = schema::between(patterns::MIN_IDLE, None),

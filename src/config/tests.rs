@@ -292,6 +292,69 @@ bundles:
 }
 
 #[test]
+fn deltas_are_off_unless_there_is_a_history_and_errors_name_the_key_and_a_fix() {
+    let folder = Folder::new();
+    let read = |delta: &str| {
+        let config = folder.with(&format!(
+            "trust: {{ policies: {{ dev: unsigned }} }}
+bundles: {{ a: {{ reference: 'r.io/a:1', trust: dev{delta} }} }}
+patterns: [{{ resource: 'p/{{x}}', reference: 'r.io/{{x}}:1', trust: dev{delta} }}]"
+        ));
+        config.map(|config| {
+            let of_pattern = config.patterns[0].sample().delta;
+            assert_eq!(config.bundles[0].delta, of_pattern);
+            of_pattern
+        })
+    };
+    let options = |history, ratio, memory| {
+        Some(crate::watch::DeltaOptions {
+            history,
+            ratio,
+            memory,
+        })
+    };
+    assert_eq!(read("").unwrap(), None);
+    assert_eq!(read(", delta: { history: 0, ratio: 1 }").unwrap(), None);
+    assert_eq!(
+        read(", delta: { history: 4 }").unwrap(),
+        options(4, 0.5, 256 << 20)
+    );
+    assert_eq!(
+        read(", delta: { history: 32, ratio: 0.125, memory: 1MiB }").unwrap(),
+        options(32, 0.125, 1 << 20)
+    );
+    for (delta, message) in [
+        (
+            "{ ratio: 0.1 }",
+            "bundles.a.delta: without `history` there are no deltas",
+        ),
+        (
+            "{ history: 33 }",
+            "bundles.a.delta.history: 33 is not between 0 and 32",
+        ),
+        (
+            "{ history: 1, ratio: 0 }",
+            "bundles.a.delta.ratio: 0 is no part of a bundle",
+        ),
+        (
+            "{ history: 1, ratio: 1.5 }",
+            "bundles.a.delta.ratio: 1.5 is no part of a bundle",
+        ),
+        (
+            "{ history: 1, ratio: .nan }",
+            "bundles.a.delta.ratio: NaN is no part of a bundle",
+        ),
+        (
+            "{ history: 1, memory: 1KiB }",
+            "bundles.a.delta.memory: 1024 bytes are not between 1MiB and 64GiB",
+        ),
+    ] {
+        let error = read(&format!(", delta: {delta}")).unwrap_err().to_string();
+        assert!(error.contains(message), "{delta}: {error}");
+    }
+}
+
+#[test]
 fn opa_check_of_a_bundle_inherits_absent_keys_from_the_top_level() {
     let folder = Folder::new();
     let checks = |top: &str| {

@@ -203,6 +203,7 @@ pub(super) fn same_watcher(one: &BundleConfig, other: &BundleConfig) -> bool {
         && one.max_stale == other.max_stale
         && one.expect == other.expect
         && one.opa_check == other.opa_check
+        && one.delta == other.delta
         && one.limits == other.limits
 }
 

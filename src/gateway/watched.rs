@@ -13,7 +13,7 @@ use crate::{
     registry::{LiveRegistries, Registries},
     store::Store,
     traces::Traces,
-    watch::{OpaCheck, Pipeline, Siblings, VerificationPool, WatchOptions, Watcher},
+    watch::{Deltas, OpaCheck, Pipeline, Siblings, VerificationPool, WatchOptions, Watcher},
 };
 
 /// Makes watchers. It holds what all of them share.
@@ -49,6 +49,8 @@ struct Watching {
     on_missing: OnMissing,
     is_staged: bool,
     siblings: Siblings,
+    /// The versions between which deltas are computed.
+    deltas: Option<Arc<Deltas>>,
 }
 
 #[derive(Debug)]
@@ -140,6 +142,7 @@ impl WatcherFactory {
             on_missing: config.on_missing,
             is_staged: matches!(config.rollout, RolloutChoice::Strategy(_)),
             siblings: Siblings::default(),
+            deltas: config.delta.map(|options| Arc::new(Deltas::new(options))),
         };
         self.make(config, metrics, registries, watching).await
     }
@@ -163,6 +166,8 @@ impl WatcherFactory {
             on_missing: OnMissing::Keep,
             is_staged: false,
             siblings,
+            // A version that the other watcher has found has its deltas already.
+            deltas: None,
         };
         let metrics = newest.metrics.clone();
         self.make(config, metrics, self.registries(), watching)
@@ -190,6 +195,7 @@ impl WatcherFactory {
             limits: config.limits.bundle_limits(),
             opa_check: checker
                 .map(|checker| OpaCheck::new(checker, self.store.check_results().clone())),
+            deltas: watching.deltas,
             evidence_limit: config.limits.evidence,
             useless_referrers: Arc::default(),
             pool: self.pool.clone(),

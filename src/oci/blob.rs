@@ -185,6 +185,14 @@ impl Blob {
         self.copy.as_ref().map(|copy| &copy.file)
     }
 
+    /// The same blob without the file that [`Self::keep_copy`] has written.
+    pub fn without_copy(&self) -> Self {
+        Self {
+            copy: None,
+            ..self.clone()
+        }
+    }
+
     /// Reads all bytes from the start; any number of readers at a time.
     pub fn reader(&self) -> Box<dyn BufRead + Send + '_> {
         match &self.content {

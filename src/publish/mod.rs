@@ -1,6 +1,7 @@
 //! The published view of a bundle: immutable snapshots, the state that clients see, and the status
 //! that operators see. No I/O and no task: watchers publish here, and the server reads.
 
+mod delta;
 #[cfg(any(test, fuzzing))]
 mod fixture;
 mod freshness;
@@ -16,6 +17,7 @@ mod tag_hash;
 mod view;
 
 pub use crate::verify::{RootFailure, TrustRootStatus};
+pub use delta::{BaseVersion, Delta, FromBase};
 pub(crate) use handle::{CheckEnd, StableVersion, Wanted};
 pub use handle::{Checked, Handle, Hint};
 pub use headers::Headers;

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    delta::Differences,
     headers::{HeaderTexts, Headers},
     status::VerdictStatus,
     tag_hash::TagHash,
@@ -51,6 +52,8 @@ pub struct Content {
     bundle: Bundle,
     etag: String,
     inputs: Inputs,
+    /// How it differs from earlier versions.
+    differences: Arc<Differences>,
 }
 
 /// The verified inputs that content was made from.
@@ -177,6 +180,10 @@ impl Snapshot {
         &self.content.bundle
     }
 
+    pub(super) fn differences(&self) -> &Differences {
+        &self.content.differences
+    }
+
     /// The digest that the reference named: of the image's manifest, or of the index that leads to
     /// it.
     pub fn manifest_digest(&self) -> &Digest {
@@ -236,6 +243,7 @@ impl Content {
             bundle,
             etag,
             inputs,
+            differences: Arc::default(),
         })
     }
 
@@ -265,6 +273,7 @@ impl Content {
             bundle,
             etag,
             inputs,
+            differences: Arc::default(),
         })
     }
 

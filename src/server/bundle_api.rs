@@ -20,6 +20,7 @@ use super::{
     connection::Peer,
     credential_checks::{Check, CredentialChecks, Identification},
     delivery::Delivery,
+    delta_guard::DeltaGuard,
     drain::DrainSignal,
     fleet_recorder::{FleetRecorder, Sighting},
     holdout_tracker::{ClientId, HoldoutTracker},
@@ -68,6 +69,7 @@ pub(super) struct BundleApi {
     /// Follows the settings, as `repeats` and `access_log` do.
     pub(super) pacer: Pacer,
     pub(super) repeats: RepeatGuard,
+    pub(super) deltas: DeltaGuard,
     pub(super) drain: DrainSignal,
     pub(super) holdouts: HoldoutTracker,
     pub(super) webhooks: WebhookApi,
@@ -593,6 +595,7 @@ impl BundleApi {
             began: Instant::now(),
             if_none_match: IfNoneMatch::new(head.if_none_match).to_owned(),
             wait: prefer::wait(head.prefer),
+            accepts_delta: head.method == ReadMethod::Get && prefer::accepts_delta(head.prefer),
             client: ClientId {
                 address: self.client_address(head, peer),
                 caller,
@@ -619,10 +622,8 @@ impl BundleApi {
             Span::set_current("bundlegate.bundle", || entry.name().to_owned().into());
         }
         entry.metrics().count(status);
-        if let (Reply::Bundle { snapshot, .. }, ReadMethod::Get) = (&reply, method) {
-            entry
-                .metrics()
-                .count_sent(snapshot.content().bytes().size());
+        if let (Some(bytes), ReadMethod::Get) = (reply.bytes(), method) {
+            entry.metrics().count_sent(bytes.size());
         }
         reply
     }
@@ -824,6 +825,7 @@ impl BundleApi {
             webhooks: WebhookApi::new(webhooks, catalog.clone(), metrics.clone(), Traces::off()),
             pacer: Pacer::new(None, Duration::ZERO, metrics.paced_requests.clone()),
             repeats: RepeatGuard::new(Duration::ZERO, metrics.delayed_downloads.clone()),
+            deltas: DeltaGuard::default(),
             catalog,
             clients,
             checks: CredentialChecks::new(tokio::runtime::Handle::current()).unwrap(),

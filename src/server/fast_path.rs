@@ -369,6 +369,7 @@ fn write_head(head: &mut Vec<u8>, reply: Reply, closes: bool) -> (Body, bool) {
             snapshot,
             promises_long_polling: true,
             variant,
+            delta: None,
         } => {
             head.extend_from_slice(snapshot.headers().http1_bundle());
             write_variant(head, *variant);

@@ -162,7 +162,11 @@ impl FleetRecorder {
         served: Option<&Snapshot>,
     ) -> Option<WaitingPoll> {
         let served = served.map(|snapshot| (snapshot.tag_hash(), snapshot));
-        let tag = first_tag.map(TagHash::of);
+        let tag = match (first_tag, served) {
+            // For OPA it is the same version.
+            (Some(first), Some((tag, snapshot))) if snapshot.is_same_as(first) => Some(tag),
+            _ => first_tag.map(TagHash::of),
+        };
         let is_current = tag.is_some() && tag == served.map(|(tag, _)| tag);
         let poll = Poll { tag, is_current };
         let client_bundle = self.record(sighting, poll, Arc::clone)?;

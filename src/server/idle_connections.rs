@@ -117,8 +117,8 @@ struct SlotState {
     held_requests: u32,
     /// HTTP/2 streams whose response is not sent yet.
     streams: u32,
-    /// Whether the connection has sent a complete request.
-    had_request: bool,
+    /// Complete requests that the connection has sent.
+    requests: u32,
     /// The key in [`Lru::idle`]; `None` while a request is active.
     rank: Option<Rank>,
     /// Whether it was asked to close to admit another one.
@@ -214,7 +214,7 @@ impl IdleConnections {
             active_requests: 0,
             held_requests: 0,
             streams: 0,
-            had_request: false,
+            requests: 0,
             rank: None,
             is_evicted: false,
             idle_since: now,
@@ -381,7 +381,7 @@ impl SlotState {
                     >= deadlines.stalled_response_grace
             }
             None => {
-                self.had_request
+                self.requests > 0
                     || now.duration_since(self.idle_since) >= deadlines.new_connection_grace
             }
         }
@@ -395,7 +395,7 @@ impl SlotState {
 
     /// When the current step of the connection exceeds its deadline; `None` where it has none.
     fn deadline(&self, deadlines: &Deadlines) -> Option<Instant> {
-        let first = (!self.had_request).then(|| self.idle_since + deadlines.first_request);
+        let first = (self.requests == 0).then(|| self.idle_since + deadlines.first_request);
         if self.is_multiplexed {
             // Over HTTP/2 each response has its own deadline.
             return first;
@@ -409,7 +409,7 @@ impl SlotState {
             .values()
             .min()
             .map(|since| *since + deadlines.progress);
-        let idle = (self.had_request && head.is_none() && response.is_none())
+        let idle = (self.requests > 0 && head.is_none() && response.is_none())
             .then(|| self.idle_since + deadlines.idle);
         [first, head, response, idle].into_iter().flatten().min()
     }
@@ -427,7 +427,7 @@ impl Slot {
     pub(super) fn begin_request(self: &Arc<Self>) -> ActiveRequest {
         let mut state = self.state();
         state.active_requests += 1;
-        state.had_request = true;
+        state.requests = state.requests.saturating_add(1);
         state.head_started = None;
         self.dequeue(&mut state);
         drop(state);
@@ -450,7 +450,7 @@ impl Slot {
         let now = Instant::now();
         let mut state = self.state();
         let duration = now.saturating_duration_since(state.arrived());
-        state.had_request = true;
+        state.requests = state.requests.saturating_add(1);
         state.head_started = None;
         state.idle_since = now;
         duration
@@ -472,7 +472,17 @@ impl Slot {
 
     /// Whether the connection has sent a complete request.
     pub(super) fn had_request(&self) -> bool {
-        self.state().had_request
+        self.state().requests > 0
+    }
+
+    /// Whether the connection has sent a request before the one that is being answered.
+    pub(super) fn had_earlier_request(&self) -> bool {
+        self.state().requests > 1
+    }
+
+    /// A number that no other connection of this process has.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Asks the connection to close.
@@ -598,7 +608,7 @@ impl Slot {
     pub(super) fn close_grace(&self) -> Duration {
         let state = self.state();
         let is_idle =
-            state.had_request && state.head_started.is_none() && state.responses.is_empty();
+            state.requests > 0 && state.head_started.is_none() && state.responses.is_empty();
         if is_idle {
             self.lru().limits.deadlines.close_grace
         } else {

@@ -16,9 +16,11 @@ use super::{
     absence::{self, Detail},
     access_log::AccessRecord,
     bundle_api::BundleApi,
+    delta_guard::DeltaRequest,
     holdout_tracker::{ClientId, WaitGuard},
     idle_connections::{HeldRequest, Slot},
     if_none_match::OwnedIfNoneMatch,
+    metrics::DeltaOutcome,
     pacer::{Admission, Body},
     pending_request::HoldStart,
     prefer,
@@ -30,9 +32,11 @@ use super::{
 };
 use crate::{
     catalog::InUse,
-    fleet::WaitingPoll,
+    fleet::{TagHash, WaitingPoll},
     metrics::InFlight,
-    publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, View, Withdrawal},
+    publish::{
+        ClientVersion, FromBase, Handle, Seen, Selection, Snapshot, State, View, Withdrawal,
+    },
     rollout::{Held, PlanWatch, Staged, Variant},
     telemetry,
 };
@@ -49,6 +53,8 @@ pub(super) struct BundleRequest {
     pub(super) if_none_match: OwnedIfNoneMatch,
     /// The client's `Prefer: wait`.
     pub(super) wait: Option<Duration>,
+    /// Whether the client's `Prefer: modes` has `delta`.
+    pub(super) accepts_delta: bool,
     pub(super) client: ClientId,
     pub(super) predates_long_polling: bool,
     pub(super) method: ReadMethod,
@@ -90,6 +96,8 @@ struct Wait {
     hold: Option<HeldRequest>,
     /// The delay of a repeated download, once there is a bundle to send.
     repeat: Option<Option<Box<Delay>>>,
+    /// Whether a delta may be sent, once there is one.
+    may_send_delta: Option<bool>,
     admission: Admission,
 }
 
@@ -195,8 +203,10 @@ impl BundleApi {
         let (clients, caller) = (self.clients.current(), &request.client.caller);
         let address = || request.client.address;
         let denial = self.denial(&clients, caller, entry.name(), address);
+        let reply = denial.map_or(reply, Reply::from);
+        self.record_download(&reply, entry, request, &wait);
         Some(Woken {
-            reply: denial.map_or(reply, Reply::from),
+            reply,
             at: woken_at,
         })
     }
@@ -214,6 +224,7 @@ impl BundleApi {
         let seen = wait.view.seen();
         self.track_holdout(entry, request, &seen, wait);
         let Answer { reply, waits_for } = self.answer(entry, request, wait, &seen);
+        let reply = reply.map(|reply| self.with_delta(reply, entry, request, wait));
         let earliest = self.earliest(entry, request, reply.as_ref(), wait);
         let body = request.body_of(reply.as_ref(), wait.hold.is_some(), deadline, earliest);
         let is_admitted = wait.admission.admits(&self.pacer, body) || draining;
@@ -344,7 +355,59 @@ impl BundleApi {
                 immediate_reply(&state, request, entry, wait.is_confirmed)
             }
         };
-        reply.unwrap_or_else(|| self.deadline_reply(entry, &seen, request))
+        let reply = reply.unwrap_or_else(|| self.deadline_reply(entry, &seen, request));
+        self.with_delta(reply, entry, request, wait)
+    }
+
+    /// The same reply, with a delta if there is one for what the client runs, and it may be sent.
+    fn with_delta(
+        &self,
+        reply: Reply,
+        entry: &Entry,
+        request: &BundleRequest,
+        wait: &mut Wait,
+    ) -> Reply {
+        let if_none_match = request.if_none_match.get();
+        let (Reply::Bundle { snapshot, .. }, true, Some(runs)) =
+            (&reply, request.accepts_delta, if_none_match.first())
+        else {
+            return reply;
+        };
+        let Some(FromBase::Delta(delta)) = snapshot.from_base(runs) else {
+            return reply;
+        };
+        let may_send = wait
+            .may_send_delta
+            .get_or_insert_with(|| self.deltas.may_send(request.delta_request(entry, runs)));
+        match may_send {
+            true => reply.with_delta(delta),
+            false => reply,
+        }
+    }
+
+    /// Records that a version is sent, for the decision whether its client gets deltas.
+    fn record_download(&self, reply: &Reply, entry: &Entry, request: &BundleRequest, wait: &Wait) {
+        let if_none_match = request.if_none_match.get();
+        let (
+            Reply::Bundle {
+                snapshot, delta, ..
+            },
+            true,
+            Some(runs),
+        ) = (reply, request.accepts_delta, if_none_match.first())
+        else {
+            return;
+        };
+        let delta_request = request.delta_request(entry, runs);
+        let is_delta = delta.is_some();
+        self.deltas
+            .record(delta_request, snapshot.tag_hash(), is_delta);
+        let outcome = match (is_delta, wait.may_send_delta) {
+            (true, _) => DeltaOutcome::Sent,
+            (false, Some(false)) => DeltaOutcome::Refused,
+            (false, _) => return,
+        };
+        entry.metrics().count_delta(outcome);
     }
 
     /// When the bundle in a reply may be sent, if that is not now: a client that long-polls and
@@ -400,6 +463,7 @@ impl Wait {
             is_confirmed: false,
             hold: None,
             repeat: None,
+            may_send_delta: None,
             admission: Admission::default(),
         }
     }
@@ -462,15 +526,44 @@ impl BundleRequest {
         deadline: Instant,
         earliest: Option<Instant>,
     ) -> Option<Body> {
-        match reply? {
-            Reply::Bundle { snapshot, .. } if self.method == ReadMethod::Get => Some(Body {
-                bytes: snapshot.content().bytes().size(),
-                is_update: !self.if_none_match.get().is_empty(),
-                was_held,
-                deadline,
-                earliest,
-            }),
-            _ => None,
+        let bytes = reply?.bytes().filter(|_| self.method == ReadMethod::Get)?;
+        Some(Body {
+            bytes: bytes.size(),
+            is_update: !self.if_none_match.get().is_empty(),
+            was_held,
+            deadline,
+            earliest,
+        })
+    }
+
+    fn delta_request<'a>(&'a self, entry: &'a Entry, runs: &str) -> DeltaRequest<'a> {
+        let client_bundle = self.waiting.as_ref().map(WaitingPoll::client_bundle);
+        let named = client_bundle.filter(|client_bundle| !client_bundle.is_by_address());
+        DeltaRequest {
+            bundle: entry.name(),
+            runs: TagHash::of(runs),
+            client: &self.client,
+            name: named.map(|client_bundle| client_bundle.client()),
+            slot: &self.slot,
+        }
+    }
+
+    /// Whether the client runs this version, or one that is the same for OPA.
+    fn runs(&self, snapshot: &Snapshot) -> bool {
+        let if_none_match = self.if_none_match.get();
+        if_none_match.is_current(snapshot.etag())
+            || if_none_match
+                .first()
+                .is_some_and(|tag| snapshot.is_same_as(tag))
+    }
+
+    /// 304 with the tag that the client has sent.
+    fn not_modified(&self, snapshot: &Arc<Snapshot>) -> Reply {
+        let if_none_match = self.if_none_match.get();
+        if if_none_match.contains(snapshot.etag()) {
+            Reply::not_modified(Arc::clone(snapshot))
+        } else {
+            response::not_modified_tag(if_none_match.first()).into()
         }
     }
 
@@ -503,13 +596,12 @@ fn immediate_reply(
     confirmed: bool,
 ) -> Option<Reply> {
     let may_wait = request.wait.is_some();
-    let if_none_match = request.if_none_match.get();
     match state {
-        State::Serving(snapshot) if if_none_match.is_current(snapshot.etag()) => {
-            (!may_wait).then(|| Reply::not_modified(Arc::clone(snapshot)))
+        State::Serving(snapshot) if request.runs(snapshot) => {
+            (!may_wait).then(|| request.not_modified(snapshot))
         }
         State::Serving(snapshot) => {
-            let is_decided = if_none_match.is_empty() || confirmed;
+            let is_decided = request.if_none_match.get().is_empty() || confirmed;
             is_decided.then(|| request.bundle(snapshot))
         }
         State::Withdrawn(withdrawal) => {
@@ -523,13 +615,15 @@ fn immediate_reply(
 fn differs(state: &State, request: &BundleRequest) -> bool {
     state
         .snapshot()
-        .is_some_and(|snapshot| !request.if_none_match.get().is_current(snapshot.etag()))
+        .is_some_and(|snapshot| !request.runs(snapshot))
 }
 
 fn deadline_reply(seen: &Seen, request: &BundleRequest, handle: &Handle) -> Reply {
     match &request.select(seen).state {
-        State::Serving(snapshot) if request.if_none_match.get().contains(snapshot.etag()) => {
-            Reply::not_modified(Arc::clone(snapshot))
+        State::Serving(snapshot)
+            if request.runs(snapshot) || request.if_none_match.get().contains(snapshot.etag()) =>
+        {
+            request.not_modified(snapshot)
         }
         State::Serving(snapshot) => request.bundle(snapshot),
         State::Withdrawn(withdrawal) => absence::withdrawn(handle, withdrawal, request.detail()),
@@ -585,6 +679,7 @@ mod tests {
             began: Instant::now(),
             if_none_match: IfNoneMatch::new(HeaderLines::single(None)).to_owned(),
             wait: Some(Duration::from_secs(60)),
+            accepts_delta: false,
             client: ClientId {
                 address: Ipv4Addr::LOCALHOST.into(),
                 caller: Caller::anonymous(),

@@ -54,6 +54,7 @@ pub struct ServerMetrics {
     holds: Series<HistogramVec>,
     unauthorized: IntCounterVec,
     sent_bytes: IntCounterVec,
+    deltas: IntCounterVec,
     waiters: IntGaugeVec,
     webhook_events: IntCounterVec,
     reports: IntCounterVec,
@@ -66,7 +67,17 @@ pub struct ServerMetrics {
 pub struct RequestMetrics {
     responses: BundleSeries<IntCounterVec>,
     sent_bytes: BundleSeries<IntCounterVec>,
+    deltas: BundleSeries<IntCounterVec>,
     waiters: BundleSeries<IntGaugeVec>,
+}
+
+/// What became of a request for which there was a delta.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeltaOutcome {
+    /// The delta was sent.
+    Sent,
+    /// The whole bundle was sent, because the client has refused a delta.
+    Refused,
 }
 
 /// How a request ceased to be held.
@@ -138,6 +149,12 @@ impl ServerMetrics {
                 "Bytes of bundle bodies in responses with status 200.",
                 &["bundle"],
             )?,
+            deltas: metrics.counters(
+                "bundlegate_delta_responses_total",
+                "Requests for which there was a delta: those that got it, and those whose client has refused one before and \
+                 got the whole bundle.",
+                &["bundle", "outcome"],
+            )?,
             waiters: metrics.gauges(
                 "bundlegate_waiters",
                 "Requests that are held until the bundle changes.",
@@ -158,6 +175,7 @@ impl ServerMetrics {
         RequestMetrics {
             responses: BundleSeries::new(scope, &self.responses),
             sent_bytes: BundleSeries::new(scope, &self.sent_bytes),
+            deltas: BundleSeries::new(scope, &self.deltas),
             waiters: BundleSeries::new(scope, &self.waiters),
         }
     }
@@ -301,6 +319,17 @@ impl RequestMetrics {
     pub(super) fn count_sent(&self, bytes: u64) {
         if let Some(sent) = self.sent_bytes.with(&[]) {
             sent.inc_by(bytes);
+        }
+    }
+
+    /// Counts a request for which there was a delta.
+    pub(super) fn count_delta(&self, outcome: DeltaOutcome) {
+        let label = match outcome {
+            DeltaOutcome::Sent => "sent",
+            DeltaOutcome::Refused => "refused",
+        };
+        if let Some(deltas) = self.deltas.with(&[label]) {
+            deltas.inc();
         }
     }
 

@@ -19,6 +19,7 @@
 //! | `long_poll` | when a request is answered at once and when it is held |
 //! | `pacer` | when bodies are sent: bandwidth and spread |
 //! | `repeat_guard` | delays clients that download the same version again and again |
+//! | `delta_guard` | which clients get deltas |
 //! | `request_head`, `if_none_match`, `prefer`, `trusted_proxies`, `credential` | what a request says |
 //! | `credential_checks`, `password_checks`, `jwt_checks` | whether a credential is genuine |
 //! | `clients` | whose credential it is, and what that client may read |
@@ -63,6 +64,7 @@ mod credential;
 mod credential_checks;
 mod date;
 mod delivery;
+mod delta_guard;
 mod drain;
 mod fast_path;
 mod fleet_api;

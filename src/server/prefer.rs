@@ -22,6 +22,26 @@ pub(super) fn wait(lines: HeaderLines<'_>) -> Option<Duration> {
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
+/// Whether the client says that it takes delta bundles: `modes` in OPA's `Prefer`, which lists them with commas.
+pub(super) fn accepts_delta(lines: HeaderLines<'_>) -> bool {
+    // Each mode is a preference of its own for one that splits at commas.
+    let mut is_in_modes = false;
+    lines
+        .iter()
+        .flat_map(|line| line.split(';'))
+        .flat_map(|preference| preference.split(','))
+        .any(|part| {
+            let mode = match part.split_once('=') {
+                Some((name, value)) => {
+                    is_in_modes = name.trim().eq_ignore_ascii_case("modes");
+                    value
+                }
+                None => part,
+            };
+            is_in_modes && mode.trim().trim_matches('"').trim() == "delta"
+        })
+}
+
 /// A number beyond `u32` counts as a long wait, not as none, because OPA would otherwise poll
 /// without pause.
 fn seconds(text: &str) -> Option<u32> {
@@ -63,6 +83,27 @@ mod tests {
             headers.append("prefer", line.parse().unwrap());
             let lines = HeaderLines::of(&headers, &PREFER);
             assert_eq!(wait(lines), seconds.map(Duration::from_secs), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_delta_is_accepted_where_modes_has_it() {
+        for (line, accepts) in [
+            ("modes=snapshot,delta;wait=60", true),
+            ("modes=snapshot,delta", true),
+            ("wait=60;Modes = delta , snapshot", true),
+            ("wait=60, modes=\"snapshot,delta\"", true),
+            ("modes=snapshot;wait=60", false),
+            ("modes=snapshot;wait=delta", false),
+            ("modes=snapshot;other=x,delta", false),
+            ("delta", false),
+            ("modes=deltas", false),
+            ("", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.append("prefer", line.parse().unwrap());
+            let lines = HeaderLines::of(&headers, &PREFER);
+            assert_eq!(accepts_delta(lines), accepts, "{line}");
         }
     }
 

@@ -8,7 +8,11 @@ use hyper::{
 };
 
 use super::{response, response_body::ResponseBody};
-use crate::{publish::Snapshot, rollout::Variant};
+use crate::{
+    oci::Blob,
+    publish::{Delta, Snapshot},
+    rollout::Variant,
+};
 
 /// The header that says which version of a bundle a response has, where versions are rolled out in steps.
 pub(super) const ROLLOUT: HeaderName = HeaderName::from_static("bundlegate-rollout");
@@ -28,6 +32,8 @@ pub(super) enum Reply {
         promises_long_polling: bool,
         /// As above.
         variant: Option<Variant>,
+        /// What is sent instead of the whole bundle.
+        delta: Option<Arc<Delta>>,
     },
     Other(Response<ResponseBody>),
 }
@@ -44,6 +50,7 @@ impl Reply {
             snapshot,
             promises_long_polling: wait.is_some() || !predates_long_polling,
             variant: None,
+            delta: None,
         }
     }
 
@@ -63,6 +70,25 @@ impl Reply {
         self
     }
 
+    /// The same reply, with a delta instead of the whole bundle.
+    pub(super) fn with_delta(mut self, of_reply: Arc<Delta>) -> Self {
+        if let Self::Bundle { delta, .. } = &mut self {
+            *delta = Some(of_reply);
+        }
+        self
+    }
+
+    /// The bytes of a bundle that are sent, if there are any.
+    pub(super) fn bytes(&self) -> Option<&Blob> {
+        match self {
+            Self::Bundle {
+                delta: Some(delta), ..
+            } => Some(delta.bytes()),
+            Self::Bundle { snapshot, .. } => Some(snapshot.content().bytes()),
+            Self::NotModified { .. } | Self::Other(_) => None,
+        }
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::NotModified { .. } => StatusCode::NOT_MODIFIED,
@@ -78,10 +104,12 @@ impl Reply {
                 snapshot,
                 promises_long_polling,
                 variant,
+                delta,
             } => {
                 let content_type = HeaderValue::from_static("application/gzip");
                 let content_type = (!promises_long_polling).then_some(content_type);
-                (response::bundle(&snapshot, content_type), variant)
+                let response = response::bundle(&snapshot, delta.as_deref(), content_type);
+                (response, variant)
             }
             Self::Other(response) => (response, None),
         };

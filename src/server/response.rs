@@ -16,15 +16,24 @@ use super::{
     request_body::BodyError,
     response_body::ResponseBody,
 };
-use crate::publish::Snapshot;
+use crate::publish::{Delta, Snapshot};
 
-/// 200 with the bundle.
+/// The header of a delta: the entity tag of the version that it changes.
+const DELTA_BASE: HeaderName = HeaderName::from_static("bundlegate-delta-base");
+
+/// 200 with the bundle, or with a delta that leads to it.
 pub(super) fn bundle(
     snapshot: &Snapshot,
+    delta: Option<&Delta>,
     content_type: Option<HeaderValue>,
 ) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::of(snapshot.content().bytes()));
+    let bytes = delta.map_or_else(|| snapshot.content().bytes(), Delta::bytes);
+    let mut response = Response::new(ResponseBody::of(bytes));
     insert(&mut response, snapshot.headers().bundle());
+    let base = delta.and_then(|delta| HeaderValue::from_str(delta.base()).ok());
+    if let Some(base) = base {
+        response.headers_mut().insert(DELTA_BASE, base);
+    }
     if let Some(content_type) = content_type {
         response.headers_mut().insert(CONTENT_TYPE, content_type);
     }

@@ -25,6 +25,7 @@ const PUBLICATION_BUCKETS: [f64; 13] = [
 #[derive(Debug, Clone)]
 pub struct WatchMetrics {
     verifications: IntCounterVec,
+    deltas: IntCounterVec,
     verification_durations: Series<HistogramVec>,
     publication_durations: Series<HistogramVec>,
     publish: PublishMetrics,
@@ -34,6 +35,7 @@ pub struct WatchMetrics {
 #[derive(Debug)]
 pub struct WatcherMetrics {
     verifications: BundleSeries<IntCounterVec>,
+    deltas: BundleSeries<IntCounterVec>,
     /// Those of all bundles together, by whether the artifact was accepted.
     pub(super) verification_durations: Series<HistogramVec>,
     publication_durations: Series<HistogramVec>,
@@ -72,6 +74,11 @@ impl WatchMetrics {
                 "Signature verifications.",
                 &["bundle", "outcome", "reason"],
             )?,
+            deltas: metrics.counters(
+                "bundlegate_deltas_total",
+                "Comparisons of a version with an earlier one, by whether there is a delta, or why not.",
+                &["bundle", "outcome"],
+            )?,
             verification_durations,
             publication_durations,
             publish: PublishMetrics::new(metrics)?,
@@ -82,6 +89,7 @@ impl WatchMetrics {
     pub fn bundle(&self, scope: &Arc<BundleScope>) -> WatcherMetrics {
         WatcherMetrics {
             verifications: BundleSeries::new(scope, &self.verifications),
+            deltas: BundleSeries::new(scope, &self.deltas),
             verification_durations: self.verification_durations.clone(),
             publication_durations: self.publication_durations.clone(),
             publisher: Arc::new(self.publish.bundle(scope)),
@@ -94,6 +102,13 @@ impl WatcherMetrics {
     pub(super) fn count_verification(&self, outcome: &'static str, reason: &'static str) {
         if let Some(verifications) = self.verifications.with(&[outcome, reason]) {
             verifications.inc();
+        }
+    }
+
+    /// Counts a comparison of two versions.
+    pub(super) fn count_delta(&self, outcome: &'static str) {
+        if let Some(deltas) = self.deltas.with(&[outcome]) {
+            deltas.inc();
         }
     }
 

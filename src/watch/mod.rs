@@ -1,6 +1,7 @@
 //! Watchers: one task per bundle turns a moving reference into published snapshots.
 
 mod artifact;
+mod deltas;
 mod expect;
 mod expectations;
 mod hints;
@@ -17,6 +18,7 @@ mod trigger;
 mod watcher;
 
 pub use artifact::ArtifactOptions;
+pub use deltas::{DeltaOptions, Deltas};
 pub use expect::{Expect, OnOlder, Order};
 pub use metrics::{WatchMetrics, WatcherMetrics};
 pub use opa_check::OpaCheck;

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use prometheus::HistogramVec;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
+    task::{JoinHandle, spawn_blocking},
     time::{Duration, Instant, timeout},
 };
 
@@ -47,7 +47,27 @@ pub struct VerificationPool {
     /// verification has a deadline.
     open_permits: Arc<Semaphore>,
     restore_permits: Arc<Semaphore>,
+    /// For the deltas of all bundles, which are less urgent than everything else.
+    compare_permits: Arc<Semaphore>,
     verdicts: VerdictCache,
+}
+
+/// The permit to compare two versions of a bundle.
+#[derive(Debug)]
+pub(super) struct ComparePermit(Option<OwnedSemaphorePermit>);
+
+impl ComparePermit {
+    /// Runs off the async threads.
+    pub(super) fn run<T: Send + 'static>(
+        self,
+        compare: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        spawn_blocking(move || {
+            // Held by the work, which ends at its own deadline, whether or not its result is awaited.
+            let _permit = self.0;
+            compare()
+        })
+    }
 }
 
 /// Why the opening of a bundle did not end, which says nothing about its bytes.
@@ -93,6 +113,7 @@ impl Default for VerificationPool {
             verify_permits: permits(),
             open_permits: permits(),
             restore_permits,
+            compare_permits: Arc::new(Semaphore::new(1)),
             verdicts: VerdictCache::default(),
         }
     }
@@ -122,6 +143,12 @@ impl VerificationPool {
     /// Waits for the permit to restore a bundle from disk.
     pub(super) async fn restore_permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.restore_permits).acquire_owned().await.ok()
+    }
+
+    /// Waits for the permit to compare two versions of a bundle.
+    pub(super) async fn compare_permit(&self) -> ComparePermit {
+        let permits = Arc::clone(&self.compare_permits);
+        ComparePermit(permits.acquire_owned().await.ok())
     }
 
     /// Makes every verification wait for as long as the permit lives.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{
-    ArtifactOptions, Expect, OpaCheck,
+    ArtifactOptions, Deltas, Expect, OpaCheck,
     history::History,
     metrics::WatcherMetrics,
     pool::{Rejection, VerificationJob, VerificationPool, verification_outcome},
@@ -54,6 +54,8 @@ pub struct Pipeline {
     pub limits: bundle::Limits,
     /// The check by the real `opa`, where configured.
     pub opa_check: Option<OpaCheck>,
+    /// The versions between which deltas are computed, where that is configured.
+    pub deltas: Option<Arc<Deltas>>,
     /// The limit of signature material in bytes (`limits.evidence`).
     pub evidence_limit: u64,
     /// The referrers that hold no signature, as far as they are known.

@@ -148,9 +148,16 @@ impl Watcher {
     /// Watches until the future is dropped.
     pub async fn run(mut self) {
         let (queue, pipeline) = (Arc::clone(&self.persist_queue), Arc::clone(&self.pipeline));
+        let deltas = async {
+            match &pipeline.deltas {
+                Some(deltas) => deltas.work(&pipeline).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.watch() => {}
             () = queue.work(&pipeline) => {}
+            () = deltas => {}
         }
     }
 
@@ -270,6 +277,9 @@ impl Watcher {
         let effects = self.publisher.apply(event, rejected)?;
         if let Some(snapshot) = effects.served {
             self.record_served(&snapshot);
+            if let Some(deltas) = &self.pipeline.deltas {
+                deltas.record(&snapshot);
+            }
         }
         self.publisher.set_served_tag(self.history.tag());
         match effects.persist {
@@ -593,17 +603,24 @@ impl Watcher {
     }
 
     /// Writes a version to disk before it is published: after a crash without a registry, clients
-    /// would otherwise get the version before it. A failing disk delays the publication no longer
-    /// than [`PersistQueue::flushed`] does. `checked` is when the registry last confirmed it.
+    /// would otherwise get the version before it. Meanwhile it is compared with the version that is
+    /// served. Neither a failing disk nor a large delta delays the publication for long: see
+    /// [`PersistQueue::flushed`] and [`Deltas::prepare`](super::Deltas). `checked` is when the
+    /// registry last confirmed it.
     pub(super) async fn persist(&mut self, snapshot: Arc<Snapshot>, checked: Option<Timestamp>) {
         let history = self.history_serving(&snapshot).to_bytes();
         let number = self.persist_queue.enqueue(Update::Keep {
-            snapshot,
+            snapshot: Arc::clone(&snapshot),
             checked,
             history,
         });
+        let comparing = async {
+            if let Some(deltas) = &self.pipeline.deltas {
+                deltas.prepare(&self.pipeline, &snapshot).await;
+            }
+        };
         tokio::select! {
-            () = self.persist_queue.flushed(number) => {}
+            _ = futures_util::future::join(self.persist_queue.flushed(number), comparing) => {}
             // In this case the version is outdated, and is not published.
             () = reverify::due_or_policy_changed(&mut self.policy, None) => {}
         }

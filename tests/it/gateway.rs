@@ -192,6 +192,7 @@ impl Setup {
         config.tracing = self.tracing.clone();
         config.long_poll.first_wait = self.rules.first_wait;
         let bundle = BundleConfig {
+            delta: None,
             name: self.name.to_owned(),
             reference: match self.rule.clone() {
                 Some(rule) => registry.choosing(rule),

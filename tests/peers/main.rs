@@ -22,6 +22,7 @@ mod cosign;
 mod crash;
 mod credentials;
 mod dashboard;
+mod deltas;
 mod deploy;
 mod dev;
 mod evaluation;

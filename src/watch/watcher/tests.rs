@@ -74,6 +74,7 @@ impl World {
             memory: LIMIT,
         };
         let pipeline = Pipeline {
+            deltas: None,
             name: "authz".into(),
             source: LiveRegistries::from(registries)
                 .source(reference.repository())

@@ -1,0 +1,118 @@
+//! Iterates over canonical text without parsing it: the members of an object, the items of an array.
+
+use crate::bundle::json::{JsonReader, Token};
+
+/// The members of an object: the name as it is written, quotes included, and the value.
+pub(super) fn members(object: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut at = 1;
+    std::iter::from_fn(move || {
+        if object.get(at)? == &b'}' {
+            return None;
+        }
+        let colon = end_of_string(object, at);
+        let end = end_of_value(object, colon + 1);
+        let member = (object.get(at..colon)?, object.get(colon + 1..end)?);
+        // The comma, or the end of the object.
+        at = if object.get(end)? == &b',' {
+            end + 1
+        } else {
+            end
+        };
+        Some(member)
+    })
+}
+
+/// The items of an array.
+pub(super) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut at = 1;
+    std::iter::from_fn(move || {
+        if array.get(at)? == &b']' {
+            return None;
+        }
+        let end = end_of_value(array, at);
+        let item = array.get(at..end)?;
+        at = if array.get(end)? == &b',' {
+            end + 1
+        } else {
+            end
+        };
+        Some(item)
+    })
+}
+
+/// What a string stands for; quotes are included in `text`.
+pub(super) fn decoded(text: &[u8]) -> String {
+    match JsonReader::new(text).next() {
+        Ok(Some(Token::String(text))) => text.to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// The end of the value at a position.
+fn end_of_value(text: &[u8], start: usize) -> usize {
+    match text.get(start) {
+        Some(b'"') => end_of_string(text, start),
+        Some(b'{' | b'[') => end_of_container(text, start),
+        _ => text[start.min(text.len())..]
+            .iter()
+            .position(|byte| matches!(byte, b',' | b'}' | b']'))
+            .map_or(text.len(), |length| start + length),
+    }
+}
+
+fn end_of_container(text: &[u8], start: usize) -> usize {
+    let (mut at, mut depth) = (start, 0_usize);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => {
+                at = end_of_string(text, at);
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
+}
+
+/// The position after the quote that ends the string at a position.
+fn end_of_string(text: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_and_items_are_found_whatever_strings_contain() {
+        let object = br#"{"":1,"a\"}":{"b":[",]",{}]},"c":"\\","d":-1.5e3,"e":[]}"#;
+        let found: Vec<_> = members(object).collect();
+        let expected: [(&[u8], &[u8]); 5] = [
+            (br#""""#, b"1"),
+            (br#""a\"}""#, br#"{"b":[",]",{}]}"#),
+            (br#""c""#, br#""\\""#),
+            (br#""d""#, b"-1.5e3"),
+            (br#""e""#, b"[]"),
+        ];
+        assert_eq!(found, expected);
+        let found: Vec<_> = items(br#"[[1,2],"]",null,{"a":{}}]"#).collect();
+        let expected: [&[u8]; 4] = [b"[1,2]", br#""]""#, b"null", br#"{"a":{}}"#];
+        assert_eq!(found, expected);
+        assert_eq!((members(b"{}").count(), items(b"[]").count()), (0, 0));
+        assert_eq!(decoded(br#""a\"}""#), "a\"}");
+    }
+}

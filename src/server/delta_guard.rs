@@ -1,0 +1,245 @@
+//! Decides which clients get deltas.
+//!
+//! OPA asks for deltas whether or not it can take them: one with `persist: true` or with `signing` refuses every delta,
+//! keeps its entity tag, and asks again. So a client that was sent a delta and then runs anything but the version it
+//! leads to gets whole bundles from then on.
+//!
+//! A client with a name of its own is known by that. Others are known by their connection, where an earlier request
+//! arrived on it, and else by their address, credential and `User-Agent`: OPA before 1.16 opens a connection for each
+//! request. Clients that can't be told apart get a delta once, and then whole bundles.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use moka::sync::Cache;
+
+use super::{holdout_tracker::ClientId, idle_connections::Slot};
+use crate::fleet::{ClientKey, TagHash};
+
+/// Clients that are remembered, in some 30 MB. For one that is forgotten, one more delta may come to nothing.
+const MAX_CLIENTS: u64 = 1 << 18;
+/// How long a client is remembered after its last download.
+const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Decides which clients get deltas.
+#[derive(Debug)]
+pub(super) struct DeltaGuard {
+    clients: Cache<u64, Sent>,
+    /// Whether a delta was ever sent: without one, nothing is remembered.
+    is_used: AtomicBool,
+    keys: RandomState,
+}
+
+/// A request that could be answered with a delta.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DeltaRequest<'a> {
+    pub(super) bundle: &'a str,
+    /// The version that the client runs.
+    pub(super) runs: TagHash,
+    pub(super) client: &'a ClientId,
+    /// The client's name in the fleet view, if it has told one.
+    pub(super) name: Option<ClientKey>,
+    pub(super) slot: &'a Slot,
+}
+
+/// What a client of a bundle was sent last.
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    /// The version that it should run.
+    target: TagHash,
+    /// Whether a delta has come to nothing.
+    is_refused: bool,
+}
+
+/// The keys of a client of a bundle.
+struct Keys {
+    /// Its own, as far as it can be told apart.
+    own: u64,
+    /// That of all clients that can't be told apart from it, if it may be one that has connected anew.
+    shared: Option<u64>,
+}
+
+impl Default for DeltaGuard {
+    fn default() -> Self {
+        Self {
+            clients: Cache::builder()
+                .max_capacity(MAX_CLIENTS)
+                .time_to_idle(REMEMBERED_FOR)
+                .build(),
+            is_used: AtomicBool::new(false),
+            keys: RandomState::new(),
+        }
+    }
+}
+
+impl DeltaGuard {
+    /// Whether the client may be sent a delta.
+    pub(super) fn may_send(&self, request: DeltaRequest<'_>) -> bool {
+        let Keys { own, shared } = self.keys_of(request);
+        let known = self.clients.get(&own);
+        let known = known.or_else(|| self.clients.get(&shared?));
+        match known {
+            None => true,
+            Some(sent) if sent.is_refused => false,
+            Some(sent) if sent.target == request.runs => true,
+            Some(sent) => {
+                let refused = Sent {
+                    is_refused: true,
+                    ..sent
+                };
+                for key in [Some(own), shared].into_iter().flatten() {
+                    self.clients.insert(key, refused);
+                }
+                false
+            }
+        }
+    }
+
+    /// Records that the client is sent a version, as a delta or as a whole.
+    pub(super) fn record(&self, request: DeltaRequest<'_>, target: TagHash, is_delta: bool) {
+        if !is_delta && !self.is_used.load(Ordering::Relaxed) {
+            return;
+        }
+        self.is_used.store(true, Ordering::Relaxed);
+        let Keys { own, shared } = self.keys_of(request);
+        for key in [Some(own), shared].into_iter().flatten() {
+            let known = self.clients.get(&key);
+            if is_delta || known.is_some() {
+                let is_refused = known.is_some_and(|sent| sent.is_refused);
+                self.clients.insert(key, Sent { target, is_refused });
+            }
+        }
+    }
+
+    fn keys_of(&self, request: DeltaRequest<'_>) -> Keys {
+        let DeltaRequest {
+            bundle,
+            client,
+            name,
+            slot,
+            ..
+        } = request;
+        if let Some(name) = name {
+            let own = self.keys.hash_one((bundle, name));
+            return Keys { own, shared: None };
+        }
+        let shared = (client.address, &client.caller, client.user_agent, bundle);
+        let shared = self.keys.hash_one(shared);
+        Keys {
+            own: self.keys.hash_one((shared, slot.number())),
+            shared: (!slot.had_earlier_request()).then_some(shared),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        sync::Arc,
+    };
+
+    use super::*;
+    use crate::server::{
+        Deadlines,
+        clients::Caller,
+        idle_connections::{IdleConnections, Limits},
+    };
+
+    struct Client {
+        id: ClientId,
+        name: Option<ClientKey>,
+    }
+
+    fn client(name: Option<&str>) -> Client {
+        use crate::fleet::{Identity, IdentitySource};
+        Client {
+            id: ClientId {
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                caller: Caller::anonymous(),
+                user_agent: 0,
+            },
+            name: name.map(|name| {
+                Identity {
+                    credential: None,
+                    source: IdentitySource::Name(name),
+                }
+                .key()
+            }),
+        }
+    }
+
+    fn connection() -> Arc<Slot> {
+        IdleConnections::new(Limits::new(10, 10, Deadlines::default())).register()
+    }
+
+    /// A connection on which this is not the first request.
+    fn kept_connection(connections: &IdleConnections) -> Arc<Slot> {
+        let slot = connections.register();
+        slot.record_request();
+        slot.record_request();
+        slot
+    }
+
+    fn ask(guard: &DeltaGuard, client: &Client, slot: &Slot, runs: &str, target: &str) -> bool {
+        let request = DeltaRequest {
+            bundle: "authz",
+            runs: TagHash::of(runs),
+            client: &client.id,
+            name: client.name,
+            slot,
+        };
+        let is_delta = guard.may_send(request);
+        guard.record(request, TagHash::of(target), is_delta);
+        is_delta
+    }
+
+    #[test]
+    fn a_client_that_applies_deltas_gets_them_and_one_that_does_not_gets_whole_bundles() {
+        for name in [None, Some("opa-1")] {
+            let (client, slot) = (client(name), connection());
+            slot.record_request();
+            slot.record_request();
+            let guard = DeltaGuard::default();
+            let ask = |runs, target| ask(&guard, &client, &slot, runs, target);
+            assert!(ask("a", "b") && ask("b", "c") && ask("c", "a"));
+            // It comes back with the same tag.
+            assert!(!ask("c", "a"));
+            assert!(!ask("a", "b") && !ask("b", "c"), "from then on");
+        }
+        let (client, slot, guard) = (client(Some("x")), connection(), DeltaGuard::default());
+        let ask = |runs, target| ask(&guard, &client, &slot, runs, target);
+        assert!(ask("a", "b"));
+        assert!(!ask("z", "b"), "with another tag");
+    }
+
+    #[test]
+    fn a_client_that_connects_for_each_request_is_known_by_its_address() {
+        let (client, guard) = (client(None), DeltaGuard::default());
+        let connections = IdleConnections::new(Limits::new(100, 10, Deadlines::default()));
+        let ask = |runs, target| {
+            let slot = connections.register();
+            slot.record_request();
+            ask(&guard, &client, &slot, runs, target)
+        };
+        assert!(ask("a", "b") && ask("b", "c"));
+        assert!(!ask("b", "c") && !ask("c", "d"));
+    }
+
+    #[test]
+    fn clients_of_one_address_that_keep_their_connections_are_told_apart() {
+        let (client, guard) = (client(None), DeltaGuard::default());
+        let connections = IdleConnections::new(Limits::new(100, 10, Deadlines::default()));
+        let slots: Vec<_> = (0..10).map(|_| kept_connection(&connections)).collect();
+        for slot in &slots {
+            assert!(ask(&guard, &client, slot, "a", "b"));
+        }
+        assert!(!ask(&guard, &client, &slots[0], "a", "b"), "persist: true");
+        for slot in &slots[1..] {
+            assert!(ask(&guard, &client, slot, "b", "c"));
+        }
+    }
+}
