@@ -341,10 +341,6 @@ patterns: [{{ resource: 'p/{{x}}', reference: 'r.io/{{x}}:1', trust: dev{delta} 
             "bundles.a.delta.ratio: 1.5 is no part of a bundle",
         ),
         (
-            "{ history: 1, ratio: .nan }",
-            "bundles.a.delta.ratio: NaN is no part of a bundle",
-        ),
-        (
             "{ history: 1, memory: 1KiB }",
             "bundles.a.delta.memory: 1024 bytes are not between 1MiB and 64GiB",
         ),

@@ -6,7 +6,8 @@
 //!
 //! A client with a name of its own is known by that. Others are known by their connection, where an earlier request
 //! arrived on it, and else by their address, credential and `User-Agent`: OPA before 1.16 opens a connection for each
-//! request. Clients that can't be told apart get a delta once, and then whole bundles.
+//! request. A request that was waiting when a delta was sent comes from another client than the one that got it. Other
+//! clients that can't be told apart get a delta once, and then whole bundles.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -15,6 +16,7 @@ use std::{
 };
 
 use moka::sync::Cache;
+use tokio::time::Instant;
 
 use super::{holdout_tracker::ClientId, idle_connections::Slot};
 use crate::fleet::{ClientKey, TagHash};
@@ -37,6 +39,8 @@ pub(super) struct DeltaGuard {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DeltaRequest<'a> {
     pub(super) bundle: &'a str,
+    /// When it arrived.
+    pub(super) began: Instant,
     /// The version that the client runs.
     pub(super) runs: TagHash,
     pub(super) client: &'a ClientId,
@@ -50,6 +54,7 @@ pub(super) struct DeltaRequest<'a> {
 struct Sent {
     /// The version that it should run.
     target: TagHash,
+    at: Instant,
     /// Whether a delta has come to nothing.
     is_refused: bool,
 }
@@ -84,7 +89,7 @@ impl DeltaGuard {
         match known {
             None => true,
             Some(sent) if sent.is_refused => false,
-            Some(sent) if sent.target == request.runs => true,
+            Some(sent) if sent.target == request.runs || request.began < sent.at => true,
             Some(sent) => {
                 let refused = Sent {
                     is_refused: true,
@@ -108,8 +113,12 @@ impl DeltaGuard {
         for key in [Some(own), shared].into_iter().flatten() {
             let known = self.clients.get(&key);
             if is_delta || known.is_some() {
-                let is_refused = known.is_some_and(|sent| sent.is_refused);
-                self.clients.insert(key, Sent { target, is_refused });
+                let sent = Sent {
+                    target,
+                    at: Instant::now(),
+                    is_refused: known.is_some_and(|sent| sent.is_refused),
+                };
+                self.clients.insert(key, sent);
             }
         }
     }
@@ -187,6 +196,7 @@ mod tests {
     fn ask(guard: &DeltaGuard, client: &Client, slot: &Slot, runs: &str, target: &str) -> bool {
         let request = DeltaRequest {
             bundle: "authz",
+            began: Instant::now(),
             runs: TagHash::of(runs),
             client: &client.id,
             name: client.name,
@@ -227,6 +237,34 @@ mod tests {
         };
         assert!(ask("a", "b") && ask("b", "c"));
         assert!(!ask("b", "c") && !ask("c", "d"));
+    }
+
+    /// Clients have connected anew, and wait for a change.
+    #[test]
+    fn clients_of_one_address_that_wait_for_the_same_change_all_get_the_delta() {
+        let (client, guard) = (client(None), DeltaGuard::default());
+        let connections = IdleConnections::new(Limits::new(100, 10, Deadlines::default()));
+        let began = Instant::now();
+        let send = |began| {
+            let slot = connections.register();
+            slot.record_request();
+            let request = DeltaRequest {
+                bundle: "authz",
+                began,
+                runs: TagHash::of("a"),
+                client: &client.id,
+                name: None,
+                slot: &slot,
+            };
+            let is_delta = guard.may_send(request);
+            guard.record(request, TagHash::of("b"), is_delta);
+            is_delta
+        };
+        for _ in 0..10 {
+            assert!(send(began));
+        }
+        assert!(!send(Instant::now()), "one of them came back");
+        assert!(!send(began), "and which of them is not known");
     }
 
     #[test]

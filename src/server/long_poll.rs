@@ -541,6 +541,7 @@ impl BundleRequest {
         let named = client_bundle.filter(|client_bundle| !client_bundle.is_by_address());
         DeltaRequest {
             bundle: entry.name(),
+            began: self.began,
             runs: TagHash::of(runs),
             client: &self.client,
             name: named.map(|client_bundle| client_bundle.client()),
