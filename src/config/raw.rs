@@ -5,6 +5,7 @@
 //! editor shows for the key. It says what the key means, its limits, and what its absence means if
 //! there is no default; the default itself and whether a change needs a restart are added.
 
+mod opa_signature_keys;
 mod rollout;
 mod trust;
 
@@ -14,13 +15,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    admin, bundles, expect, fleet, limits, log, opa_check, patterns, registries, schema, server,
-    shared, tag_rule, tracing,
+    admin, bundles, expect, fleet, limits, log, opa_check, opa_signature, patterns, registries,
+    schema, server, shared, tag_rule, tracing,
     values::{AUTO, Address, AdminListen, Period, Size, Spread},
     webhooks,
 };
 use crate::{fleet::Options as FleetOptions, registry};
 
+pub(super) use opa_signature_keys::{OpaKey, Resign};
 pub(super) use rollout::{Prometheus, Rollout, RolloutCheck, RolloutStep};
 pub(super) use trust::{
     Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, NONE, Policy,
@@ -536,6 +538,19 @@ pub(super) struct Bundle {
     /// The check of every version by `opa`: `none`, or options, of which absent ones are as in the
     /// top-level `opa_check`.
     pub(super) opa_check: Option<OpaCheck>,
+    /// Signs every version for OPA with a key of the gateway, in place of the signature that it may
+    /// have. Absent: it is served as it is.
+    pub(super) resign: Option<Resign>,
+    /// Whether OPA's own signature of a version is verified before it is served; `verify` needs
+    /// `opa_keys`.
+    #[schemars(extend(
+        "enum" = schema::words(&opa_signature::OPA_SIGNATURE),
+        "default" = schema::words(&opa_signature::OPA_SIGNATURE)[0],
+    ))]
+    pub(super) opa_signature: Option<String>,
+    /// The keys by which OPA's own signature is verified.
+    #[schemars(length(min = 1, max = opa_signature::MAX_KEYS))]
+    pub(super) opa_keys: Option<Vec<OpaKey>>,
     /// How a new version reaches the clients: the name of a strategy in `rollouts`, or `none`. Absent: at once,
     /// but a version that was rolled back is served by `none` only.
     #[schemars(regex(pattern = schema::NAME))]
@@ -579,6 +594,19 @@ pub(super) struct Pattern {
     /// The check of every version by `opa`: `none`, or options, of which absent ones are as in the
     /// top-level `opa_check`.
     pub(super) opa_check: Option<OpaCheck>,
+    /// Signs every version for OPA with a key of the gateway, in place of the signature that it may
+    /// have. Absent: it is served as it is.
+    pub(super) resign: Option<Resign>,
+    /// Whether OPA's own signature of a version is verified before it is served; `verify` needs
+    /// `opa_keys`.
+    #[schemars(extend(
+        "enum" = schema::words(&opa_signature::OPA_SIGNATURE),
+        "default" = schema::words(&opa_signature::OPA_SIGNATURE)[0],
+    ))]
+    pub(super) opa_signature: Option<String>,
+    /// The keys by which OPA's own signature is verified.
+    #[schemars(length(min = 1, max = opa_signature::MAX_KEYS))]
+    pub(super) opa_keys: Option<Vec<OpaKey>>,
     /// Which manifest of an image index is served, such as `linux/amd64`.
     #[schemars(regex(pattern = schema::PLATFORM))]
     pub(super) platform: Option<String>,

@@ -46,6 +46,7 @@ mod readme;
 mod refusals;
 mod reload;
 mod replicas;
+mod resign;
 mod rolling_restart;
 mod rollouts;
 mod session;
