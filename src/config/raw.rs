@@ -484,7 +484,9 @@ pub(super) struct Timeouts {
 /// A bundle that is served.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("allOf" = [schema::reference_of_bundle(), schema::order_of_tags()]))]
+#[schemars(extend("allOf" = [
+    schema::reference_of_bundle(), schema::order_of_tags(), schema::opa_signature(),
+]))]
 pub(super) struct Bundle {
     /// `HOST/REPOSITORY:TAG`, `HOST/REPOSITORY@sha256:…`, or `oci-layout:PATH[:TAG]`; without tag and
     /// digest if `semver` or `filter_tags` chooses the tag.
@@ -560,6 +562,7 @@ pub(super) struct Bundle {
 /// Bundles that are added when a client that may read them asks for one.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("allOf" = [schema::opa_signature()]))]
 pub(super) struct Pattern {
     /// The names, with captures such as `{team}`, each of which is one whole segment.
     #[schemars(regex(pattern = r"\{[^{}]+\}"))]

@@ -493,6 +493,15 @@ async fn opa_verifies_the_signatures_of_random_bundles() {
             (files, signed)
         })
         .collect();
+    // Another key of the same name verifies none of them.
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("bundle.tar.gz");
+    fs::write(&file, &signed[0].1).unwrap();
+    for version in [OpaVersion::Newest, OpaVersion::V0_70] {
+        let refused = GatewayKey::generate().verify(version, &file).await;
+        let error = refused.unwrap_err();
+        assert!(error.contains("verify"), "{version:?}: {error}");
+    }
     // Two processes at a time. Every tenth is verified by OPA 0.70 as well.
     let (even, odd): (Vec<_>, Vec<_>) = signed
         .into_iter()

@@ -93,7 +93,10 @@ mod tests {
             ("-----BEGIN X\nsecret-----".to_owned(), "first line"),
             ("-----BEGIN X-----\nsecret".to_owned(), "no last line"),
             (block("secret!"), "not base64"),
-            (block("Proc-Type: 4,ENCRYPTED\n\nsecret"), "decrypt it"),
+            (
+                block("Proc-Type: 4,ENCRYPTED\n\nsecret"),
+                "an encrypted private key",
+            ),
         ] {
             let error = label(&text).unwrap_err().to_string();
             assert!(error.contains(reason), "{text}: {error}");

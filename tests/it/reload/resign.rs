@@ -71,9 +71,9 @@ async fn a_version_without_a_signature_by_a_known_key_is_never_served() {
             "build policy -t reg.example/a:v1 --signing-key team.pem --signing-alg ES256 --signing-kid {kid}"
         ));
         assert_eq!(built.code, 0, "{}", built.stderr);
-        let saved = author.line("save reg.example/a:v1 -o bundle.tar.gz --force");
+        let saved = author.line(&format!("save reg.example/a:v1 -o {kid}.tar.gz"));
         assert_eq!(saved.code, 0, "{}", saved.stderr);
-        fs::read(author.path("bundle.tar.gz")).unwrap()
+        fs::read(author.path(&format!("{kid}.tar.gz"))).unwrap()
     };
     let push = |bytes: Vec<u8>| {
         let (digest, _) = registry.put_artifact("live", &bytes);
