@@ -41,37 +41,36 @@ pub(super) fn read(
     artifact: ArtifactOptions,
     base: Base<'_>,
 ) -> Result<ArtifactOptions, Problem> {
-    let Keys {
-        resign,
-        opa_signature,
-        opa_keys,
-    } = keys;
-    let word = opa_signature.map_or(Ok(OpaSignature::Ignore), |word| {
-        values::word(&word, &OPA_SIGNATURE).map_err(|problem| problem.at("opa_signature"))
-    });
-    let verifier = opa_keys
-        .map(|keys| verifier(keys, base).map_err(|problem| problem.at("opa_keys")))
-        .transpose()?;
-    let opa_verifier = match (word?, verifier) {
-        (OpaSignature::Ignore, None) => None,
-        (OpaSignature::Verify, Some(verifier)) => Some(Arc::new(verifier)),
-        (OpaSignature::Verify, None) => {
-            let message = "missing; `opa_signature: verify` needs the keys that may have signed";
-            return Err(Problem::new(message).at("opa_keys"));
-        }
-        (OpaSignature::Ignore, Some(_)) => {
-            let message = "without effect; write `opa_signature: verify` as well, or remove it";
-            return Err(Problem::new(message).at("opa_keys"));
-        }
-    };
-    let signer = resign
-        .map(|resign| signer(resign, base).map_err(|problem| problem.at("resign")))
-        .transpose()?;
+    check_combination(&keys)?;
+    let verifier = keys
+        .opa_keys
+        .map(|keys| verifier(keys, base).map_err(|problem| problem.at("opa_keys")));
+    let signer = keys
+        .resign
+        .map(|resign| signer(resign, base).map_err(|problem| problem.at("resign")));
     Ok(ArtifactOptions {
-        opa_verifier,
-        signer: signer.map(Arc::new),
+        opa_verifier: verifier.transpose()?.map(Arc::new),
+        signer: signer.transpose()?.map(Arc::new),
         ..artifact
     })
+}
+
+/// Checks that the keys go together. An option that `resign` excludes is checked here as well.
+fn check_combination(keys: &Keys) -> Result<(), Problem> {
+    let word = keys.opa_signature.as_deref();
+    let word = word.map_or(Ok(OpaSignature::Ignore), |word| {
+        values::word(word, &OPA_SIGNATURE).map_err(|problem| problem.at("opa_signature"))
+    });
+    let refused = |message| Err(Problem::new(message).at("opa_keys"));
+    match (word?, &keys.opa_keys) {
+        (OpaSignature::Verify, None) => {
+            refused("missing; `opa_signature: verify` needs the keys that may have signed")
+        }
+        (OpaSignature::Ignore, Some(_)) => {
+            refused("without effect; write `opa_signature: verify` as well, or remove it")
+        }
+        (OpaSignature::Verify, Some(_)) | (OpaSignature::Ignore, None) => Ok(()),
+    }
 }
 
 fn signer(raw: raw::Resign, base: Base<'_>) -> Result<Signer, Problem> {
