@@ -1,11 +1,21 @@
-//! `build --signing-key` and `sign --opa`: OPA's own signatures on the command line.
+//! OPA's own signatures: on the command line (`build --signing-key`, `sign --opa`), and of a version on
+//! disk.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bundlegate::{
+    bundle::{PublicKey, Signer, SigningAlgorithm, VerificationKey, Verifier},
+    watch::ArtifactOptions,
+};
 use serde_json::{Value, json};
 
-use crate::command::{Author, Ran};
+use crate::{
+    cache::on_disk,
+    command::{Author, Ran},
+    faulty::{Fault, FaultyRegistry},
+    gateway::{InProcess, Setup, TestGateway, bundle, eventually},
+};
 
 fn author() -> Author {
     let author = Author::with(&[
@@ -142,4 +152,57 @@ fn sign_opa_writes_the_signature_of_a_folder() {
     author.write("policy/data.json", "{");
     let ran = author.line("sign --opa --key opa.pem --signing-alg ES256 policy");
     fails(&ran, 1, "policy/data.json");
+}
+
+/// The key of a replica. Two of the same secret are equal.
+fn signer(kid: &str) -> Arc<Signer> {
+    let secret = b"0123456789abcdef0123456789abcdef";
+    Arc::new(Signer::new(secret, SigningAlgorithm::Hs256, kid, "").unwrap())
+}
+
+/// A stored version is signed or verified by the configuration of the restart, before it is served.
+#[tokio::test]
+async fn what_lies_on_disk_is_signed_and_verified_by_the_keys_of_now() {
+    let registry = FaultyRegistry::start().await;
+    let cache = tempfile::tempdir().unwrap();
+    let (digest, _) = registry.put_artifact("live", &bundle("one"));
+    let gate = async |artifact: ArtifactOptions| {
+        let setup = Setup {
+            artifact,
+            cache: on_disk(&cache),
+            ..Setup::default()
+        };
+        TestGateway::with(&registry, setup).await
+    };
+    let signing = |kid: &str| ArtifactOptions {
+        signer: Some(signer(kid)),
+        ..ArtifactOptions::default()
+    };
+    let tag = async |gate: &TestGateway<InProcess>| {
+        let is_it = || gate.status().manifest.as_ref() == Some(&digest);
+        eventually("the version is served", is_it).await;
+        gate.status().etag.unwrap()
+    };
+    let first = gate(signing("gateway")).await;
+    let etag = tag(&first).await;
+    first.end(cache.path()).await;
+    registry.fail("", usize::MAX, Fault::Status(500, vec![]));
+    let again = gate(signing("gateway")).await;
+    assert_eq!(tag(&again).await, etag);
+    again.end(cache.path()).await;
+    let other = gate(signing("other")).await;
+    assert_ne!(tag(&other).await, etag);
+    other.end(cache.path()).await;
+    let key = VerificationKey {
+        kid: "team".to_owned(),
+        scope: String::new(),
+        key: PublicKey::parse(b"secret", SigningAlgorithm::Hs256).unwrap(),
+    };
+    let strict = gate(ArtifactOptions {
+        opa_verifier: Verifier::new(vec![key]).map(Arc::new),
+        ..signing("gateway")
+    });
+    let strict = strict.await;
+    eventually("a failure", || strict.last_failure().is_some()).await;
+    assert_eq!(strict.status().manifest, None);
 }

@@ -9,8 +9,11 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bundlegate::{
-    bundle::{Bundle, Limits, Signer, SigningAlgorithm, sign_folder},
-    oci::{Blob, Descriptor},
+    bundle::{
+        Bundle, LayerPlan, Limits, PublicKey, Signer, SigningAlgorithm, VerificationKey, Verifier,
+        sign_folder,
+    },
+    oci::{Blob, Descriptor, Manifest, NewBlob, media_type},
 };
 use flate2::{Compression, write::GzEncoder};
 use proptest::{
@@ -68,12 +71,7 @@ impl GatewayKey {
     }
 
     fn sign(&self, tarball: Vec<u8>) -> Result<Vec<u8>, String> {
-        let blob = Blob::check(&Descriptor::of("", &tarball), tarball.into()).unwrap();
-        let bundle = Bundle::open(blob, &LIMITS).map_err(|error| error.to_string())?;
-        let signed = bundle.signed_by(&self.signer());
-        let signed = signed.map_err(|error| error.to_string())?;
-        let size = usize::try_from(signed.blob().size()).unwrap();
-        Ok(signed.blob().read_at(0, size).unwrap().to_vec())
+        signed_by(&self.signer(), tarball)
     }
 
     /// Whether `opa build` verifies a tarball with this key; the error otherwise.
@@ -101,6 +99,15 @@ impl GatewayKey {
             )),
         }
     }
+}
+
+fn signed_by(signer: &Signer, tarball: Vec<u8>) -> Result<Vec<u8>, String> {
+    let blob = Blob::check(&Descriptor::of("", &tarball), tarball.into()).unwrap();
+    let bundle = Bundle::open(blob, &LIMITS).map_err(|error| error.to_string())?;
+    let signed = bundle.signed_by(signer);
+    let signed = signed.map_err(|error| error.to_string())?;
+    let size = usize::try_from(signed.blob().size()).unwrap();
+    Ok(signed.blob().read_at(0, size).unwrap().to_vec())
 }
 
 /// A tarball with exactly these names.
@@ -341,6 +348,94 @@ async fn an_opa_with_two_keys_follows_the_gateway_from_one_to_the_other() {
     fixture.gate.reconfigure(&config);
     fixture.publish("one", "second", &signers[0]).await;
     opa.decides("one/answer", &json!("second")).await;
+}
+
+/// A new private key for an algorithm, and what verifies its signatures.
+fn key_files(algorithm: SigningAlgorithm) -> (String, String) {
+    if algorithm.is_symmetric() {
+        let secret = "0123456789abcdef".repeat(4);
+        return (secret.clone(), secret);
+    }
+    let kind = match &algorithm.name()[..2] {
+        "ES" => match algorithm {
+            SigningAlgorithm::Es256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            SigningAlgorithm::Es384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+            _ => &rcgen::PKCS_ECDSA_P521_SHA512,
+        },
+        _ => &rcgen::PKCS_RSA_SHA256,
+    };
+    let key = rcgen::KeyPair::generate_for(kind).unwrap();
+    (key.serialize_pem(), key.public_key_pem())
+}
+
+/// An artifact with one layer, and whether the gateway accepts OPA's signature in it.
+fn accepts(layer: Vec<u8>, key: VerificationKey) -> Result<(), String> {
+    let descriptor = Descriptor::of(media_type::LAYER_TAR_GZIP, &layer);
+    let manifest = json!({
+        "schemaVersion": 2,
+        "config": Descriptor::of(media_type::EMPTY, b"{}"),
+        "layers": [descriptor],
+    });
+    let manifest = Manifest::parse(manifest.to_string().into(), None, 1 << 20).unwrap();
+    let layer = Blob::check(&descriptor, layer.into()).unwrap();
+    let plan = LayerPlan::of(&manifest, None).unwrap();
+    let plan = plan.verified_by(Verifier::new(vec![key]).map(Arc::new));
+    let assembled = plan.assemble(&[layer], &LIMITS, NewBlob::system_space());
+    assembled.map(drop).map_err(|error| error.to_string())
+}
+
+/// Both ways: signed here and verified by OPA, and signed by OPA and verified here.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_algorithm_is_that_of_opa() {
+    let files = text(&[
+        ("p/p.rego", "package p\n\nx := 1\n"),
+        ("q/data.json", "{\"a\": 1.50}"),
+    ]);
+    for (name, algorithm) in SigningAlgorithm::ALL {
+        let (private, public) = key_files(algorithm);
+        let folder = TempDir::new().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("key.pem"), &private).unwrap();
+        fs::write(path("key.pub"), &public).unwrap();
+        for (name, content) in &files {
+            let path = path("sources").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        let signer = Signer::new(private.as_bytes(), algorithm, "default", "").unwrap();
+        fs::write(
+            path("ours.tar.gz"),
+            signed_by(&signer, tarball(&files)).unwrap(),
+        )
+        .unwrap();
+        for version in [OpaVersion::Newest, OpaVersion::V0_70] {
+            let verify = format!(
+                "build -b ours.tar.gz --verification-key key.pub --signing-alg {name} -o verified.tar.gz"
+            );
+            let verify: Vec<_> = verify.split(' ').collect();
+            run(version.program(), folder.path(), &verify).await;
+            let sign = format!(
+                "build -b sources --signing-key key.pem --signing-alg {name} -o theirs.tar.gz"
+            );
+            let sign: Vec<_> = sign.split(' ').collect();
+            run(version.program(), folder.path(), &sign).await;
+            let key = |kid: &str| VerificationKey {
+                kid: kid.to_owned(),
+                scope: String::new(),
+                key: PublicKey::parse(public.as_bytes(), algorithm).unwrap(),
+            };
+            let theirs = fs::read(path("theirs.tar.gz")).unwrap();
+            let accepted = accepts(theirs.clone(), key("default"));
+            // OPA 0.70 makes the salt of PSS longer than RFC 7518 allows, and OPA 1.22 refuses that.
+            let is_valid = version == OpaVersion::Newest || !name.starts_with("PS");
+            assert_eq!(
+                accepted.is_ok(),
+                is_valid,
+                "{version:?} {name}: {accepted:?}"
+            );
+            accepts(theirs, key("other")).unwrap_err();
+        }
+    }
 }
 
 /// The number of random bundles.
