@@ -121,6 +121,12 @@
 //! hash of the layers and of the transform, with its version and parameters, because compressors
 //! differ ([`publish::Content`]).
 //!
+//! With `resign` and `opa_signature` the plan for the layers ([`bundle::LayerPlan`]) has a verifier and a
+//! signer of OPA's own signatures as well, so that whatever makes a bundle of layers, also from disk,
+//! verifies it as it is in the registry and signs it anew. Signing is one more transform: the entity tag
+//! has the algorithm, the name, the scope and the public part of the key in place of the signature,
+//! which differs each time.
+//!
 //! A reference that names an image index leads to one image ([`oci::choose_manifest`]). The digest
 //! of the index is the version: it is compared and shown. The history has the digest of the image,
 //! since anyone can put a new index in front of an old image. A signature of the index covers the
@@ -377,6 +383,8 @@
 //! | `.manifest` in a bundle, whose metadata is not kept | 1 MiB | `limits.bundle_manifest` |
 //! | `.signatures.json` in a bundle; a file name | 16 MiB; 4 096 bytes | – |
 //! | JSON data | read a token at a time, 10 000 levels deep | – |
+//! | values of a document that OPA's signature has the hash of, or that are merged for one, in memory | 1 GiB | – |
+//! | keys of a bundle for OPA's signatures; name of one | 64; 256 bytes | – |
 //! | compared keys of data files that overlap or are outside the roots | 1 048 576 | – |
 //! | YAML data; its nodes; its JSON | 16 MiB; 4 194 304; 16 MiB and 8 times the text | – |
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |

@@ -10,7 +10,7 @@ use flate2::bufread::MultiGzDecoder;
 
 use super::{
     BundleError, LayerError, Limits,
-    document::{Detail, Document, DocumentError},
+    document::{Detail, Document, DocumentError, FirstValue},
     paths::base,
     tar_stream::TarReader,
 };
@@ -24,6 +24,8 @@ pub(super) const MAX_NAME_BYTES: usize = 4096;
 /// One file of a tarball.
 pub(super) struct Entry<'a> {
     name: String,
+    /// Whether the name is that in the tarball; otherwise it has U+FFFD for what is not UTF-8.
+    has_utf8_name: bool,
     size: u64,
     content: &'a mut dyn Read,
     limits: &'a Limits,
@@ -35,8 +37,25 @@ impl Entry<'_> {
         &self.name
     }
 
+    /// Whether the name in the tarball is UTF-8, so that [`Self::name`] is the whole of it.
+    pub(super) fn has_utf8_name(&self) -> bool {
+        self.has_utf8_name
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Parses the first JSON value, as a stream.
+    pub(super) fn first_value(&mut self, detail: Detail<'_>) -> Result<FirstValue, BundleError> {
+        let content = BufReader::with_capacity(1 << 16, &mut self.content);
+        Document::of_start(content, detail).map_err(|error| match error {
+            DocumentError::Io(error) => archive_error(&error, self.limits),
+            error => BundleError::File {
+                path: self.name.clone(),
+                reason: error.to_string(),
+            },
+        })
     }
 
     /// Parses a data file. JSON is parsed as a stream, so a large file takes no more memory than
@@ -200,6 +219,7 @@ pub(super) fn each_member<E: From<BundleError>>(
     let mut archive = TarReader::new(allowance.bound(stream));
     while let Some(mut member) = archive.next().map_err(failed)? {
         let name = String::from_utf8_lossy(&member.name).into_owned();
+        let has_utf8_name = name.as_bytes() == member.name;
         // One reader would see content where another sees further files.
         if member.is_ambiguous {
             return Err(BundleError::File {
@@ -215,6 +235,7 @@ pub(super) fn each_member<E: From<BundleError>>(
                 kind,
                 &mut Entry {
                     name,
+                    has_utf8_name,
                     size,
                     content,
                     limits,
@@ -239,6 +260,7 @@ pub(super) fn each_member<E: From<BundleError>>(
             kind,
             &mut Entry {
                 name,
+                has_utf8_name,
                 size,
                 content: &mut content,
                 limits,

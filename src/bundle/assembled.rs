@@ -121,6 +121,30 @@ impl Transform {
         }
     }
 
+    /// A transform of the bundle that `previous` has made, or that is a layer as it is.
+    pub(super) fn after(
+        previous: Option<&Self>,
+        name: &'static str,
+        version: u32,
+        parameters: Vec<String>,
+    ) -> Self {
+        let mut all = match previous {
+            None => vec!["0".to_owned()],
+            Some(previous) => {
+                // The number first, so that no two lists of parameters read the same.
+                let count = previous.parameters.len() + 2;
+                let name_and_version = [previous.name.to_owned(), previous.version.to_string()];
+                let before = name_and_version.into_iter();
+                [count.to_string()]
+                    .into_iter()
+                    .chain(before.chain(previous.parameters.iter().cloned()))
+                    .collect()
+            }
+        };
+        all.extend(parameters);
+        Self::new(name, version, all)
+    }
+
     /// Its name.
     pub fn name(&self) -> &'static str {
         self.name

@@ -9,7 +9,7 @@ use super::BundleManifest;
 
 mod parse;
 
-pub(super) use parse::{Detail, DocumentError, is_json};
+pub(super) use parse::{Detail, DocumentError, FirstValue, is_json};
 
 /// A document. All its nodes are in one list, so that parsing, merging and dropping a deeply nested
 /// document does not recurse.
@@ -32,6 +32,31 @@ enum Node {
     String(Box<str>),
     Array(Vec<NodeId>),
     Object(BTreeMap<Box<str>, NodeId>),
+}
+
+impl Node {
+    /// The approximate memory of the node without those below it, in bytes: itself, its origin, its
+    /// place in the node above it, and its own text or keys, each of which is an allocation.
+    fn memory(&self) -> u64 {
+        const ALLOCATION: usize = 16;
+        const ITSELF: usize = size_of::<Node>() + size_of::<u32>() + size_of::<NodeId>();
+        let below = match self {
+            Self::Number(text) | Self::String(text) => text.len() + ALLOCATION,
+            Self::Object(members) => members.keys().map(|key| member_memory(key)).sum(),
+            _ => 0,
+        };
+        (ITSELF + below) as u64
+    }
+}
+
+/// The approximate memory of a key in an object. The nodes of a B-tree are about two thirds full.
+fn member_memory(key: &str) -> usize {
+    key.len() + 64
+}
+
+/// Writes a string as JSON.
+fn json_string(output: &mut impl Write, text: &str) -> io::Result<()> {
+    serde_json::to_writer(output, text).map_err(Into::into)
 }
 
 /// An index into [`Document::nodes`]; the root is the first.
@@ -216,10 +241,32 @@ impl Document {
     /// # Errors
     /// When the output fails.
     pub(super) fn write(&self, output: &mut impl Write) -> io::Result<()> {
-        self.write_node(ROOT, output)
+        self.write_node(ROOT, output, json_string)
     }
 
-    fn write_node(&self, node: NodeId, output: &mut impl Write) -> io::Result<()> {
+    /// As [`Self::write`], with each string and key written by `string`, quotes included.
+    ///
+    /// # Errors
+    /// When the output fails.
+    pub(super) fn write_with<W: Write>(
+        &self,
+        output: &mut W,
+        string: fn(&mut W, &str) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.write_node(ROOT, output, string)
+    }
+
+    /// The approximate memory that it takes, in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        self.nodes.iter().map(Node::memory).sum()
+    }
+
+    fn write_node<W: Write>(
+        &self,
+        node: NodeId,
+        output: &mut W,
+        string: fn(&mut W, &str) -> io::Result<()>,
+    ) -> io::Result<()> {
         enum Step<'a> {
             Node(NodeId),
             Text(&'static str),
@@ -233,7 +280,7 @@ impl Document {
                     continue;
                 }
                 Step::Key(key) => {
-                    serde_json::to_writer(&mut *output, key)?;
+                    string(output, key)?;
                     output.write_all(b":")?;
                     continue;
                 }
@@ -243,7 +290,7 @@ impl Document {
                 Node::Outlined | Node::Pruned | Node::Null => output.write_all(b"null")?,
                 Node::Bool(value) => write!(output, "{value}")?,
                 Node::Number(text) => output.write_all(text.as_bytes())?,
-                Node::String(text) => serde_json::to_writer(&mut *output, text)?,
+                Node::String(text) => string(output, text)?,
                 Node::Array(items) => {
                     output.write_all(b"[")?;
                     steps.push(Step::Text("]"));
@@ -274,7 +321,7 @@ impl Document {
         let text = |node| {
             let mut bytes = Vec::new();
             // Can't fail: writes to memory succeed, and JSON is UTF-8.
-            let _ = self.write_node(node, &mut bytes);
+            let _ = self.write_node(node, &mut bytes, json_string);
             String::from_utf8(bytes).unwrap_or_default()
         };
         Some(

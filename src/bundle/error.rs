@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     diagnostic::{Diagnostic, with_position},
+    opa_signature::{OpaSignatureError, UnsignableError},
     rego::{RegoError, RegoErrors},
 };
 
@@ -124,6 +125,12 @@ pub enum LayerError {
     /// The layer is not a tarball, or exceeds a limit.
     #[error(transparent)]
     Refused(#[from] BundleError),
+    /// The bundle is not signed by one of the configured keys, by OPA's own signature.
+    #[error(transparent)]
+    OpaSignature(#[from] OpaSignatureError),
+    /// The bundle can't be signed for OPA.
+    #[error("sign the bundle for OPA: {0}")]
+    Unsignable(#[from] UnsignableError),
     /// The assembled bundle could not be written.
     #[error(
         "write the bundle to a temporary file: {0}; free disk space, or name another folder with TMPDIR"

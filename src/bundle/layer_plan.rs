@@ -11,6 +11,7 @@ use super::{
     conftest,
     flatten::{check_is_policy, flatten},
     layer::LayerFormat,
+    opa_signature::{SIGNATURE_FILE, Signer, Verifier},
     paths::relative_path,
     tarball::Output,
 };
@@ -26,6 +27,10 @@ pub struct LayerPlan {
     layers: Vec<Descriptor>,
     /// The digest of the manifest.
     manifest: Digest,
+    /// Verifies OPA's own signature of the bundle.
+    verifier: Option<Arc<Verifier>>,
+    /// Signs the bundle for OPA.
+    signer: Option<Arc<Signer>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,8 +54,6 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const HELM_CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";
 /// The most layers that make a bundle: each is a request, and is named in the cache's index.
 const MAX_LAYERS: usize = 1024;
-/// The signature file of OPA's own format.
-const OPA_SIGNATURES: &str = ".signatures.json";
 
 /// The versions of the transforms; each is raised when the transform makes other content.
 mod version {
@@ -58,6 +61,7 @@ mod version {
     pub(super) const STRIP: u32 = 1;
     pub(super) const FILES: u32 = 1;
     pub(super) const LAYERS: u32 = 1;
+    pub(super) const RESIGN: u32 = 1;
 }
 
 impl LayerPlan {
@@ -97,7 +101,22 @@ impl LayerPlan {
             strategy,
             layers,
             manifest: manifest.digest().clone(),
+            verifier: None,
+            signer: None,
         })
+    }
+
+    /// Refuses a bundle that is not signed for OPA by one of these keys. The bundle is verified as
+    /// the artifact has it, before it is signed again.
+    #[must_use]
+    pub fn verified_by(self, verifier: Option<Arc<Verifier>>) -> Self {
+        Self { verifier, ..self }
+    }
+
+    /// Signs the bundle for OPA, in place of the signature that it may have.
+    #[must_use]
+    pub fn signed_by(self, signer: Option<Arc<Signer>>) -> Self {
+        Self { signer, ..self }
     }
 
     /// The layers to fetch.
@@ -126,9 +145,14 @@ impl LayerPlan {
     pub fn expected_digest(&self) -> Option<Digest> {
         let is_zstd = |layer: &Descriptor| layer.media_type.ends_with("+zstd");
         let transform = match (&self.strategy, self.layers.as_slice()) {
-            (Strategy::Copy, [layer]) if !is_zstd(layer) => return Some(layer.digest.clone()),
-            (Strategy::Copy, _) => gzip(),
-            _ => self.transform(),
+            (Strategy::Copy, [layer]) if !is_zstd(layer) => {
+                let Some(signer) = &self.signer else {
+                    return Some(layer.digest.clone());
+                };
+                signed(None, signer)
+            }
+            (Strategy::Copy, _) => self.with_signature(gzip()),
+            _ => self.with_signature(self.transform()),
         };
         Some(self.provenance(transform).digest())
     }
@@ -138,7 +162,8 @@ impl LayerPlan {
     /// `space`.
     ///
     /// # Errors
-    /// When the layers do not form a tarball, or are not those of the plan.
+    /// When the layers do not form a tarball, or are not those of the plan; with a verifier or a
+    /// signer also when OPA would refuse the bundle, or it is not signed or can't be.
     pub fn assemble(
         &self,
         blobs: &[Blob],
@@ -149,6 +174,28 @@ impl LayerPlan {
     }
 
     fn assemble_to(
+        &self,
+        blobs: &[Blob],
+        limits: &Limits,
+        output: &Output,
+    ) -> Result<Assembled, LayerError> {
+        let assembled = self.assemble_layers(blobs, limits, output)?;
+        if self.verifier.is_none() && self.signer.is_none() {
+            return Ok(assembled);
+        }
+        let bundle = assembled.clone().open(limits)?;
+        if let Some(verifier) = &self.verifier {
+            verifier.verify(&bundle)?;
+        }
+        let Some(signer) = &self.signer else {
+            return Ok(assembled);
+        };
+        let previous = assembled.provenance().map(Provenance::transform);
+        let provenance = self.provenance(signed(previous, signer));
+        Ok(Assembled::made(signer.sign(&bundle, output)?, provenance))
+    }
+
+    fn assemble_layers(
         &self,
         blobs: &[Blob],
         limits: &Limits,
@@ -198,6 +245,14 @@ impl LayerPlan {
         Provenance::new(self.manifest.clone(), layers.collect(), transform)
     }
 
+    /// A transform, with the signature that follows it if there is a signer.
+    fn with_signature(&self, transform: Transform) -> Transform {
+        match &self.signer {
+            Some(signer) => signed(Some(&transform), signer),
+            None => transform,
+        }
+    }
+
     /// The transform of a strategy that does not depend on the bytes.
     fn transform(&self) -> Transform {
         match &self.strategy {
@@ -218,6 +273,11 @@ impl LayerPlan {
 /// The transform of a tarball that OPA can't read as it is compressed.
 fn gzip() -> Transform {
     Transform::new("gzip", version::GZIP, Vec::new())
+}
+
+/// The transform of a bundle that is signed for OPA after it was made.
+fn signed(previous: Option<&Transform>, signer: &Signer) -> Transform {
+    Transform::after(previous, "resign", version::RESIGN, signer.parameters())
 }
 
 fn strategy_of(layer: &Descriptor) -> Strategy {
@@ -326,7 +386,7 @@ fn strip(layer: &Blob, folder: &str, limits: &Limits, output: &Output) -> Result
         Ok::<_, LayerError>(())
     })?;
     check_is_policy(names.iter())?;
-    let is_signed = names.iter().any(|name| name == OPA_SIGNATURES);
+    let is_signed = names.iter().any(|name| name == SIGNATURE_FILE);
     let mut tarball = output.tarball();
     walk_stream(unpack()?, limits, |entry| {
         let name = name_of(entry.name())?;

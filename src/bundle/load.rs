@@ -20,7 +20,7 @@ use super::{
     BundleError, BundleManifest, Limits,
     archive::{Entry, walk, walk_stream},
     document::{Collision, Detail, Document},
-    manifest::check_signatures,
+    manifest::SignatureFile,
     package::{Declaration, declaration},
     paths::{base, data_path, is_data, is_manifest, mount},
 };
@@ -159,7 +159,7 @@ impl<'a> Listing<'a> {
                         "a second signature file; the first is {first}"
                     )));
                 }
-                check_signatures(&entry.content()?).map_err(refused)?;
+                SignatureFile::parse(&entry.content()?).map_err(refused)?;
                 self.signatures = Some(name);
             }
             "policy.wasm" => drop(self.wasm.insert(name)),

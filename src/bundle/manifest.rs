@@ -253,31 +253,49 @@ impl WasmEntrypoint {
     }
 }
 
-/// Checks that a `.signatures.json` has the form that OPA decodes first (`SignaturesConfig`). The
-/// signatures are verified by OPA, which has the keys.
-///
-/// # Errors
-/// A sentence that names what OPA would refuse.
-pub(super) fn check_signatures(bytes: &[u8]) -> Result<(), String> {
-    let mut reader = JsonReader::new(bytes);
-    if is_null(&mut reader, "the file", Token::StartObject)? {
-        return Ok(());
-    }
-    while let Some(key) = next_key(&mut reader)? {
-        let key = fold_case(&key);
-        match key.as_str() {
-            "signatures" => {
-                if !is_null(&mut reader, &key, Token::StartArray)? {
-                    array(&mut reader, &mut Vec::new(), |reader, item| {
-                        string(reader, "signatures", item)
-                    })?;
-                }
-            }
-            "plugin" => string(&mut reader, &key, &mut String::new())?,
-            _ => reader.skip_value().map_err(to_text)?,
+/// A `.signatures.json` in the form that OPA decodes first (`SignaturesConfig`).
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct SignatureFile {
+    /// `None` if there is no list.
+    pub(super) signatures: Option<Vec<String>>,
+    pub(super) plugin: String,
+}
+
+impl SignatureFile {
+    /// Parses the file. Signatures are not read here.
+    ///
+    /// # Errors
+    /// A sentence that names what OPA would refuse.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let mut file = Self::default();
+        let mut reader = JsonReader::new(bytes);
+        if is_null(&mut reader, "the file", Token::StartObject)? {
+            return Ok(file);
         }
+        while let Some(key) = next_key(&mut reader)? {
+            let key = fold_case(&key);
+            match key.as_str() {
+                "signatures" => match is_null(&mut reader, &key, Token::StartArray)? {
+                    true => file.signatures = None,
+                    false => {
+                        let mut signatures = file.signatures.take().unwrap_or_default();
+                        array(&mut reader, &mut signatures, |reader, item| {
+                            string(reader, "signatures", item)
+                        })?;
+                        file.signatures = Some(signatures);
+                    }
+                },
+                "plugin" => string(&mut reader, &key, &mut file.plugin)?,
+                _ => reader.skip_value().map_err(to_text)?,
+            }
+        }
+        Ok(file)
     }
-    Ok(())
+
+    /// Whether OPA takes the bundle for an unsigned one.
+    pub(super) fn is_empty(&self) -> bool {
+        self.signatures.is_none() && self.plugin.is_empty()
+    }
 }
 
 fn to_text(error: JsonError) -> String {
@@ -509,7 +527,7 @@ mod tests {
             r#"{"signatures":["x"],"plugin":"p","other":[1]} x"#,
             r#"{"signatures":null}"#,
         ] {
-            check_signatures(good.as_bytes()).unwrap();
+            SignatureFile::parse(good.as_bytes()).unwrap();
         }
         for bad in [
             "",
@@ -519,7 +537,7 @@ mod tests {
             r#"{"signatures":[1]}"#,
             r#"{"plugin":1}"#,
         ] {
-            assert!(check_signatures(bad.as_bytes()).is_err(), "{bad}");
+            assert!(SignatureFile::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 

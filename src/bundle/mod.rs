@@ -22,11 +22,13 @@ mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod json;
+mod json_string;
 mod layer;
 mod layer_plan;
 mod limits;
 mod load;
 mod manifest;
+mod opa_signature;
 mod open;
 mod pack;
 mod package;
@@ -53,6 +55,10 @@ pub use folder::{Folder, Ignore};
 pub use layer_plan::LayerPlan;
 pub use limits::Limits;
 pub use manifest::{BundleManifest, Revision, WasmEntrypoint};
+pub use opa_signature::{
+    KeyError, OpaSignatureError, PublicKey, SIGNATURE_FILE, Signer, SigningAlgorithm,
+    UnsignableError, VerificationKey, Verifier, sign_folder,
+};
 pub use open::Bundle;
 pub use pack::{PackOptions, Packed, pack};
 pub use policy::{Policy, PolicyError};

@@ -3,11 +3,12 @@
 use std::io;
 
 use super::{
-    BundleError, BundleManifest, Limits, Provenance, Revision,
+    BundleError, BundleManifest, LayerError, Limits, Provenance, Revision, Signer,
     archive::{Entry, walk},
     load::load,
+    tarball::Output,
 };
-use crate::oci::{Blob, BlobSpace};
+use crate::oci::{Blob, BlobSpace, NewBlob};
 
 /// Bytes that OPA loads as a bundle.
 #[derive(Debug, Clone)]
@@ -64,6 +65,15 @@ impl Bundle {
             limits: *limits,
             provenance: None,
         })
+    }
+
+    /// The same bundle with a signature for OPA, in place of the one that it may have. Blocks.
+    ///
+    /// # Errors
+    /// When a signature can't express its names, or it exceeds a limit with one.
+    pub fn signed_by(&self, signer: &Signer) -> Result<Self, LayerError> {
+        let output = Output::to(NewBlob::system_space());
+        Ok(Self::open(signer.sign(self, &output)?, &self.limits)?)
     }
 
     /// The same bundle, as one that was made from layers.

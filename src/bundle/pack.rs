@@ -6,7 +6,8 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::{
-    Bundle, BundleError, BundleManifest, Folder, Limits, Module, PackError, Parse, RegoVersion,
+    Bundle, BundleError, BundleManifest, Folder, LayerError, Limits, Module, PackError, Parse,
+    RegoVersion, Signer,
     block_stream::{BlockWriter, block_reader},
     check::{RegoFiles, conflicting_rule},
     folder::{Members, Origin, raw},
@@ -43,6 +44,26 @@ pub struct Packed {
     pub files: usize,
     /// Its Rego files, sorted by name.
     pub modules: Vec<Module>,
+}
+
+impl Packed {
+    /// The same bundle with a signature for OPA ([`Bundle::signed_by`]). Blocks.
+    ///
+    /// # Errors
+    /// When a signature can't express its names, or it exceeds a limit with one.
+    pub fn signed_by(self, signer: &Signer) -> Result<Self, LayerError> {
+        let bundle = self.bundle.signed_by(signer)?;
+        let mut files = 0;
+        bundle.walk(|_| {
+            files += 1;
+            Ok::<_, BundleError>(())
+        })?;
+        Ok(Self {
+            bundle,
+            files,
+            ..self
+        })
+    }
 }
 
 impl PackOptions {

@@ -7,6 +7,7 @@ use std::{
 
 use flate2::{Compression, GzBuilder, write::GzEncoder};
 
+use super::paths::relative_path;
 use crate::oci::{Blob, BlobSpace, NewBlob};
 
 /// How a bundle that is made of an artifact is written. The level is part of no entity tag.
@@ -63,6 +64,36 @@ impl<W: Write> TarballWriter<W> {
             left: size,
         };
         self.builder.append_data(&mut header, name, &mut content)?;
+        content.end()
+    }
+
+    /// As [`Self::add`], under exactly this name, which may begin with `/` or `./`: OPA's signatures
+    /// compare names as they are, and the tar library normalises them.
+    pub(super) fn add_exactly(
+        &mut self,
+        name: &str,
+        size: u64,
+        content: impl Read,
+    ) -> io::Result<()> {
+        if relative_path(name).as_deref() == Some(name) {
+            return self.add(name, size, content);
+        }
+        self.builder
+            .append_pax_extensions([("path", name.as_bytes())])?;
+        let mut header = tar::Header::new_ustar();
+        // For readers that ignore the extension; all that matter here read it.
+        header.set_path("file")?;
+        // Without a type, a name that ends in a slash would be that of a folder.
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_cksum();
+        let mut content = ExactReader {
+            inner: content,
+            left: size,
+        };
+        self.builder.append(&header, &mut content)?;
         content.end()
     }
 

@@ -4,7 +4,7 @@ mod compile;
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 use tokio::task::spawn_blocking;
@@ -13,6 +13,7 @@ use super::{
     diagnostics::SourceErrors,
     eprint, interruptible,
     opa::{describe_problems, lacks_wasm},
+    opa_signing::BundleSigningFlags,
     path::path_value,
     print, print_json,
     progress::Spinner,
@@ -62,6 +63,8 @@ pub(super) struct Options {
     no_parse: bool,
     #[command(flatten)]
     compiler: compile::Compiler,
+    #[command(flatten)]
+    signing: BundleSigningFlags,
     /// Maximum size of the bundle.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
@@ -79,9 +82,15 @@ pub(super) const EXAMPLES: &str = "Examples:
   bundlegate build policy -t ghcr.io/acme/authz:v1             check and pack a folder
   bundlegate build policy common -t ghcr.io/acme/authz:v1 --test -r \"$(git describe)\"
   bundlegate build policy -t ghcr.io/acme/authz:v1 --opa -e authz/allow --target wasm
+  bundlegate build policy -t ghcr.io/acme/authz:v1 --signing-key opa.pem --signing-alg ES256
 
 The same files give the same digest on every machine and at any time; SOURCE_DATE_EPOCH sets
-the creation date of the image.";
+the creation date of the image. With --signing-key this holds for RS and HS algorithms only.
+
+--signing-key writes OPA's own signature (.signatures.json), which an OPA with `signing` in its
+configuration verifies. It is no cosign signature: that is what `bundlegate sign` attaches to the
+image, and what the gateway verifies. YAML data becomes JSON, because versions of OPA hash YAML
+differently.";
 
 pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     let created = source_date()?.to_string();
@@ -101,8 +110,11 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
     report(&options, &artifact, &packed)
 }
 
-/// Packs the folders, and has opa load the bundle if opa is available.
+/// Packs the folders, has opa load the bundle if opa is available, and signs it for OPA if there is a
+/// key.
 async fn pack_and_check(options: Options) -> anyhow::Result<(Options, Packed)> {
+    // Before anything that takes long.
+    let signer = options.signing.signer()?;
     let (options, packed) = spawn_blocking(move || {
         let packed = pack(&options);
         (options, packed)
@@ -112,7 +124,13 @@ async fn pack_and_check(options: Options) -> anyhow::Result<(Options, Packed)> {
     if let Some(checker) = options.compiler.check().checker().await? {
         check_with_opa(&checker, &packed, &options.paths).await?;
     }
-    Ok((options, packed))
+    match signer {
+        Some(signer) => {
+            let signed = spawn_blocking(move || packed.signed_by(&signer)).await?;
+            Ok((options, signed.context("build")?))
+        }
+        None => Ok((options, packed)),
+    }
 }
 
 /// Has opa load the bundle. An opa that cannot be run is reported and does not fail the build.

@@ -147,6 +147,8 @@ enum Command {
     /// Resolves REF once and signs that digest. cosign and the gateway accept the signature: by
     /// default a Sigstore bundle attached as a referrer, as cosign 3 writes it; with --legacy a
     /// signature in the format of cosign 2. Existing signatures stay.
+    ///
+    /// With --opa it writes OPA's own signature of a folder instead, as `opa sign` does.
     #[command(after_help = sign::EXAMPLES)]
     Sign(sign::Options),
     /// Verify the signatures of an artifact as the gateway does.

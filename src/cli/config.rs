@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{eprint, path::path_value, print, print_json, read};
 use crate::{
-    config::{self, Config, ConfigError, ConfigText},
+    config::{self, Config, ConfigError, ConfigText, ConfigWarning},
     gateway,
     server::CertificateInUse,
     store, telemetry,
@@ -125,6 +125,9 @@ async fn check(options: &CheckOptions) -> anyhow::Result<()> {
         Checked::Here(config) => {
             check_cache(&config.cache).with_context(|| name.clone())?;
             warn_of_expired(&name, &config.certificates);
+            for ConfigWarning { key, message } in config.warnings() {
+                eprint(&format!("{name}: {key}: {message}"));
+            }
             let started = gateway::start_opas(config).await;
             started.with_context(|| name.clone())?;
             Vec::new()

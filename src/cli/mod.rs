@@ -20,6 +20,7 @@ mod inspect;
 mod local;
 mod login;
 mod opa;
+mod opa_signing;
 mod output;
 mod password;
 mod path;

@@ -11,6 +11,7 @@ use super::{
     keys,
     limits::Limits,
     opa_check::{self, PartialOptions},
+    opa_signature,
     problem::Problem,
     raw,
     rollouts::{self, RolloutChoice, Strategies},
@@ -35,7 +36,7 @@ pub struct BundleConfig {
     pub reference: Reference,
     /// Whether the registry is not checked: what is served stays.
     pub suspend: bool,
-    /// How the artifact is read.
+    /// How the artifact is read, and how OPA's own signature is verified and written.
     pub artifact: ArtifactOptions,
     /// The trust policy.
     pub trust: TrustPolicy,
@@ -127,7 +128,16 @@ pub(super) fn bundle(
     let artifact = ArtifactOptions {
         platform: raw.platform.as_deref().map(platform).transpose()?,
         data_root: raw.data_root.map(data_root).transpose()?,
+        ..ArtifactOptions::default()
     };
+    let delta = delta::read(raw.delta).map_err(|problem| problem.at("delta"))?;
+    let opa_keys = opa_signature::Keys {
+        has_delta: delta.is_some(),
+        resign: raw.resign,
+        opa_signature: raw.opa_signature,
+        opa_keys: raw.opa_keys,
+    };
+    let artifact = opa_signature::read(opa_keys, artifact, base)?;
     Ok(BundleConfig {
         name,
         artifact,
@@ -148,7 +158,7 @@ pub(super) fn bundle(
         limits: defaults.limits,
         rollout: rollouts::choice(raw.rollout.as_deref(), &defaults.rollouts)
             .map_err(|problem| problem.at("rollout"))?,
-        delta: delta::read(raw.delta).map_err(|problem| problem.at("delta"))?,
+        delta,
     })
 }
 

@@ -15,6 +15,7 @@ use super::{
     limits::{self, Cache, Limits},
     log::{self, Log},
     opa_check,
+    opa_signature::{self, ConfigWarning},
     patterns::{self, PatternConfig},
     problem::{ConfigError, Problem},
     prometheus, raw, reader, registries, rollouts,
@@ -102,6 +103,21 @@ impl Config {
     /// several places that are searched.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// What should be changed, although it can be served.
+    pub fn warnings(&self) -> Vec<ConfigWarning> {
+        let bundles = self.bundles.iter().flat_map(|bundle| {
+            opa_signature::warnings(&format!("bundles.{}", bundle.name), &bundle.artifact)
+        });
+        let patterns = self
+            .patterns
+            .iter()
+            .enumerate()
+            .flat_map(|(index, pattern)| {
+                opa_signature::warnings(&format!("patterns[{index}]"), &pattern.sample().artifact)
+            });
+        bundles.chain(patterns).collect()
     }
 
     /// The paths of the keys that differ in `newer`, without those that are applied while serving

@@ -114,6 +114,9 @@ fn pattern(
         expect: raw::Expect::default(),
         on_withdraw: None,
         opa_check: raw.opa_check,
+        resign: raw.resign,
+        opa_signature: raw.opa_signature,
+        opa_keys: raw.opa_keys,
         rollout: None,
         delta: raw.delta,
     };

@@ -5,6 +5,7 @@
 //! editor shows for the key. It says what the key means, its limits, and what its absence means if
 //! there is no default; the default itself and whether a change needs a restart are added.
 
+mod opa_signature_keys;
 mod rollout;
 mod trust;
 
@@ -14,13 +15,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    admin, bundles, delta, expect, fleet, limits, log, opa_check, patterns, registries, schema,
-    server, shared, tag_rule, tracing,
+    admin, bundles, delta, expect, fleet, limits, log, opa_check, opa_signature, patterns,
+    registries, schema, server, shared, tag_rule, tracing,
     values::{AUTO, Address, AdminListen, Period, Size, Spread},
     webhooks,
 };
 use crate::{fleet::Options as FleetOptions, registry};
 
+pub(super) use opa_signature_keys::{OpaKey, Resign};
 pub(super) use rollout::{Prometheus, Rollout, RolloutCheck, RolloutStep};
 pub(super) use trust::{
     Attestation, Authority, Expected, Globs, KeyFile, Keyless, KeywordOr, NONE, Policy,
@@ -482,7 +484,9 @@ pub(super) struct Timeouts {
 /// A bundle that is served.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("allOf" = [schema::reference_of_bundle(), schema::order_of_tags()]))]
+#[schemars(extend("allOf" = [
+    schema::reference_of_bundle(), schema::order_of_tags(), schema::opa_signature(),
+]))]
 pub(super) struct Bundle {
     /// `HOST/REPOSITORY:TAG`, `HOST/REPOSITORY@sha256:…`, or `oci-layout:PATH[:TAG]`; without tag and
     /// digest if `semver` or `filter_tags` chooses the tag.
@@ -536,6 +540,19 @@ pub(super) struct Bundle {
     /// The check of every version by `opa`: `none`, or options, of which absent ones are as in the
     /// top-level `opa_check`.
     pub(super) opa_check: Option<OpaCheck>,
+    /// Signs every version for OPA with a key of the gateway, in place of the signature that it may
+    /// have. Absent: it is served as it is.
+    pub(super) resign: Option<Resign>,
+    /// Whether OPA's own signature of a version is verified before it is served; `verify` needs
+    /// `opa_keys`.
+    #[schemars(extend(
+        "enum" = schema::words(&opa_signature::OPA_SIGNATURE),
+        "default" = schema::words(&opa_signature::OPA_SIGNATURE)[0],
+    ))]
+    pub(super) opa_signature: Option<String>,
+    /// The keys by which OPA's own signature is verified.
+    #[schemars(length(min = 1, max = opa_signature::MAX_KEYS))]
+    pub(super) opa_keys: Option<Vec<OpaKey>>,
     /// How a new version reaches the clients: the name of a strategy in `rollouts`, or `none`. Absent: at once,
     /// but a version that was rolled back is served by `none` only.
     #[schemars(regex(pattern = schema::NAME))]
@@ -565,6 +582,7 @@ pub(super) struct Delta {
 /// Bundles that are added when a client that may read them asks for one.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("allOf" = [schema::opa_signature()]))]
 pub(super) struct Pattern {
     /// The names, with captures such as `{team}`, each of which is one whole segment.
     #[schemars(regex(pattern = r"\{[^{}]+\}"))]
@@ -599,6 +617,19 @@ pub(super) struct Pattern {
     /// The check of every version by `opa`: `none`, or options, of which absent ones are as in the
     /// top-level `opa_check`.
     pub(super) opa_check: Option<OpaCheck>,
+    /// Signs every version for OPA with a key of the gateway, in place of the signature that it may
+    /// have. Absent: it is served as it is.
+    pub(super) resign: Option<Resign>,
+    /// Whether OPA's own signature of a version is verified before it is served; `verify` needs
+    /// `opa_keys`.
+    #[schemars(extend(
+        "enum" = schema::words(&opa_signature::OPA_SIGNATURE),
+        "default" = schema::words(&opa_signature::OPA_SIGNATURE)[0],
+    ))]
+    pub(super) opa_signature: Option<String>,
+    /// The keys by which OPA's own signature is verified.
+    #[schemars(length(min = 1, max = opa_signature::MAX_KEYS))]
+    pub(super) opa_keys: Option<Vec<OpaKey>>,
     /// Which manifest of an image index is served, such as `linux/amd64`.
     #[schemars(regex(pattern = schema::PLATFORM))]
     pub(super) platform: Option<String>,

@@ -617,6 +617,15 @@ pub(super) fn minimum_by_order() -> Value {
     ])
 }
 
+/// The keys of OPA's own signatures that go together.
+pub(super) fn opa_signature() -> Value {
+    json!({
+        "if": is("opa_signature", &json!("verify")),
+        "then": { "required": ["opa_keys"] },
+        "else": { "not": { "required": ["opa_keys"] } },
+    })
+}
+
 /// The keys of the admin listener that go together.
 pub(super) fn admin_listener() -> Value {
     let unix = json!({

@@ -19,6 +19,7 @@ mod errors_in_trust;
 mod errors_in_versions;
 mod fleet;
 mod hostile;
+mod opa_signature;
 mod rollouts;
 mod shapes;
 mod trust;

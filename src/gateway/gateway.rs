@@ -14,7 +14,7 @@ use super::{
     bundles::Bundles,
     fleet_sync::FleetSync,
     metrics::GatewayMetrics,
-    options::{apply_settings, warn_of_expired},
+    options::{apply_settings, warn, warn_of_expired},
     plan::Change,
     reload::{Cause, LiveOptions, Reload},
     rollouts::{self, PlanFile, RolloutStart, RolloutSync},
@@ -89,6 +89,7 @@ impl Gateway {
             telemetry::now()
         );
         warn_of_expired(&config.certificates);
+        warn(&config);
         let metrics = GatewayMetrics::new().context("metrics")?;
         let registries = Registries::new(
             config.registries.clone(),

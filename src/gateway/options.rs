@@ -5,7 +5,10 @@ use std::sync::Arc;
 use super::open_files;
 use crate::{
     access::{KeySource, RemoteKeySets},
-    config::{self, ClientConfig, Config, Credential, Jwks, Secret, SharedConfig, TokenFile},
+    config::{
+        self, ClientConfig, Config, ConfigWarning, Credential, Jwks, Secret, SharedConfig,
+        TokenFile,
+    },
     fleet::Fleet,
     server::{self, CertificateInUse, Requirement, Tokens},
     telemetry,
@@ -79,6 +82,13 @@ pub(super) fn warn_of_expired(certificates: &[CertificateInUse]) {
                 "a certificate has expired, and its peers refuse it: renew it"
             );
         }
+    }
+}
+
+/// Logs what should be changed in a configuration, although it can be served.
+pub(super) fn warn(config: &Config) {
+    for ConfigWarning { key, message } in config.warnings() {
+        tracing::warn!(key, "{message}");
     }
 }
 

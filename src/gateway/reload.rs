@@ -310,6 +310,9 @@ impl Reload {
             options::warn_of_expired(&wanted.certificates);
             certificates.replace(wanted.certificates.clone());
         }
+        if self.reader.running.warnings() != wanted.warnings() {
+            options::warn(wanted);
+        }
         if let Some(clients) = clients {
             live_clients.replace(clients);
         }

@@ -45,8 +45,9 @@ pub struct Snapshot {
 ///
 /// with the length before each part, and encoded as the tag of a layer is. The bytes would not do,
 /// because compressors make other bytes of the same inputs on other replicas, and a client that
-/// moves between replicas would download the same bundle each time. A bundle that is signed again,
-/// or a delta, adds its further inputs to the parameters.
+/// moves between replicas would download the same bundle each time. A bundle that is signed again has
+/// the transform before it, the algorithm, the name, the scope and the public part of the key among
+/// its parameters; the signature is none, since it differs each time.
 #[derive(Debug, Clone)]
 pub struct Content {
     bundle: Bundle,
@@ -374,7 +375,10 @@ fn tag(hash: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{super::snapshot, *};
-    use crate::oci::{BlobWriter, Descriptor};
+    use crate::{
+        bundle::{LayerPlan, Limits, Signer, SigningAlgorithm},
+        oci::{BlobWriter, Descriptor, NewBlob},
+    };
 
     #[test]
     fn the_entity_tag_from_the_digest_is_that_of_the_bytes() {
@@ -414,6 +418,53 @@ mod tests {
         );
         let again = one.reverified(one.manifest().clone(), one.record().clone());
         assert_eq!(again.unwrap().content().inputs(), one.content().inputs());
+    }
+
+    #[test]
+    fn a_bundle_that_was_signed_again_needs_the_manifest_of_its_layer() {
+        let [one, other] = [1, 2].map(snapshot);
+        let signed = |kid: &str| {
+            let secret = b"0123456789abcdef0123456789abcdef";
+            let signer = Signer::new(secret, SigningAlgorithm::Hs256, kid, "").unwrap();
+            let plan = LayerPlan::of(one.manifest().value(), None).unwrap();
+            let plan = plan.signed_by(Some(Arc::new(signer)));
+            let limits = Limits {
+                bundle: 1 << 20,
+                unpacked: 1 << 20,
+                files: 10,
+                bundle_manifest: 1 << 20,
+            };
+            let layers = [one.content().bytes().clone()];
+            let assembled = plan.assemble(&layers, &limits, NewBlob::system_space());
+            (
+                plan.expected_digest(),
+                assembled.unwrap().open(&limits).unwrap(),
+            )
+        };
+        let publish = |of: &Snapshot, bundle: Bundle| {
+            Snapshot::new(of.manifest().clone(), of.record().clone(), bundle)
+        };
+        let (expected, bundle) = signed("gateway");
+        let snapshot = publish(&one, bundle.clone()).unwrap();
+        assert!(!snapshot.content().bundle_is_layer());
+        assert_eq!(
+            snapshot.content().inputs().layers(),
+            [one.content().bytes().digest().clone()]
+        );
+        // The tag does not depend on the bytes, and is known before they are fetched.
+        let tag = snapshot.etag().to_owned();
+        assert_eq!(
+            expected.and_then(|digest| tag_of(&digest)),
+            Some(tag.clone())
+        );
+        assert_eq!(publish(&one, signed("gateway").1).unwrap().etag(), tag);
+        assert_ne!(publish(&one, signed("other").1).unwrap().etag(), tag);
+        assert_ne!(one.etag(), tag);
+        let error = publish(&other, bundle).unwrap_err().to_string();
+        assert!(
+            error.ends_with("it was made from another manifest"),
+            "{error}"
+        );
     }
 
     #[test]

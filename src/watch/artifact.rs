@@ -10,7 +10,7 @@ use super::{
     refresh::{Pipeline, defect, transient},
 };
 use crate::{
-    bundle::{LayerError, LayerPlan},
+    bundle::{LayerError, LayerPlan, Signer, Verifier},
     oci::{
         Blob, Descriptor, Digest, Document, Manifest, ManifestPath, PinnedReference, Platform,
         choose_manifest,
@@ -32,13 +32,22 @@ const DISK: &str = "disk";
 /// The metric label of an artifact in which there is no bundle.
 const NO_BUNDLE: &str = "no_bundle";
 
-/// How the artifact of a bundle is read.
+/// The metric label of a bundle that is not signed for OPA by a configured key.
+const OPA_SIGNATURE: &str = "opa_signature";
+/// The metric label of a bundle that can't be signed for OPA.
+const UNSIGNABLE: &str = "unsignable";
+
+/// How the artifact of a bundle is read, and what is made of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ArtifactOptions {
     /// Which manifest of an image index is served (`platform`).
     pub platform: Option<Platform>,
     /// The folder below which the data of conftest's artifacts is mounted (`data_root`).
     pub data_root: Option<String>,
+    /// The keys of which one must have signed the bundle for OPA (`opa_signature`).
+    pub opa_verifier: Option<Arc<Verifier>>,
+    /// The key that signs the bundle for OPA (`resign`).
+    pub signer: Option<Arc<Signer>>,
 }
 
 impl Pipeline {
@@ -86,7 +95,11 @@ impl Pipeline {
 
     /// The plan for the bundle in an artifact.
     pub(super) fn layer_plan(&self, manifest: &Manifest) -> Result<LayerPlan, LayerError> {
-        LayerPlan::of(manifest, self.artifact.data_root.as_deref())
+        let artifact = &self.artifact;
+        let plan = LayerPlan::of(manifest, artifact.data_root.as_deref())?;
+        Ok(plan
+            .verified_by(artifact.opa_verifier.clone())
+            .signed_by(artifact.signer.clone()))
     }
 
     /// Fetches the layers that a plan needs. `digest` is what the reference named.
@@ -153,6 +166,8 @@ impl Pipeline {
                     LayerError::Temporary(_) => DISK,
                     LayerError::Refused(_) => not_a_bundle(&layers),
                     LayerError::Layers(_) | LayerError::File { .. } => NO_BUNDLE,
+                    LayerError::OpaSignature(_) => with_intact(&layers, OPA_SIGNATURE),
+                    LayerError::Unsignable(_) => with_intact(&layers, UNSIGNABLE),
                 };
                 (Step::Open, reason, error.to_string())
             })?;
@@ -207,8 +222,13 @@ impl Pipeline {
 
 /// The label of a defect of layers. Bytes that the disk has lost are none.
 fn not_a_bundle(layers: &[Blob]) -> &'static str {
+    with_intact(layers, "not_a_bundle")
+}
+
+/// The label of a defect, if the layers still have their bytes.
+fn with_intact(layers: &[Blob], label: &'static str) -> &'static str {
     if layers.iter().all(is_intact) {
-        "not_a_bundle"
+        label
     } else {
         DISK
     }

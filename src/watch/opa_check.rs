@@ -6,7 +6,8 @@ use tokio::time::timeout;
 
 use super::refresh::{Pipeline, defect, transient};
 use crate::{
-    oci::Blob,
+    bundle::{Bundle, Provenance},
+    oci::Digest,
     opa_check::{Checker, Opa, Problems, Unavailable, Verdict},
     publish::{Failure, Snapshot, Step},
     store::CheckResults,
@@ -36,13 +37,13 @@ impl OpaCheck {
         }
     }
 
-    async fn verdict(&self, opa: &Arc<Opa>, bundle: &Blob) -> Result<Verdict, Unavailable> {
-        let (digest, options) = (bundle.digest(), self.checker.options_key());
+    async fn verdict(&self, opa: &Arc<Opa>, bundle: &Bundle) -> Result<Verdict, Unavailable> {
+        let (digest, options) = (&identity(bundle), self.checker.options_key());
         let stored = self.results.get(digest, options, opa.digest()).await;
         if let Some(verdict) = stored.and_then(|stored| serde_json::from_value(stored).ok()) {
             return Ok(verdict);
         }
-        let verdict = self.checker.check(opa, bundle).await?;
+        let verdict = self.checker.check(opa, bundle.blob()).await?;
         if let Ok(result) = serde_json::to_value(&verdict) {
             self.results
                 .put(digest, options, opa.digest(), result)
@@ -51,11 +52,11 @@ impl OpaCheck {
         Ok(verdict)
     }
 
-    /// Whether any `opa` accepted these bytes before.
-    async fn accepted_before(&self, bundle: &Blob) -> bool {
+    /// Whether any `opa` accepted this bundle before.
+    async fn accepted_before(&self, bundle: &Bundle) -> bool {
         let results = self
             .results
-            .all(bundle.digest(), self.checker.options_key())
+            .all(&identity(bundle), self.checker.options_key())
             .await;
         let mut verdicts = results
             .into_iter()
@@ -90,7 +91,7 @@ impl Pipeline {
         let Some(check) = &self.opa_check else {
             return Ok(());
         };
-        match self.opa_verdict(check, snapshot.content().bytes()).await {
+        match self.opa_verdict(check, snapshot.bundle()).await {
             Ok(None) => Ok(()),
             Ok(Some(problems)) => Err(refused(snapshot, &problems)),
             Err(error) => {
@@ -118,12 +119,12 @@ impl Pipeline {
         let Some(check) = &self.opa_check else {
             return Ok(());
         };
-        let (bundle, blob) = (&*self.name, snapshot.content().bytes());
+        let (bundle, content) = (&*self.name, snapshot.bundle());
         let limit = check.checker.timeout();
-        let verdict = timeout(limit, self.opa_verdict(check, blob)).await;
+        let verdict = timeout(limit, self.opa_verdict(check, content)).await;
         match verdict.unwrap_or(Err(Unavailable::TimedOut { limit })) {
             Ok(None) => Ok(()),
-            Ok(Some(problems)) if check.accepted_before(blob).await => {
+            Ok(Some(problems)) if check.accepted_before(content).await => {
                 tracing::error!(
                     bundle,
                     %problems,
@@ -150,7 +151,7 @@ impl Pipeline {
     async fn opa_verdict(
         &self,
         check: &OpaCheck,
-        bundle: &Blob,
+        bundle: &Bundle,
     ) -> Result<Option<Problems>, Unavailable> {
         let opa = check.checker.opa().await?;
         match check.verdict(&opa, bundle).await? {
@@ -169,6 +170,15 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// The digest under which results are stored. A bundle that was made here has other bytes after a
+/// restart if it is signed, or if another compressor made it.
+fn identity(bundle: &Bundle) -> Digest {
+    let of_bytes = || bundle.blob().digest().clone();
+    bundle
+        .provenance()
+        .map_or_else(of_bytes, Provenance::digest)
 }
 
 fn refused(snapshot: &Snapshot, problems: &Problems) -> Failure {

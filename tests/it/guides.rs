@@ -351,9 +351,10 @@ fn author_with_files() -> Author {
         author.write(name, &certificate);
     }
     let public = rcgen::KeyPair::generate().unwrap().public_key_pem();
-    for name in ["release.pub", "cosign.pub"] {
+    for name in ["release.pub", "cosign.pub", "team.pub"] {
         author.write(name, &public);
     }
+    author.write("opa_signing.pem", &certified.signing_key.serialize_pem());
     for name in [
         "edge.tokens",
         "branch.tokens",

@@ -39,6 +39,7 @@ fn the_table_has_the_keys_of_the_schema_and_no_others() {
             source("src/config/raw.rs"),
             source("src/config/raw/trust.rs"),
             source("src/config/raw/rollout.rs"),
+            source("src/config/raw/opa_signature_keys.rs"),
         ]
         .concat(),
     );

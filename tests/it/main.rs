@@ -49,6 +49,7 @@ mod mirrors;
 mod monitoring;
 mod on_withdraw;
 mod opa_check;
+mod opa_signatures;
 mod pacing;
 mod page;
 mod patterns;

@@ -8,6 +8,7 @@ mod configuration;
 mod everything;
 mod patterns;
 mod registries;
+mod resign;
 mod revocations;
 mod settings;
 mod trust;

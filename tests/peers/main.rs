@@ -47,6 +47,7 @@ mod readme;
 mod refusals;
 mod reload;
 mod replicas;
+mod resign;
 mod rolling_restart;
 mod rollouts;
 mod session;

@@ -8,7 +8,10 @@ use super::{
     scan::{decoded, members},
     work::Work,
 };
-use crate::bundle::json::{JsonReader, Token};
+use crate::bundle::{
+    json::{JsonReader, Token},
+    json_string,
+};
 
 /// The depth to which files that overlap are merged, which is recursive.
 const MAX_MERGED_DEPTH: usize = 256;
@@ -191,44 +194,10 @@ pub(super) fn compare_names(one: &[u8], other: &[u8]) -> Ordering {
     decoded(one).cmp(&decoded(other))
 }
 
-/// Writes a string as Go's `encoding/json` does without escapes for HTML.
+/// Writes a string, in quotes.
 pub(super) fn write_string(text: &mut Vec<u8>, value: &str) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    text.push(b'"');
-    let mut rest = value.as_bytes();
-    while let Some(at) = rest
-        .iter()
-        .position(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\' | 0xe2))
-    {
-        let (plain, special) = rest.split_at(at);
-        text.extend_from_slice(plain);
-        let mut length = 1;
-        match special {
-            [b'"', ..] => text.extend_from_slice(b"\\\""),
-            [b'\\', ..] => text.extend_from_slice(b"\\\\"),
-            [0x08, ..] => text.extend_from_slice(b"\\b"),
-            [0x0c, ..] => text.extend_from_slice(b"\\f"),
-            [b'\n', ..] => text.extend_from_slice(b"\\n"),
-            [b'\r', ..] => text.extend_from_slice(b"\\r"),
-            [b'\t', ..] => text.extend_from_slice(b"\\t"),
-            // U+2028 and U+2029.
-            [0xe2, 0x80, last @ (0xa8 | 0xa9), ..] => {
-                text.extend_from_slice(b"\\u202");
-                text.push(HEX[usize::from(last & 0xf)]);
-                length = 3;
-            }
-            [control, ..] if *control < 0x20 => {
-                text.extend_from_slice(b"\\u00");
-                text.push(HEX[usize::from(control >> 4)]);
-                text.push(HEX[usize::from(control & 0xf)]);
-            }
-            [other, ..] => text.push(*other),
-            [] => {}
-        }
-        rest = &special[length.min(special.len())..];
-    }
-    text.extend_from_slice(rest);
-    text.push(b'"');
+    // Can't fail: writes to memory succeed.
+    let _ = json_string::write_string(text, value);
 }
 
 /// The text of a document that is mounted at a path.

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead},
+    io::{self, BufRead, Read},
 };
 
-use super::{Document, Node, NodeId};
+use super::{Document, Node, NodeId, member_memory};
 use crate::bundle::{
     json::{JsonError, JsonReader, Token},
     yaml,
@@ -20,6 +20,8 @@ const MAX_OUTLINE_KEYS: usize = 1 << 20;
 pub(in crate::bundle) enum Detail<'a> {
     /// Everything.
     Values,
+    /// Everything, in at most this number of bytes of memory ([`Document::memory`]).
+    ValuesWithin(u64),
     /// The objects and their keys.
     Objects,
     /// The objects and their keys, without the content of pruned objects.
@@ -29,6 +31,21 @@ pub(in crate::bundle) enum Detail<'a> {
         /// Whether an object is pruned, by its path from the root of all data, such as `a/b`.
         prunes: &'a dyn Fn(&str) -> bool,
     },
+}
+
+impl Detail<'_> {
+    fn keeps_values(self) -> bool {
+        matches!(self, Self::Values | Self::ValuesWithin(_))
+    }
+}
+
+/// The first JSON value of a file.
+pub(in crate::bundle) struct FirstValue {
+    pub(in crate::bundle) document: Document,
+    /// Its length with the whitespace before it, in bytes.
+    pub(in crate::bundle) length: u64,
+    /// Whether nothing but whitespace follows it.
+    pub(in crate::bundle) is_whole: bool,
 }
 
 /// An error in parsing a document.
@@ -45,6 +62,12 @@ pub(in crate::bundle) enum DocumentError {
         "more than {MAX_OUTLINE_KEYS} keys to compare with other data files or roots; put all data into one file"
     )]
     TooManyKeys,
+    /// It takes too much memory to compare or hash its values.
+    #[error("its values take more than {limit} bytes of memory; split the data, or remove some")]
+    TooMuchMemory {
+        /// The limit.
+        limit: u64,
+    },
 }
 
 impl From<JsonError> for DocumentError {
@@ -77,6 +100,26 @@ impl Document {
     /// When it is not JSON.
     pub(in crate::bundle) fn of_first_value(content: &[u8]) -> Result<Self, DocumentError> {
         Builder::read(&mut JsonReader::new(content), Detail::Values)
+    }
+
+    /// As [`Self::of_first_value`], of a stream, with the place where the value ends.
+    ///
+    /// # Errors
+    /// When it does not begin with JSON.
+    pub(in crate::bundle) fn of_start(
+        content: impl BufRead,
+        detail: Detail<'_>,
+    ) -> Result<FirstValue, DocumentError> {
+        let mut content = CountedReader {
+            inner: content,
+            count: 0,
+        };
+        let document = Builder::read(&mut JsonReader::new(&mut content), detail)?;
+        Ok(FirstValue {
+            document,
+            length: content.count,
+            is_whole: JsonReader::new(&mut content).is_at_end(),
+        })
     }
 
     /// Parses a `data.yaml` as OPA 1.22 does: as JSON if it is valid JSON, and otherwise as YAML.
@@ -113,6 +156,31 @@ impl Document {
     }
 }
 
+/// Counts the bytes that are consumed.
+struct CountedReader<R> {
+    inner: R,
+    count: u64,
+}
+
+impl<R: BufRead> Read for CountedReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for CountedReader<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.count += length as u64;
+        self.inner.consume(length);
+    }
+}
+
 /// A document that is being parsed.
 struct Builder<'a> {
     document: Document,
@@ -120,6 +188,8 @@ struct Builder<'a> {
     /// The arrays and objects that are open.
     open: Vec<OpenContainer>,
     keys: usize,
+    /// The memory that it takes so far, in bytes; counted for [`Detail::ValuesWithin`] only.
+    memory: u64,
 }
 
 struct OpenContainer {
@@ -144,28 +214,29 @@ impl<'a> Builder<'a> {
             detail,
             open: Vec::new(),
             keys: 0,
+            memory: 0,
         };
         while let Some(token) = reader.next()? {
             match token {
                 Token::Key(key) => builder.key(key)?,
-                Token::Null => builder.value(Node::Null),
-                Token::Bool(value) => builder.value(Node::Bool(value)),
-                Token::Number(text) => builder.value(Node::Number(text.into())),
-                Token::String(text) => builder.value(Node::String(text.into())),
-                Token::StartArray if matches!(detail, Detail::Values) => {
-                    builder.container(Node::Array(Vec::new()), String::new());
+                Token::Null => builder.value(Node::Null)?,
+                Token::Bool(value) => builder.value(Node::Bool(value))?,
+                Token::Number(text) => builder.value(Node::Number(text.into()))?,
+                Token::String(text) => builder.value(Node::String(text.into()))?,
+                Token::StartArray if detail.keeps_values() => {
+                    builder.container(Node::Array(Vec::new()), String::new())?;
                 }
                 Token::StartArray => {
                     reader.skip_container()?;
-                    builder.value(Node::Outlined);
+                    builder.value(Node::Outlined)?;
                 }
                 Token::StartObject => {
                     let path = builder.path();
                     if builder.is_pruned(&path) {
                         reader.skip_container()?;
-                        builder.value(Node::Pruned);
+                        builder.value(Node::Pruned)?;
                     } else {
-                        builder.container(Node::Object(BTreeMap::new()), path);
+                        builder.container(Node::Object(BTreeMap::new()), path)?;
                     }
                 }
                 Token::EndArray | Token::EndObject => drop(builder.open.pop()),
@@ -179,7 +250,8 @@ impl<'a> Builder<'a> {
     }
 
     fn key(&mut self, key: &str) -> Result<(), DocumentError> {
-        if !matches!(self.detail, Detail::Values) {
+        self.count(member_memory(key) as u64)?;
+        if !self.detail.keeps_values() {
             self.keys += 1;
             if self.keys > MAX_OUTLINE_KEYS {
                 return Err(DocumentError::TooManyKeys);
@@ -191,18 +263,34 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn value(&mut self, node: Node) {
-        let outlined = !matches!(self.detail, Detail::Values) && !matches!(node, Node::Pruned);
-        self.add(if outlined { Node::Outlined } else { node });
+    /// Counts memory, and fails above the limit.
+    fn count(&mut self, bytes: u64) -> Result<(), DocumentError> {
+        let Detail::ValuesWithin(limit) = self.detail else {
+            return Ok(());
+        };
+        self.memory += bytes;
+        if self.memory > limit {
+            return Err(DocumentError::TooMuchMemory { limit });
+        }
+        Ok(())
     }
 
-    fn container(&mut self, node: Node, path: String) {
+    fn value(&mut self, node: Node) -> Result<(), DocumentError> {
+        let outlined = !self.detail.keeps_values() && !matches!(node, Node::Pruned);
+        self.count(node.memory())?;
+        self.add(if outlined { Node::Outlined } else { node });
+        Ok(())
+    }
+
+    fn container(&mut self, node: Node, path: String) -> Result<(), DocumentError> {
+        self.count(node.memory())?;
         let node = self.add(node);
         self.open.push(OpenContainer {
             node,
             key: None,
             path,
         });
+        Ok(())
     }
 
     /// Adds a node to the open container. Of duplicate members the last counts.

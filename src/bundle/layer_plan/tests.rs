@@ -5,6 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::bundle::{Bundle, BundleError, archive::walk, layer::content};
 
+mod signed;
+
 const REGO_TYPE: &str = "application/vnd.cncf.openpolicyagent.policy.layer.v1+rego";
 const MANIFEST_TYPE: &str = "application/vnd.cncf.openpolicyagent.manifest.layer.v1+json";
 const DATA_TYPE: &str = "application/vnd.cncf.openpolicyagent.data.layer.v1+json";
