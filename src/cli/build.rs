@@ -63,8 +63,6 @@ pub(super) struct Options {
     no_parse: bool,
     #[command(flatten)]
     compiler: compile::Compiler,
-    #[command(flatten)]
-    signing: BundleSigningFlags,
     /// Maximum size of the bundle.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     max_size: Size,
@@ -73,6 +71,9 @@ pub(super) struct Options {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    // Last: its heading would hold for the flags after it as well.
+    #[command(flatten)]
+    signing: BundleSigningFlags,
 }
 
 /// The maximum length of a pattern, in bytes: deeply nested braces would overflow the stack.

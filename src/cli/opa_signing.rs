@@ -8,12 +8,15 @@ use clap::Args;
 use super::{eprint, path::path_value, read};
 use crate::bundle::{Signer, SigningAlgorithm};
 
+/// The group of the flag that makes a signature for OPA, which the others need.
+pub(super) const SIGNS_FOR_OPA: &str = "signs_for_opa";
+
 /// The key that signs a bundle as `opa build --signing-key` does.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "OPA's own signature")]
 pub(super) struct BundleSigningFlags {
     /// Sign the bundle for OPA with this private key: PEM, not encrypted, or a secret for HS256.
-    #[arg(long, value_name = "FILE", value_parser = path_value())]
+    #[arg(long, value_name = "FILE", group = SIGNS_FOR_OPA, value_parser = path_value())]
     signing_key: Option<PathBuf>,
     #[command(flatten)]
     how: SignatureFlags,
@@ -24,7 +27,13 @@ pub(super) struct BundleSigningFlags {
 #[command(next_help_heading = "OPA's own signature")]
 pub(super) struct SignatureFlags {
     /// Algorithm: ES256, RS256, PS256 or HS256, also with 384 and 512; OPA's `keys` must name it.
-    #[arg(long, value_name = "ALG", default_value = "RS256", value_parser = algorithm)]
+    #[arg(
+        long,
+        value_name = "ALG",
+        default_value = "RS256",
+        requires = SIGNS_FOR_OPA,
+        value_parser = algorithm
+    )]
     signing_alg: SigningAlgorithm,
     /// Name of the key in OPA's `keys`.
     #[arg(
@@ -32,6 +41,7 @@ pub(super) struct SignatureFlags {
         value_name = "KID",
         default_value = "default",
         visible_alias = "verification-key-id",
+        requires = SIGNS_FOR_OPA,
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     signing_kid: String,
@@ -40,7 +50,8 @@ pub(super) struct SignatureFlags {
         long,
         value_name = "SCOPE",
         default_value = "",
-        hide_default_value = true
+        hide_default_value = true,
+        requires = SIGNS_FOR_OPA
     )]
     scope: String,
 }

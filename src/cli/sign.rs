@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use super::{
     flags::RegistryFlags,
     interruptible,
-    opa_signing::SignatureFlags,
+    opa_signing::{SIGNS_FOR_OPA, SignatureFlags},
     password,
     path::path_value,
     print, print_json, read,
@@ -41,13 +41,11 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE", value_parser = path_value())]
     key: PathBuf,
     /// Write OPA's own signature of a folder, .signatures.json, instead.
-    #[arg(long, conflicts_with_all = ["annotations", "legacy", "local"])]
+    #[arg(long, group = SIGNS_FOR_OPA, conflicts_with_all = ["annotations", "legacy", "local"])]
     opa: bool,
     /// With --opa: the folder for .signatures.json; default: the signed folder.
     #[arg(short, long, value_name = "FOLDER", requires = "opa", value_parser = path_value())]
     output_file_path: Option<PathBuf>,
-    #[command(flatten)]
-    signature: SignatureFlags,
     /// Annotation to sign as well; repeatable.
     #[arg(short, long = "annotations", value_name = "KEY=VALUE", value_parser = annotation)]
     annotations: Vec<(String, String)>,
@@ -64,6 +62,9 @@ pub(super) struct Options {
     store: StoreFlag,
     #[command(flatten)]
     registry: RegistryFlags,
+    // Last: its heading would hold for the flags after it as well.
+    #[command(flatten)]
+    signature: SignatureFlags,
 }
 
 pub(super) const EXAMPLES: &str = "Examples:

@@ -101,6 +101,7 @@ fn a_build_is_signed_with_the_flags_of_opa_build() {
             2,
             "\"EdDSA\" is not one of ES256, ES384,",
         ),
+        ("--signing-alg ES256", 2, "--signing-key"),
     ] {
         let ran = author.line(&format!("build policy -t reg.example/a:v3 {flags}"));
         fails(&ran, code, message);
@@ -141,6 +142,11 @@ fn sign_opa_writes_the_signature_of_a_folder() {
             "policy: a folder; sign it for OPA with --opa, or name an artifact",
         ),
         ("sign --opa --key opa.pem --legacy policy", 2, "--legacy"),
+        (
+            "sign --key opa.pem --scope write reg.example/a:v1",
+            2,
+            "--opa",
+        ),
         (
             "sign --opa --key opa.pub --signing-alg ES256 policy",
             1,

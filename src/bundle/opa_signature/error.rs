@@ -64,7 +64,7 @@ pub enum UnsignableError {
     /// A name that JSON can't express.
     #[error("the name {0:?} is not UTF-8, and OPA's signatures are JSON; rename the file")]
     Name(String),
-    /// Its signature file would be larger than OPA's own limits.
+    /// The data files of one mount point can't be merged; opening the bundle has ruled that out.
     #[error("its files can't be merged: {0}")]
     Merge(String),
     /// The key can't sign.
