@@ -82,8 +82,11 @@ fn offers(facts: &Facts, candidate: TagHash, began: Millis) -> u32 {
 }
 
 fn is_refusing(facts: &Facts, offers: u32) -> bool {
+    // One that came to run its version only after its last offer has restarted: perhaps twice for another reason.
+    let has_restarted = facts.since > facts.offered_at;
+    let refused_after = REFUSED_AFTER + u32::from(has_restarted);
     // Its last transfer counts only once it has asked again: before that it may be activating.
-    facts.runs.is_some() && offers >= REFUSED_AFTER && facts.seen > facts.offered_at
+    facts.runs.is_some() && offers >= refused_after && facts.seen > facts.offered_at
 }
 
 #[cfg(test)]
@@ -142,6 +145,18 @@ mod tests {
             it.is_shared = true;
         };
         assert_eq!(standing_of(true, shared), Offered);
+    }
+
+    /// It got the stable version, because it has asked twice without a version.
+    #[test]
+    fn a_client_that_has_restarted_fails_once_it_has_refused_a_further_offer() {
+        for (offers, expected) in [(2, Standing::Offered), (3, Standing::Failed)] {
+            let found = standing_of(true, |facts| {
+                facts.since = NOW - 1_500;
+                offered(facts, offers, NOW - 2_000);
+            });
+            assert_eq!(found, expected, "{offers}");
+        }
     }
 
     #[test]
