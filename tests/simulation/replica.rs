@@ -30,6 +30,8 @@ const HEARTBEAT_INTERVAL: Micros = 30 * SECOND;
 /// As in `gateway::fleet_sync`: a smaller change of the difference between the clocks is none.
 const MAX_CLOCK_ERROR: Duration = Duration::from_secs(1);
 
+/// Clients from which on counting all of them each time would take too long.
+const MANY: usize = 1000;
 /// How often clients are examined again though nothing is new of them.
 const RECOUNT_INTERVAL: Micros = 10 * SECOND;
 
@@ -340,9 +342,12 @@ impl Replica {
         self.standings.is_all_stale = true;
     }
 
-    /// Counts the clients of the plan. Only clients of which something has changed are examined again;
-    /// [`Self::full_tally`] has the same result.
+    /// Counts the clients of the plan. Of many, only those are examined again of which something has changed;
+    /// [`Self::full_tally`] has the same result. Few are all examined, as the gateway does.
     pub(crate) fn tally(&mut self, keys: &[ClientKey], now: Micros) -> Tally {
+        if keys.len() < MANY {
+            return self.full_tally(keys, now);
+        }
         if self.next_recount <= now {
             // A client may have become silent.
             self.next_recount = now + RECOUNT_INTERVAL;
