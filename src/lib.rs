@@ -387,6 +387,10 @@
 //! | keys of a bundle for OPA's signatures; name of one | 64; 256 bytes | – |
 //! | compared keys of data files that overlap or are outside the roots | 1 048 576 | – |
 //! | YAML data; its nodes; its JSON | 16 MiB; 4 194 304; 16 MiB and 8 times the text | – |
+//! | earlier versions of a bundle from which there are deltas; their tarballs, and what computing a delta takes | 32; 256 MiB each | `delta.history`; `delta.memory` |
+//! | time of computing a delta: before a publication; after it | 6 seconds; 30 seconds | – |
+//! | operations of a delta; what OPA has to copy for it: objects; items of arrays | 1 000; 64 MiB; 33 554 432 | – |
+//! | clients that were sent a delta and are remembered, for a day | 262 144 | – |
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |
 //! | signature material of one manifest or index | 16 MiB | `limits.evidence` |
 //! | page of tags; pages | 16 MiB; 1 000 | – |

@@ -97,8 +97,8 @@ impl Entry<'_> {
     }
 
     /// Reads the content as a stream.
-    pub(super) fn with_json<T>(&mut self, read: impl FnOnce(&mut dyn io::BufRead) -> T) -> T {
-        read(&mut BufReader::with_capacity(1 << 16, &mut self.content))
+    pub(super) fn buffered(&mut self) -> BufReader<&mut dyn Read> {
+        BufReader::with_capacity(1 << 16, &mut *self.content)
     }
 
     /// Reads at most the first `length` bytes.

@@ -291,8 +291,20 @@ impl<R: BufRead> JsonReader<R> {
             let found = self.peek()?;
             return Err(self.unexpected(found, "in a number"));
         }
-        while self.take_if(|byte| byte.is_ascii_digit())? {}
-        Ok(())
+        loop {
+            let buffer = self.input.fill_buf()?;
+            let digits = buffer.iter().take_while(|byte| byte.is_ascii_digit());
+            let length = digits.count();
+            if length == 0 {
+                return Ok(());
+            }
+            if self.keeps_text {
+                let digits = buffer[..length].iter().map(|digit| char::from(*digit));
+                self.text.extend(digits);
+            }
+            self.input.consume(length);
+            self.column += length as u64;
+        }
     }
 
     /// Consumes the next byte, an ASCII character, if it is wanted, and adds it to the text.

@@ -66,7 +66,7 @@ impl Deltas {
         let Some(base) = self.bases_of(target).into_iter().next() else {
             return;
         };
-        if let Ok(permit) = timeout(THREAD_WAIT, pipeline.pool.compare_permit()).await {
+        if let Ok(permit) = timeout(THREAD_WAIT, pipeline.pool.compare_permit(true)).await {
             let comparing = self.compare(pipeline, permit, base, target, PUBLICATION_WAIT);
             comparing.await;
         }
@@ -106,7 +106,7 @@ impl Deltas {
                     break;
                 }
                 if !target.was_compared_with(&base) {
-                    let permit = pipeline.pool.compare_permit().await;
+                    let permit = pipeline.pool.compare_permit(false).await;
                     self.compare(pipeline, permit, base, &target, BACKGROUND_LIMIT)
                         .await;
                 }

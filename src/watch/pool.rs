@@ -47,8 +47,10 @@ pub struct VerificationPool {
     /// verification has a deadline.
     open_permits: Arc<Semaphore>,
     restore_permits: Arc<Semaphore>,
-    /// For the deltas of all bundles, which are less urgent than everything else.
+    /// For the deltas that publications wait for.
     compare_permits: Arc<Semaphore>,
+    /// For all other deltas, which take longer together.
+    background_permits: Arc<Semaphore>,
     verdicts: VerdictCache,
 }
 
@@ -114,6 +116,7 @@ impl Default for VerificationPool {
             open_permits: permits(),
             restore_permits,
             compare_permits: Arc::new(Semaphore::new(1)),
+            background_permits: Arc::new(Semaphore::new(1)),
             verdicts: VerdictCache::default(),
         }
     }
@@ -145,9 +148,12 @@ impl VerificationPool {
         Arc::clone(&self.restore_permits).acquire_owned().await.ok()
     }
 
-    /// Waits for the permit to compare two versions of a bundle.
-    pub(super) async fn compare_permit(&self) -> ComparePermit {
-        let permits = Arc::clone(&self.compare_permits);
+    /// Waits for the permit to compare two versions of a bundle. `is_awaited`: whether a publication waits for that.
+    pub(super) async fn compare_permit(&self, is_awaited: bool) -> ComparePermit {
+        let permits = match is_awaited {
+            true => Arc::clone(&self.compare_permits),
+            false => Arc::clone(&self.background_permits),
+        };
         ComparePermit(permits.acquire_owned().await.ok())
     }
 

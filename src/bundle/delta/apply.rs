@@ -1,7 +1,10 @@
 //! Applies a `patch.json` to a document as OPA does. It shares nothing with what computes the patch but the text
 //! that OPA will read, so that it proves the patch.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use percent_encoding::percent_decode_str;
 
@@ -92,18 +95,18 @@ impl<'a> Edits<'a> {
             }
         }
         let mut added: Vec<(Vec<u8>, &[u8])> = Vec::new();
-        let mut names: BTreeMap<String, &[u8]> = BTreeMap::new();
-        for (name, value) in members(object) {
+        let mut names = BTreeSet::new();
+        for (name, _) in members(object) {
             let name = decoded(name);
-            if here.contains_key(name.as_str()) || self.below.contains_key(&name) {
-                names.insert(name, value);
+            if here.contains_key(&*name) || self.below.contains_key(&*name) {
+                names.insert(name);
             }
         }
-        if self.below.keys().any(|name| !names.contains_key(name)) {
+        if self.below.keys().any(|name| !names.contains(name.as_str())) {
             return Err(NotApplied);
         }
         for (name, (action, value)) in &here {
-            match (action, names.contains_key(*name)) {
+            match (action, names.contains(*name)) {
                 (Action::Upsert, true) | (Action::Replace | Action::Remove, true) => {}
                 (Action::Upsert, false) => {
                     let mut written = Vec::new();
@@ -123,7 +126,7 @@ impl<'a> Edits<'a> {
                 output.member(new).extend_from_slice(value);
             }
             let key = decoded(name);
-            match (here.get(key.as_str()), self.below.get(&key)) {
+            match (here.get(&*key), self.below.get(&*key)) {
                 (Some((Action::Remove, _)), _) => {}
                 (Some((_, value)), _) => output.member(name).extend_from_slice(value),
                 (None, Some(edits)) => edits.apply(value, output.member(name))?,

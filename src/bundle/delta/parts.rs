@@ -102,7 +102,7 @@ fn path_of(mount: &[String]) -> String {
 /// The canonical text of a data file.
 fn text_of(entry: &mut Entry<'_>, work: &Work) -> Result<Vec<u8>, NoDelta> {
     if entry.name().ends_with(".json") {
-        entry.with_json(|content| canonical(content, work))
+        canonical(entry.buffered(), work)
     } else {
         let json = entry.document(Detail::Values)?.to_bytes();
         canonical(json.as_slice(), work)

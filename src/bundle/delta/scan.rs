@@ -1,5 +1,7 @@
 //! Iterates over canonical text without parsing it: the members of an object, the items of an array.
 
+use std::borrow::Cow;
+
 use crate::bundle::json::{JsonReader, Token};
 
 /// The members of an object: the name as it is written, quotes included, and the value.
@@ -41,10 +43,16 @@ pub(super) fn items(array: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// What a string stands for; quotes are included in `text`.
-pub(super) fn decoded(text: &[u8]) -> String {
+pub(super) fn decoded(text: &[u8]) -> Cow<'_, str> {
+    let inner = text
+        .get(1..text.len().saturating_sub(1))
+        .unwrap_or_default();
+    if !inner.contains(&b'\\') {
+        return String::from_utf8_lossy(inner);
+    }
     match JsonReader::new(text).next() {
-        Ok(Some(Token::String(text))) => text.to_owned(),
-        _ => String::new(),
+        Ok(Some(Token::String(text))) => Cow::Owned(text.to_owned()),
+        _ => Cow::Borrowed(""),
     }
 }
 
