@@ -54,11 +54,8 @@ impl Moves {
             return offer;
         }
         let moves = self.recent.iter().flatten();
-        let returns = moves.rev().filter(|one| one.version == sending.version);
-        let counted = [
-            self.recent[0].as_ref(),
-            returns.skip(MAX_RETURNS - 1).next(),
-        ];
+        let mut returns = moves.rev().filter(|one| one.version == sending.version);
+        let counted = [self.recent[0].as_ref(), returns.nth(MAX_RETURNS - 1)];
         let ends = counted.into_iter().flatten().map(|one| one.at + WINDOW);
         ends.fold(offer, Millis::max)
     }

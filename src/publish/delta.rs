@@ -1,6 +1,6 @@
 //! How a version differs from earlier ones: the deltas that OPAs get which run one of those.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Snapshot, tag_hash::opaque_tag};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Delta {
     blob: Blob,
-    base: String,
+    base: Arc<str>,
 }
 
 impl Delta {
@@ -33,6 +33,8 @@ impl Delta {
 pub struct BaseVersion {
     bundle: Bundle,
     etag: Arc<str>,
+    /// The entity tags of versions before it that are the same for OPA, and that clients keep.
+    same: Vec<Arc<str>>,
 }
 
 impl BaseVersion {
@@ -57,21 +59,34 @@ pub enum FromBase {
 }
 
 /// The differences of a version from earlier ones, as far as they are known: the entity tag of the earlier one, and
-/// what an OPA needs that runs it.
+/// what an OPA needs that runs it; `None` for the whole bundle.
 #[derive(Debug, Default)]
-pub(super) struct Differences(Mutex<Vec<(String, FromBase)>>);
+pub(super) struct Differences(Mutex<Vec<(Arc<str>, Option<FromBase>)>>);
 
 impl Differences {
-    fn get(&self, base: &str) -> Option<FromBase> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn get(&self, base: &str) -> Option<Option<FromBase>> {
+        let known = self.lock();
         let found = known.iter().find(|(tag, _)| opaque_tag(tag) == base);
         found.map(|(_, difference)| difference.clone())
     }
 
-    fn add(&self, base: &str, difference: FromBase) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn set(&self, base: &Arc<str>, difference: Option<FromBase>) {
+        let mut known = self.lock();
         known.retain(|(tag, _)| tag != base);
-        known.push((base.to_owned(), difference));
+        known.push((Arc::clone(base), difference));
+    }
+
+    /// The tags of versions that are the same for OPA.
+    fn same(&self) -> Vec<Arc<str>> {
+        let known = self.lock();
+        let same = known
+            .iter()
+            .filter(|(_, difference)| matches!(difference, Some(FromBase::Nothing)));
+        same.map(|(tag, _)| Arc::clone(tag)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Arc<str>, Option<FromBase>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -81,16 +96,17 @@ impl Snapshot {
         BaseVersion {
             bundle: self.bundle().without_copy(),
             etag: self.etag().into(),
+            same: self.differences().same(),
         }
     }
 
-    /// Whether it was compared with an earlier version, and how it differs is known.
+    /// Whether it was compared with an earlier version, with a result that will not change.
     pub fn was_compared_with(&self, base: &BaseVersion) -> bool {
-        self.from_base(opaque_tag(base.etag())).is_some()
+        self.differences().get(opaque_tag(base.etag())).is_some()
     }
 
-    /// Compares this version with an earlier one, so that [`Self::from_base`] knows the difference. Blocks; see
-    /// [`Difference::between`].
+    /// Compares this version with an earlier one, so that [`Self::from_base`] knows the difference, also from versions
+    /// that are the same as the earlier one. Blocks; see [`Difference::between`].
     ///
     /// # Errors
     /// Why OPAs that run the earlier version need the whole bundle.
@@ -100,23 +116,31 @@ impl Snapshot {
         limits: &DeltaLimits,
         space: Arc<dyn BlobSpace>,
     ) -> Result<FromBase, NoDelta> {
-        let base_tag = base.etag().to_owned();
-        let difference = Difference::between(&base.bundle, self.bundle(), limits, space)?;
-        let difference = match difference {
-            Difference::None => FromBase::Nothing,
-            Difference::Delta(blob) => FromBase::Delta(Arc::new(Delta {
-                blob,
-                base: base_tag.clone(),
-            })),
+        let compared = Difference::between(&base.bundle, self.bundle(), limits, space);
+        let from = |tag: &Arc<str>| match &compared {
+            Ok(Difference::None) => Some(FromBase::Nothing),
+            Ok(Difference::Delta(blob)) => Some(FromBase::Delta(Arc::new(Delta {
+                blob: blob.clone(),
+                base: Arc::clone(tag),
+            }))),
+            Err(_) => None,
         };
-        self.differences().add(&base_tag, difference.clone());
-        Ok(difference)
+        if !matches!(compared, Err(reason) if reason.may_pass()) {
+            let others = base.same.iter().filter(|tag| ***tag != *self.etag());
+            for tag in [&base.etag].into_iter().chain(others) {
+                self.differences().set(tag, from(tag));
+            }
+        }
+        match &compared {
+            Err(reason) => Err(*reason),
+            Ok(_) => from(&base.etag).ok_or(NoDelta::Data),
+        }
     }
 
     /// What an OPA needs that runs the version with this entity tag, without quotes and `W/`; `None` if that is the
     /// whole bundle.
     pub fn from_base(&self, base: &str) -> Option<FromBase> {
-        self.differences().get(base)
+        self.differences().get(base).flatten()
     }
 
     /// Whether an OPA that runs the version with this entity tag has what this version has.
@@ -127,7 +151,7 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use tokio::time::{Duration, Instant};
 
     use super::{super::snapshot, *};
     use crate::oci::NewBlob;
@@ -155,6 +179,17 @@ mod tests {
         let again = base.compare_with(&base.base_version(), &limits, NewBlob::system_space());
         assert!(matches!(again, Ok(FromBase::Nothing)));
         assert!(base.is_same_as(bare) && !target.is_same_as(bare));
+        // A version that is the same as one before it is known by both tags.
+        let twin = BaseVersion {
+            same: vec!["\"before\"".into()],
+            ..base.base_version()
+        };
+        let compared = target.compare_with(&twin, &limits, NewBlob::system_space());
+        assert!(target.was_compared_with(&twin));
+        assert_eq!(target.from_base("before").is_some(), compared.is_ok());
+        let of_before = base.compare_with(&twin, &limits, NewBlob::system_space());
+        assert!(matches!(of_before, Ok(FromBase::Nothing)) && base.is_same_as("before"));
+        assert_eq!(base.base_version().same.len(), 2);
         // A later verification of the same bytes knows it, too.
         let reverified = base.reverified(base.manifest().clone(), base.record().clone());
         assert!(reverified.unwrap().is_same_as(bare));

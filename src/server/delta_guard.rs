@@ -2,7 +2,7 @@
 //!
 //! OPA asks for deltas whether or not it can take them: one with `persist: true` or with `signing` refuses every delta,
 //! keeps its entity tag, and asks again. So a client that was sent a delta and then runs anything but the version it
-//! leads to gets whole bundles from then on.
+//! leads to gets whole bundles from then on, for a day.
 //!
 //! A client with a name of its own is known by that. Others are known by their connection, where an earlier request
 //! arrived on it, and else by their address, credential and `User-Agent`: OPA before 1.16 opens a connection for each
@@ -23,8 +23,10 @@ use crate::fleet::{ClientKey, TagHash};
 
 /// Clients that are remembered, in some 30 MB. For one that is forgotten, one more delta may come to nothing.
 const MAX_CLIENTS: u64 = 1 << 18;
+/// How long a client that has refused a delta gets whole bundles.
+const REFUSED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a client is remembered after its last download.
-const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+const REMEMBERED_FOR: Duration = Duration::from_secs(2 * 24 * 60 * 60);
 
 /// Decides which clients get deltas.
 #[derive(Debug)]
@@ -55,8 +57,8 @@ struct Sent {
     /// The version that it should run.
     target: TagHash,
     at: Instant,
-    /// Whether a delta has come to nothing.
-    is_refused: bool,
+    /// When a delta has come to nothing.
+    refused_at: Option<Instant>,
 }
 
 /// The keys of a client of a bundle.
@@ -65,6 +67,13 @@ struct Keys {
     own: u64,
     /// That of all clients that can't be told apart from it, if it may be one that has connected anew.
     shared: Option<u64>,
+}
+
+impl Sent {
+    fn is_refused(self, now: Instant) -> bool {
+        self.refused_at
+            .is_some_and(|at| now.duration_since(at) < REFUSED_FOR)
+    }
 }
 
 impl Default for DeltaGuard {
@@ -86,13 +95,14 @@ impl DeltaGuard {
         let Keys { own, shared } = self.keys_of(request);
         let known = self.clients.get(&own);
         let known = known.or_else(|| self.clients.get(&shared?));
+        let now = Instant::now();
         match known {
             None => true,
-            Some(sent) if sent.is_refused => false,
+            Some(sent) if sent.is_refused(now) => false,
             Some(sent) if sent.target == request.runs || request.began < sent.at => true,
             Some(sent) => {
                 let refused = Sent {
-                    is_refused: true,
+                    refused_at: Some(now),
                     ..sent
                 };
                 for key in [Some(own), shared].into_iter().flatten() {
@@ -116,7 +126,7 @@ impl DeltaGuard {
                 let sent = Sent {
                     target,
                     at: Instant::now(),
-                    is_refused: known.is_some_and(|sent| sent.is_refused),
+                    refused_at: known.and_then(|sent| sent.refused_at),
                 };
                 self.clients.insert(key, sent);
             }
@@ -224,6 +234,20 @@ mod tests {
         let ask = |runs, target| ask(&guard, &client, &slot, runs, target);
         assert!(ask("a", "b"));
         assert!(!ask("z", "b"), "with another tag");
+    }
+
+    /// It may have been a single failure.
+    #[tokio::test(start_paused = true)]
+    async fn a_day_later_a_client_gets_deltas_again_however_often_it_was_served_meanwhile() {
+        let (client, slot, guard) = (client(Some("x")), connection(), DeltaGuard::default());
+        assert!(ask(&guard, &client, &slot, "a", "b"));
+        assert!(!ask(&guard, &client, &slot, "a", "b"));
+        for _ in 0..23 {
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            assert!(!ask(&guard, &client, &slot, "b", "b"));
+        }
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(ask(&guard, &client, &slot, "b", "c"));
     }
 
     #[test]

@@ -564,7 +564,7 @@ impl BundleRequest {
         if if_none_match.contains(snapshot.etag()) {
             Reply::not_modified(Arc::clone(snapshot))
         } else {
-            response::not_modified_tag(if_none_match.first()).into()
+            response::same_version(snapshot, if_none_match.first()).into()
         }
     }
 

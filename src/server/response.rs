@@ -4,8 +4,8 @@ use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
     header::{
-        ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER,
-        WWW_AUTHENTICATE,
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER,
+        VARY, WWW_AUTHENTICATE,
     },
 };
 use serde_json::json;
@@ -32,7 +32,11 @@ pub(super) fn bundle(
     insert(&mut response, snapshot.headers().bundle());
     let base = delta.and_then(|delta| HeaderValue::from_str(delta.base()).ok());
     if let Some(base) = base {
-        response.headers_mut().insert(DELTA_BASE, base);
+        let headers = response.headers_mut();
+        headers.insert(DELTA_BASE, base);
+        // A cache must not give it to other clients. It has the entity tag of the whole bundle.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(VARY, HeaderValue::from_static("Prefer, If-None-Match"));
     }
     if let Some(content_type) = content_type {
         response.headers_mut().insert(CONTENT_TYPE, content_type);
@@ -48,15 +52,28 @@ pub(super) fn not_modified(snapshot: &Snapshot) -> Response<ResponseBody> {
     response
 }
 
+/// 304 for a client that runs a version with this tag, which is the same for OPA.
+pub(super) fn same_version(snapshot: &Snapshot, tag: Option<&str>) -> Response<ResponseBody> {
+    let mut response = not_modified(snapshot);
+    if let Some(etag) = tag.and_then(quoted) {
+        response.headers_mut().insert(ETAG, etag);
+    }
+    response
+}
+
 /// 304 for a client that keeps the version with this tag, which need not be known here.
 pub(super) fn not_modified_tag(tag: Option<&str>) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
-    let etag = tag.and_then(|tag| HeaderValue::from_str(&format!("\"{tag}\"")).ok());
-    if let Some(etag) = etag {
+    if let Some(etag) = tag.and_then(quoted) {
         response.headers_mut().insert(ETAG, etag);
     }
     response
+}
+
+/// An entity tag in a header.
+fn quoted(tag: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("\"{tag}\"")).ok()
 }
 
 /// 404 for a bundle that does not exist, and with the same body for one that the client may not

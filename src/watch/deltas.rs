@@ -6,7 +6,6 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant as Deadline,
 };
 
 use tokio::{
@@ -63,12 +62,14 @@ impl Deltas {
     /// Compares a version that is about to be published with the one that is served, for
     /// [`THREAD_WAIT`] and [`PUBLICATION_WAIT`] at most. Cancel-safe.
     pub(super) async fn prepare(&self, pipeline: &Pipeline, target: &Arc<Snapshot>) {
-        let Some(base) = self.bases_of(target).into_iter().next() else {
+        let newest = self.bases_of(target).into_iter().next();
+        let Some(base) = newest.filter(|base| !target.was_compared_with(base)) else {
             return;
         };
         if let Ok(permit) = timeout(THREAD_WAIT, pipeline.pool.compare_permit(true)).await {
             let comparing = self.compare(pipeline, permit, base, target, PUBLICATION_WAIT);
-            comparing.await;
+            // It ends at its deadline, but may see that late. It then keeps its permit.
+            let _ = timeout(PUBLICATION_WAIT, comparing).await;
         }
     }
 
@@ -133,7 +134,7 @@ impl Deltas {
         let began = Instant::now();
         let limits = DeltaLimits {
             memory: self.options.memory,
-            deadline: Deadline::now() + limit,
+            deadline: Instant::now() + limit,
             ratio: self.options.ratio,
         };
         let (target, space) = (Arc::clone(target), pipeline.store.space());

@@ -9,14 +9,12 @@ use std::{
 use percent_encoding::percent_decode_str;
 
 use super::{
+    NoDelta,
     canonical::{compare_names, write_string},
     diff::Action,
     scan::{decoded, items, members},
+    work::Work,
 };
-
-/// A patch that OPA would refuse, or one that this does not apply, such as one below an item of an array.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct NotApplied;
 
 /// The depth of a path, because applying is recursive.
 const MAX_DEPTH: usize = 512;
@@ -32,22 +30,23 @@ struct Edits<'a> {
 /// The document after the patch; both are canonical texts.
 ///
 /// # Errors
-/// When OPA would refuse the patch.
-pub(super) fn apply(patch: &[u8], document: &[u8]) -> Result<Vec<u8>, NotApplied> {
+/// [`NoDelta::NotProved`] when OPA would refuse the patch, or when it has a path below an item of an array; and when
+/// the time is over.
+pub(super) fn apply(patch: &[u8], document: &[u8], work: &Work) -> Result<Vec<u8>, NoDelta> {
     let mut edits = Edits::default();
     let (_, operations) = members(patch)
         .find(|(name, _)| *name == b"\"data\"")
-        .ok_or(NotApplied)?;
+        .ok_or(NoDelta::NotProved)?;
     for operation in items(operations) {
         edits.add(operation)?;
     }
     let mut text = Vec::with_capacity(document.len());
-    edits.apply(document, &mut text)?;
+    edits.apply(document, &mut text, work)?;
     Ok(text)
 }
 
 impl<'a> Edits<'a> {
-    fn add(&mut self, operation: &'a [u8]) -> Result<(), NotApplied> {
+    fn add(&mut self, operation: &'a [u8]) -> Result<(), NoDelta> {
         let (mut action, mut path, mut value) = (None, None, None);
         for (name, member) in members(operation) {
             match name {
@@ -56,20 +55,23 @@ impl<'a> Edits<'a> {
                         b"\"upsert\"" => Some(Action::Upsert),
                         b"\"replace\"" => Some(Action::Replace),
                         b"\"remove\"" => Some(Action::Remove),
-                        _ => return Err(NotApplied),
+                        _ => return Err(NoDelta::NotProved),
                     }
                 }
                 b"\"path\"" => path = Some(decoded(member)),
                 b"\"value\"" => value = Some(member),
-                _ => return Err(NotApplied),
+                _ => return Err(NoDelta::NotProved),
             }
         }
-        let (action, path) = (action.ok_or(NotApplied)?, path.ok_or(NotApplied)?);
+        let (action, path) = (
+            action.ok_or(NoDelta::NotProved)?,
+            path.ok_or(NoDelta::NotProved)?,
+        );
         if value.is_none() != (action == Action::Remove) {
-            return Err(NotApplied);
+            return Err(NoDelta::NotProved);
         }
         let mut segments = segments(&path)?;
-        let last = segments.pop().ok_or(NotApplied)?;
+        let last = segments.pop().ok_or(NoDelta::NotProved)?;
         let mut edits = self;
         for segment in segments {
             edits = edits.below.entry(segment).or_default();
@@ -78,20 +80,27 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    fn apply(&self, value: &[u8], text: &mut Vec<u8>) -> Result<(), NotApplied> {
+    fn apply(&self, value: &[u8], text: &mut Vec<u8>, work: &Work) -> Result<(), NoDelta> {
+        // Each level is read twice, and copied.
+        work.process(3 * value.len())?;
         match value.first() {
-            Some(b'{') => self.apply_to_object(value, text),
+            Some(b'{') => self.apply_to_object(value, text, work),
             Some(b'[') if self.below.is_empty() => self.apply_to_array(value, text),
-            _ => Err(NotApplied),
+            _ => Err(NoDelta::NotProved),
         }
     }
 
-    fn apply_to_object(&self, object: &[u8], text: &mut Vec<u8>) -> Result<(), NotApplied> {
+    fn apply_to_object(
+        &self,
+        object: &[u8],
+        text: &mut Vec<u8>,
+        work: &Work,
+    ) -> Result<(), NoDelta> {
         let mut here = BTreeMap::new();
         for (name, action, value) in &self.here {
             let is_twice = here.insert(name.as_str(), (*action, *value)).is_some();
             if is_twice || self.below.contains_key(name) {
-                return Err(NotApplied);
+                return Err(NoDelta::NotProved);
             }
         }
         let mut added: Vec<(Vec<u8>, &[u8])> = Vec::new();
@@ -103,7 +112,7 @@ impl<'a> Edits<'a> {
             }
         }
         if self.below.keys().any(|name| !names.contains(name.as_str())) {
-            return Err(NotApplied);
+            return Err(NoDelta::NotProved);
         }
         for (name, (action, value)) in &here {
             match (action, names.contains(*name)) {
@@ -113,7 +122,7 @@ impl<'a> Edits<'a> {
                     write_string(&mut written, name);
                     added.push((written, value));
                 }
-                (Action::Replace | Action::Remove, false) => return Err(NotApplied),
+                (Action::Replace | Action::Remove, false) => return Err(NoDelta::NotProved),
             }
         }
         added.sort_by(|(one, _), (other, _)| compare_names(one, other));
@@ -129,7 +138,7 @@ impl<'a> Edits<'a> {
             match (here.get(&*key), self.below.get(&*key)) {
                 (Some((Action::Remove, _)), _) => {}
                 (Some((_, value)), _) => output.member(name).extend_from_slice(value),
-                (None, Some(edits)) => edits.apply(value, output.member(name))?,
+                (None, Some(edits)) => edits.apply(value, output.member(name), work)?,
                 (None, None) => output.member(name).extend_from_slice(value),
             }
         }
@@ -140,18 +149,20 @@ impl<'a> Edits<'a> {
         Ok(())
     }
 
-    fn apply_to_array(&self, array: &[u8], text: &mut Vec<u8>) -> Result<(), NotApplied> {
+    fn apply_to_array(&self, array: &[u8], text: &mut Vec<u8>) -> Result<(), NoDelta> {
         let mut values: Vec<&[u8]> = items(array).collect();
         for (segment, action, value) in &self.here {
             let is_end = segment == "-";
             let at = match segment.parse::<usize>() {
                 Ok(at) if at.to_string() == *segment && at <= values.len() => at,
                 _ if is_end => values.len(),
-                _ => return Err(NotApplied),
+                _ => return Err(NoDelta::NotProved),
             };
             match action {
                 Action::Upsert => values.insert(at, value),
-                Action::Replace | Action::Remove if at == values.len() => return Err(NotApplied),
+                Action::Replace | Action::Remove if at == values.len() => {
+                    return Err(NoDelta::NotProved);
+                }
                 Action::Replace => values[at] = value,
                 Action::Remove => drop(values.remove(at)),
             }
@@ -188,20 +199,20 @@ impl<'a> Output<'a> {
 }
 
 /// The segments of a path, as `ParsePatchPathEscaped` reads it.
-fn segments(path: &str) -> Result<Vec<String>, NotApplied> {
+fn segments(path: &str) -> Result<Vec<String>, NoDelta> {
     let path = path.trim_matches('/');
     if path.is_empty() || path.split('/').count() > MAX_DEPTH {
-        return Err(NotApplied);
+        return Err(NoDelta::NotProved);
     }
     let decode = |segment: &str| {
         let hex = |escape: &str| {
             escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
         };
         if !segment.split('%').skip(1).all(hex) {
-            return Err(NotApplied);
+            return Err(NoDelta::NotProved);
         }
         let segment = percent_decode_str(segment).decode_utf8();
-        let segment = segment.map_err(|_| NotApplied)?;
+        let segment = segment.map_err(|_| NoDelta::NotProved)?;
         Ok(segment.replace("~1", "/").replace("~0", "~"))
     };
     path.split('/').map(decode).collect()
@@ -209,11 +220,14 @@ fn segments(path: &str) -> Result<Vec<String>, NotApplied> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::{Duration, Instant};
+
     use super::*;
 
     fn applied(operations: &str, document: &str) -> Option<String> {
         let patch = format!("{{\"data\":[{operations}]}}");
-        let text = apply(patch.as_bytes(), document.as_bytes()).ok()?;
+        let work = Work::new(1 << 20, Instant::now() + Duration::from_secs(60));
+        let text = apply(patch.as_bytes(), document.as_bytes(), &work).ok()?;
         Some(String::from_utf8(text).unwrap())
     }
 

@@ -1,7 +1,7 @@
 //! Data as canonical JSON: members sorted by name, no white space, numbers as they are written. Two documents are
 //! equal for OPA if their canonical texts are equal, and a text takes hardly more memory than the file.
 
-use std::{cmp::Ordering, io::BufRead};
+use std::{borrow::Cow, cmp::Ordering, io::BufRead};
 
 use super::{
     NoDelta,
@@ -159,16 +159,18 @@ impl Writer<'_> {
     }
 
     fn sorted(&self, start: usize, members: &[Member]) -> Result<Vec<u8>, NoDelta> {
-        self.work.process(self.text.len() - start)?;
         let name = |at: usize| &self.text[members[at].start..members[at].colon];
+        let names: Vec<Cow<'_, str>> = (0..members.len()).map(|at| decoded(name(at))).collect();
         let mut order: Vec<usize> = (0..members.len()).collect();
+        let kept = (self.text.len() - start) + size_of_val(&*names) + size_of_val(&*order);
+        self.work.keep(kept)?;
         // The sort is stable, so that the last one of equal names is that of the file.
-        order.sort_by(|one, other| compare_names(name(*one), name(*other)));
+        order.sort_by(|one, other| names[*one].as_bytes().cmp(names[*other].as_bytes()));
         let mut sorted = Vec::with_capacity(self.text.len() - start);
         for (place, at) in order.iter().enumerate() {
             let is_replaced = order
                 .get(place + 1)
-                .is_some_and(|next| compare_names(name(*at), name(*next)).is_eq());
+                .is_some_and(|next| names[*at] == names[*next]);
             if is_replaced {
                 continue;
             }
@@ -180,6 +182,7 @@ impl Writer<'_> {
             }
             sorted.extend_from_slice(&self.text[members[*at].start..end]);
         }
+        self.work.release(kept);
         Ok(sorted)
     }
 }
@@ -229,9 +232,11 @@ pub(super) fn merged(mut texts: Vec<Vec<u8>>, work: &Work) -> Result<Vec<u8>, No
                 halved.push(one);
                 break;
             };
-            let mut text = Vec::with_capacity(one.len() + other.len());
-            work.process(one.len() + other.len())?;
+            let kept = one.len() + other.len();
+            let mut text = Vec::with_capacity(kept);
+            work.keep(kept)?;
             merge(&one, &other, &mut text, MAX_MERGED_DEPTH)?;
+            work.release(kept);
             halved.push(text);
         }
         texts = halved;
@@ -278,7 +283,7 @@ fn merge(one: &[u8], other: &[u8], text: &mut Vec<u8>, depth: usize) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use tokio::time::{Duration, Instant};
 
     use super::*;
 

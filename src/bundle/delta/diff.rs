@@ -135,7 +135,8 @@ impl<'a> Difference<'a, '_> {
                 }
                 (None, None) => break,
             }
-            if self.copied_bytes > MAX_COPIED_BYTES {
+            // Each of them takes an operation at least.
+            if self.copied_bytes > MAX_COPIED_BYTES || gone.len() + changed.len() > MAX_OPERATIONS {
                 return Err(Stop::Replace);
             }
         }
@@ -257,7 +258,7 @@ pub(super) fn push_segment(path: &mut String, segment: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use tokio::time::{Duration, Instant};
 
     use super::*;
 

@@ -12,7 +12,9 @@ mod parts;
 mod scan;
 mod work;
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, sync::Arc};
+
+use tokio::time::Instant;
 
 use self::{
     apply::apply,
@@ -50,6 +52,10 @@ pub enum NoDelta {
     /// Policies, YAML data, or the Rego versions of the manifest have changed.
     #[error("more than JSON data has changed")]
     Policy,
+    /// Versions or stores of OPA read a data file differently: one in a folder whose name a URL would escape, one that
+    /// is `null`, or files that overlap.
+    #[error("OPAs read a data file differently")]
+    Files,
     /// The roots of the manifest have changed.
     #[error("the roots have changed")]
     Roots,
@@ -90,10 +96,16 @@ pub enum NoDelta {
 }
 
 impl NoDelta {
+    /// Whether another attempt may have another result.
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::Memory | Self::Time | Self::Data | Self::Disk)
+    }
+
     /// The label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Policy => "policy",
+            Self::Files => "files",
             Self::Roots => "roots",
             Self::Wasm => "wasm",
             Self::Signed => "signed",
@@ -122,6 +134,11 @@ impl Difference {
         space: Arc<dyn BlobSpace>,
     ) -> Result<Self, NoDelta> {
         check_manifests(base.manifest(), target.manifest())?;
+        // OPA compares roots with paths as they are written.
+        let has_escape = |root: &String| root.contains(['~', '%']);
+        if target.manifest().roots.iter().any(has_escape) {
+            return Err(NoDelta::Inexpressible);
+        }
         let work = Work::new(limits.memory, limits.deadline);
         let [base_parts, parts] = [base, target].map(|bundle| Parts::of(bundle, &work));
         let (base, parts) = (base_parts?, parts?);
@@ -136,7 +153,6 @@ impl Difference {
             };
         }
         for operation in &operations {
-            // OPA compares the path as it is written.
             if !target.manifest().owns(operation.path.trim_matches('/')) {
                 return Err(NoDelta::Inexpressible);
             }
@@ -211,7 +227,7 @@ fn patch_of(operations: &[Operation<'_>]) -> Vec<u8> {
 fn prove(patch: &[u8], base: &[u8], target: &[u8], work: &Work) -> Result<(), NoDelta> {
     let patch = canonical(patch, work)?;
     work.keep(target.len())?;
-    let applied = apply(&patch, base).map_err(|_| NoDelta::NotProved)?;
+    let applied = apply(&patch, base, work)?;
     work.release(target.len());
     (applied == target).then_some(()).ok_or(NoDelta::NotProved)
 }

@@ -1,9 +1,12 @@
 //! What a delta depends on in a bundle: its data, and everything else that OPA reads.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{
     NoDelta,
     canonical::{canonical, merged, mounted},
     diff::push_segment,
+    scan::{decoded, members},
     work::Work,
 };
 use crate::{
@@ -15,6 +18,9 @@ use crate::{
     },
     oci::Digest,
 };
+
+/// Names at the top of a file that are compared with the folders below it. A file with more has no others below it.
+const MAX_NAMES: usize = 1 << 16;
 
 /// The parts of a bundle.
 pub(super) struct Parts {
@@ -46,7 +52,7 @@ impl Parts {
             return Err(NoDelta::Wasm);
         }
         let (mut manifest, mut unchangeable) = (None, Vec::new());
-        let (mut yaml, mut texts) = (Vec::new(), Vec::new());
+        let (mut yaml, mut texts, mut mounts) = (Vec::new(), Vec::new(), Mounts::default());
         bundle.walk(|entry| {
             let name = entry.name().to_owned();
             if base(&name) == ".signatures.json" {
@@ -54,6 +60,7 @@ impl Parts {
             }
             if is_data(&name) {
                 let (place, text) = (mount(&name), text_of(entry, work)?);
+                mounts.add(&place, &text)?;
                 texts.push(mounted(text, &place));
                 if !name.ends_with(".json") {
                     yaml.push(path_of(&place));
@@ -69,6 +76,7 @@ impl Parts {
             }
             Ok(())
         })?;
+        mounts.check()?;
         unchangeable.sort_unstable();
         Ok(Self {
             manifest,
@@ -88,6 +96,55 @@ impl Parts {
         let mut mounts = self.yaml.iter();
         mounts.any(|mount| is_below(path, mount) || is_below(mount, path))
     }
+}
+
+/// Where data files are mounted, as far as versions and stores of OPA differ in it.
+#[derive(Default)]
+struct Mounts {
+    /// Sorted by mount point: the names at the top of a file's object.
+    files: BTreeMap<Vec<String>, BTreeSet<String>>,
+}
+
+impl Mounts {
+    /// Adds a file with this canonical text.
+    fn add(&mut self, mount: &[String], text: &[u8]) -> Result<(), NoDelta> {
+        // Of a folder with an escape or with other characters, OPA 0.70 makes another name in memory than on disk.
+        // A file with null is skipped by the store in memory, and kept by the one on disk.
+        let is_read_alike = mount.iter().all(|segment| segment.bytes().all(is_plain));
+        if !is_read_alike || text == b"null" {
+            return Err(NoDelta::Files);
+        }
+        // They matter only if others are mounted below the file, which is known at the end.
+        let object = if text.starts_with(b"{") { text } else { b"{}" };
+        let names = members(object).map(|(name, _)| decoded(name).into_owned());
+        let names = names.take(MAX_NAMES + 1).collect();
+        match self.files.insert(mount.to_vec(), names) {
+            None => Ok(()),
+            Some(_) => Err(NoDelta::Files),
+        }
+    }
+
+    /// Checks that no file sets what another one sets as well: the store in memory merges them, the one on disk does
+    /// not.
+    fn check(&self) -> Result<(), NoDelta> {
+        for mount in self.files.keys() {
+            for length in 0..mount.len() {
+                let overlaps = self
+                    .files
+                    .get(&mount[..length])
+                    .is_some_and(|names| names.len() > MAX_NAMES || names.contains(&mount[length]));
+                if overlaps {
+                    return Err(NoDelta::Files);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a byte of a folder's name is the same in a path of a URL (`url.PathEscape` in Go).
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_.~$&+:=@".contains(&byte)
 }
 
 /// A mount point as in the paths of `patch.json`.

@@ -1,6 +1,8 @@
 //! The limits of computing one delta.
 
-use std::{cell::Cell, time::Instant};
+use std::cell::Cell;
+
+use tokio::time::Instant;
 
 use super::NoDelta;
 

@@ -195,9 +195,10 @@ async fn the_same_content_in_other_bytes_is_not_sent() {
     let response = request.header("if-none-match", &tag).send().await.unwrap();
     assert_eq!(response.status(), 304);
     assert_eq!(response.headers()["etag"].to_str().unwrap(), tag);
-    // Later changes reach the OPAs, from the history as well.
+    // A later change reaches the OPAs by a delta from the version that they kept.
     fixture.publish("first", "2");
     fixture.answers("first", "2").await;
+    assert_eq!(fixture.sent().await, 2.0);
 }
 
 /// The entity tag of a version: the base64url SHA-256 of its tarball.
