@@ -216,6 +216,14 @@ async fn ask(gateway: &TestGateway, tag: &str) -> (u16, Option<String>, String) 
         .header("prefer", "modes=snapshot,delta;wait=5")
         .header("if-none-match", tag);
     let response = request.send().await.unwrap();
+    // No cache may give a delta to another client.
+    let is_delta = response.headers().contains_key("bundlegate-delta-base");
+    let is_stored = response
+        .headers()
+        .get("cache-control")
+        .is_none_or(|value| value != "no-store");
+    assert_eq!(is_delta, !is_stored);
+    assert_eq!(is_delta, response.headers().contains_key("vary"));
     let header = |name: &str| {
         let value = response.headers().get(name)?;
         Some(value.to_str().unwrap().to_owned())
