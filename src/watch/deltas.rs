@@ -21,7 +21,7 @@ use crate::{
 
 /// How long a publication waits for a thread to compute its delta, when other bundles change at the same time.
 const THREAD_WAIT: Duration = Duration::from_secs(1);
-/// How long a publication waits for its delta to be computed. 20 MiB of data take less than a second.
+/// How long a publication waits for its delta to be computed. 20 MiB of data take about a second.
 const PUBLICATION_WAIT: Duration = Duration::from_secs(5);
 /// How long computing one of the other deltas may take.
 const BACKGROUND_LIMIT: Duration = Duration::from_secs(30);

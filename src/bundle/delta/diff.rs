@@ -21,7 +21,7 @@ use super::{
 const MAX_OPERATIONS: usize = 1000;
 /// The depth to which objects are compared. A deeper change replaces the object there.
 const MAX_DEPTH: usize = 128;
-/// Bytes of objects that OPA may have to copy for one delta, as they are in the text. It copies some 50 MB a second.
+/// Bytes of objects that OPA may have to copy for one delta, as they are in the text.
 const MAX_COPIED_BYTES: usize = 64 << 20;
 /// Items of arrays that OPA may have to copy for one delta.
 const MAX_COPIED_ITEMS: usize = 1 << 25;

@@ -123,7 +123,7 @@ impl NoDelta {
 }
 
 impl Difference {
-    /// Compares two bundles. Blocks: about a second for each 50 MiB of data, until the deadline.
+    /// Compares two bundles. Blocks: about a second for 20 MiB of data in each of them, until the deadline.
     ///
     /// # Errors
     /// Why only the whole of `target` will do.
