@@ -1,7 +1,8 @@
 //! `bundlegate save`.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -21,7 +22,6 @@ use super::{
 use crate::{
     bundle::{Bundle, Limits},
     config::Size,
-    oci::Blob,
 };
 
 /// Arguments of `save`.
@@ -99,9 +99,9 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
             eprint(&format!("OPA would not load this: {error}"));
         }
         if to_stdout {
-            write_to(&mut io::stdout().lock(), &blob).context("standard output")
+            write_to(&mut io::stdout().lock(), blob.reader()).context("standard output")
         } else {
-            write(&file, &blob)
+            replace(&file, blob.reader())
         }
     });
     if may_wait {
@@ -124,14 +124,14 @@ pub(super) async fn run(options: Options) -> anyhow::Result<()> {
 
 /// Replaces the file atomically. A file that is not regular, such as a pipe, is written in
 /// place.
-fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
+pub(super) fn replace(path: &Path, content: impl Read) -> anyhow::Result<()> {
     let what = || format!("write {}", path.display());
     if path.metadata().is_ok_and(|kind| !kind.is_file()) {
         let mut file = fs::File::options()
             .write(true)
             .open(path)
             .with_context(what)?;
-        return write_to(&mut file, blob).with_context(what);
+        return write_to(&mut file, content).with_context(what);
     }
     let folder = path
         .parent()
@@ -144,7 +144,7 @@ fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
         .permissions(mode)
         .tempfile_in(folder);
     let mut new = new.with_context(what)?;
-    write_to(new.as_file_mut(), blob)
+    write_to(new.as_file_mut(), content)
         .and_then(|()| new.as_file().sync_all())
         .with_context(what)?;
     new.persist(path)
@@ -153,7 +153,7 @@ fn write(path: &Path, blob: &Blob) -> anyhow::Result<()> {
         .with_context(what)
 }
 
-fn write_to(out: &mut impl io::Write, blob: &Blob) -> io::Result<()> {
-    io::copy(&mut blob.reader(), out)?;
+fn write_to(out: &mut impl io::Write, mut content: impl Read) -> io::Result<()> {
+    io::copy(&mut content, out)?;
     out.flush()
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -17,7 +17,7 @@ use super::{
     opa_signing::{SIGNS_FOR_OPA, SignatureFlags},
     password,
     path::path_value,
-    print, print_json, read,
+    print, print_json, read, save,
     store_flag::{ImageName, LIMITS, StoreFlag, annotation, image_name},
     target::Target,
 };
@@ -160,7 +160,7 @@ fn sign_for_opa(options: &Options) -> anyhow::Result<()> {
     let (text, files) = sign_folder(folder, &signer, LIMITS.unpacked)?;
     let output = options.output_file_path.as_deref().unwrap_or(folder);
     let path = output.join(SIGNATURE_FILE);
-    std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+    save::replace(&path, text.as_bytes())?;
     let (path, algorithm, kid) = (path.display(), signer.algorithm().name(), signer.kid());
     if options.json {
         return print_json(&json!({

@@ -76,7 +76,7 @@ async fn data(opa: &Opa) -> String {
 fn difference(one: &str, other: &str) -> String {
     let mut pairs = one.chars().zip(other.chars());
     let at = pairs.position(|(one, other)| one != other);
-    let at = at.unwrap_or(one.chars().count().min(other.chars().count()));
+    let at = at.unwrap_or_else(|| one.chars().count().min(other.chars().count()));
     let around = |text: &str| -> String {
         text.chars()
             .skip(at.saturating_sub(200))
