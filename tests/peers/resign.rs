@@ -24,8 +24,8 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::support::{
-    Artifact, GatewayConfig, KeyPair, Kind, Opa, OpaVersion, Registry, TestGateway, http, program,
-    run,
+    Artifact, Cosign, Evidence, Format, GatewayConfig, Identity, KeyPair, Kind, Opa, OpaVersion,
+    Registry, Signer as CosignSigner, Signing, Sigstore, TestGateway, http, program, run,
 };
 
 const LIMITS: Limits = Limits {
@@ -170,20 +170,64 @@ fn bundle_of(team: &str, answer: &str) -> Artifact {
 
 const TEAMS: [&str; 3] = ["one", "two", "three"];
 
-/// Three teams, each with a key of its own, behind a gateway with one key for OPA.
+/// Who signs the artifacts of a team with cosign.
+enum Author {
+    Key(KeyPair),
+    Keyless(Identity),
+}
+
+impl Author {
+    /// The authority of the configuration for this author.
+    fn authority(&self, sigstore: &Sigstore) -> Value {
+        match self {
+            Self::Key(key) => json!({ "keys": [key.public()], "tlog": "none" }),
+            Self::Keyless(identity) => json!({ "keyless": {
+                "root": "corp",
+                "issuer": sigstore.issuer.of(identity),
+                "subject": identity.subject(),
+            } }),
+        }
+    }
+
+    async fn sign(&self, sigstore: &Sigstore, registry: &Registry, name: &str) {
+        match self {
+            Self::Key(key) => key.sign(registry, name).await,
+            Self::Keyless(identity) => {
+                let how = Signing {
+                    cosign: Cosign::V3,
+                    format: Format::Bundle,
+                    signer: CosignSigner::Keyless(identity.clone()),
+                    evidence: Evidence::LogAndTime,
+                };
+                sigstore.sign(&how, registry, name).await;
+            }
+        }
+    }
+}
+
+/// Three teams, each with an author of its own, behind a gateway with one key for OPA.
 struct Fixture {
+    sigstore: Sigstore,
+    authors: [Author; 3],
     registry: Registry,
     gate: TestGateway,
     key: GatewayKey,
 }
 
 impl Fixture {
-    async fn start(signers: &[KeyPair; 3]) -> Self {
-        let (registry, key) = (
-            Registry::start(Kind::Distribution).await,
-            GatewayKey::generate(),
+    async fn start() -> Self {
+        let (sigstore, registry, team_key) = tokio::join!(
+            Sigstore::start(),
+            Registry::start(Kind::Distribution),
+            KeyPair::generate()
         );
-        let mut config = GatewayConfig::with_trust(trust(signers));
+        let authors = [
+            Author::Key(team_key),
+            Author::Keyless(Identity::person("ann@example.com")),
+            Author::Keyless(Identity::release_job()),
+        ];
+        let key = GatewayKey::generate();
+        let mut config = GatewayConfig::with_trust(trust(&authors, &sigstore));
         for team in TEAMS {
             config = config
                 .bundle(team, &registry, &format!("acme/{team}:live"))
@@ -193,20 +237,27 @@ impl Fixture {
                     json!({ "key": key.file(), "kid": KID }),
                 );
         }
-        let gate = TestGateway::start(config.cached()).await;
-        Self {
+        let fixture = Self {
+            gate: TestGateway::start(config.cached()).await,
+            sigstore,
+            authors,
             registry,
-            gate,
             key,
+        };
+        for team in TEAMS {
+            fixture.publish(team, "first").await;
         }
+        fixture
     }
 
-    async fn publish(&self, team: &str, answer: &str, signer: &KeyPair) {
+    async fn publish(&self, team: &str, answer: &str) {
         let artifact = bundle_of(team, answer);
         let name = format!("acme/{team}:{answer}");
         let digest = self.registry.push(&name, &artifact.file()).await;
         let pinned = format!("acme/{team}@{digest}");
-        signer.sign(&self.registry, &pinned).await;
+        let place = TEAMS.iter().position(|one| *one == team).unwrap();
+        let author = &self.authors[place];
+        author.sign(&self.sigstore, &self.registry, &pinned).await;
         self.registry.tag(&pinned, "live").await;
     }
 
@@ -229,27 +280,20 @@ impl Fixture {
     }
 }
 
-/// Each team has the policy of its own key.
-fn trust(signers: &[KeyPair; 3]) -> Value {
+/// Each team has the policy of its own author.
+fn trust(authors: &[Author; 3], sigstore: &Sigstore) -> Value {
     let (mut authorities, mut policies) = (json!({}), json!({}));
-    for (team, signer) in TEAMS.iter().zip(signers) {
-        authorities[team] = json!({ "keys": [signer.public()], "tlog": "none" });
+    for (team, author) in TEAMS.iter().zip(authors) {
+        authorities[team] = author.authority(sigstore);
         policies[team] = json!({ "require": { "any_of": [team] } });
     }
-    json!({ "authorities": authorities, "policies": policies })
+    let roots = json!({ "corp": { "trusted_root": sigstore.trusted_root() } });
+    json!({ "roots": roots, "authorities": authorities, "policies": policies })
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_opa_accepts_what_three_signers_have_signed_with_one_key() {
-    let mut signers = [
-        KeyPair::generate().await,
-        KeyPair::generate().await,
-        KeyPair::generate().await,
-    ];
-    let fixture = Fixture::start(&signers).await;
-    for (team, signer) in TEAMS.iter().zip(&signers) {
-        fixture.publish(team, "first", signer).await;
-    }
+async fn every_opa_accepts_what_three_identities_have_signed_with_one_key() {
+    let mut fixture = Fixture::start().await;
     let config = fixture.opa_config();
     let mut opas = Vec::new();
     for version in [OpaVersion::Newest, OpaVersion::V0_70] {
@@ -265,15 +309,19 @@ async fn every_opa_accepts_what_three_signers_have_signed_with_one_key() {
         }
     }
 
-    // A team rotates its key. No OPA notices.
-    let new = KeyPair::generate().await;
-    signers[1] = new;
-    let config = fixture.gate.config().with("/trust", trust(&signers));
+    // One team rotates its key, and another one has a new author. No OPA notices.
+    fixture.authors[0] = Author::Key(KeyPair::generate().await);
+    fixture.authors[1] = Author::Keyless(Identity::person("ben@example.com"));
+    let trust = trust(&fixture.authors, &fixture.sigstore);
+    let config = fixture.gate.config().with("/trust", trust);
     fixture.gate.reconfigure(&config);
-    fixture.publish("two", "second", &signers[1]).await;
+    for team in ["one", "two"] {
+        fixture.publish(team, "second").await;
+    }
     for opa in &opas {
+        opa.decides("one/answer", &json!("second")).await;
         opa.decides("two/answer", &json!("second")).await;
-        opa.decides("one/answer", &json!("first")).await;
+        opa.decides("three/answer", &json!("first")).await;
     }
     refuses_what_was_changed(&fixture).await;
 }
@@ -326,15 +374,7 @@ async fn refuses_what_was_changed(fixture: &Fixture) {
 /// `signing` without `keyid`, which OPA before 1.21.3 takes for "not required".
 #[tokio::test(flavor = "multi_thread")]
 async fn an_opa_with_two_keys_follows_the_gateway_from_one_to_the_other() {
-    let signers = [
-        KeyPair::generate().await,
-        KeyPair::generate().await,
-        KeyPair::generate().await,
-    ];
-    let fixture = Fixture::start(&signers).await;
-    for (team, signer) in TEAMS.iter().zip(&signers) {
-        fixture.publish(team, "first", signer).await;
-    }
+    let fixture = Fixture::start().await;
     let next = GatewayKey::generate();
     let mut config = fixture.opa_config();
     config["keys"]["next"] = json!({ "algorithm": "ES256", "key": next.public });
@@ -346,7 +386,7 @@ async fn an_opa_with_two_keys_follows_the_gateway_from_one_to_the_other() {
     let resign = json!({ "key": next.file(), "kid": "next" });
     let config = fixture.gate.config().with("/bundles/one/resign", resign);
     fixture.gate.reconfigure(&config);
-    fixture.publish("one", "second", &signers[0]).await;
+    fixture.publish("one", "second").await;
     opa.decides("one/answer", &json!("second")).await;
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use serde_json::{Value, json};
 
 use super::{BOTH, Client, Fixture, Observed, TOKEN, VERSION, answering, steps};
+use crate::support::poll_until;
 
 /// Acceptance test 12.
 #[tokio::test(flavor = "multi_thread")]
@@ -146,11 +147,17 @@ async fn a_good_version_takes_all_steps_by_itself_and_is_the_floor_of_later_ones
 /// Acceptance test 11.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_ten_percent_has_the_same_clients_on_each_replica_and_after_restarts() {
-    let mut strategy = steps(json!([{ "percent": 10, "approve": true }]));
+    let mut strategy = steps(json!([{ "percent": 10, "ids": ["probe"], "approve": true }]));
     // These clients never send a tag.
     strategy["max_failures"] = json!(1000);
     let mut fixture = Fixture::start(2, strategy).await;
     let in_step = async |fixture: &Fixture, replica: usize| {
+        // A replica may know the step before it has fetched the candidate.
+        let has_candidate = async || {
+            let (_, variant, _) = fixture.get(replica, "probe", None).await;
+            (variant == "candidate").then_some(())
+        };
+        poll_until("the candidate to be served", has_candidate).await;
         let mut names = BTreeSet::new();
         for number in 0..100 {
             let name = format!("opa-{number}");
