@@ -299,8 +299,9 @@ impl<R: BufRead> JsonReader<R> {
                 return Ok(());
             }
             if self.keeps_text {
-                let digits = buffer[..length].iter().map(|digit| char::from(*digit));
-                self.text.extend(digits);
+                // Digits are ASCII, so nothing is replaced.
+                self.text
+                    .push_str(&String::from_utf8_lossy(&buffer[..length]));
             }
             self.input.consume(length);
             self.column += length as u64;
@@ -459,10 +460,19 @@ impl<R: BufRead> JsonReader<R> {
         Ok(unit)
     }
 
+    #[inline]
     fn skip_space(&mut self) -> Result<(), JsonError> {
+        // Most tokens have no space before them.
+        match self.peek()? {
+            Some(byte) if is_space(byte) => self.skip_all_space(),
+            _ => Ok(()),
+        }
+    }
+
+    fn skip_all_space(&mut self) -> Result<(), JsonError> {
         loop {
             let buffer = self.input.fill_buf()?;
-            // Most tokens have no space, or one line break and indentation, before them.
+            // Often one line break and indentation.
             let length = buffer.iter().take_while(|byte| is_space(**byte)).count();
             if length == 0 {
                 return Ok(());
@@ -478,6 +488,7 @@ impl<R: BufRead> JsonReader<R> {
         }
     }
 
+    #[inline]
     fn peek(&mut self) -> Result<Option<u8>, JsonError> {
         Ok(self.input.fill_buf()?.first().copied())
     }

@@ -7,6 +7,16 @@ use std::io::{self, Write};
 /// document with such a character.
 pub(super) fn write_string<W: Write>(output: &mut W, text: &str) -> io::Result<()> {
     output.write_all(b"\"")?;
+    // Most strings have nothing to escape.
+    if text.bytes().any(begins_escaped) {
+        write_escaped(output, text)?;
+    } else {
+        output.write_all(text.as_bytes())?;
+    }
+    output.write_all(b"\"")
+}
+
+fn write_escaped<W: Write>(output: &mut W, text: &str) -> io::Result<()> {
     let mut unwritten = 0;
     for (at, character) in text.char_indices() {
         if !is_escaped(character) {
@@ -16,8 +26,7 @@ pub(super) fn write_string<W: Write>(output: &mut W, text: &str) -> io::Result<(
         write_escape(output, character)?;
         unwritten = at + character.len_utf8();
     }
-    output.write_all(&text.as_bytes()[unwritten..])?;
-    output.write_all(b"\"")
+    output.write_all(&text.as_bytes()[unwritten..])
 }
 
 fn is_escaped(character: char) -> bool {
@@ -25,6 +34,11 @@ fn is_escaped(character: char) -> bool {
         character,
         '"' | '\\' | '\0'..='\u{1f}' | '\u{2028}' | '\u{2029}'
     )
+}
+
+/// Whether a byte may be the first one of an escaped character.
+fn begins_escaped(byte: u8) -> bool {
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\') | (byte == 0xe2)
 }
 
 fn write_escape<W: Write>(output: &mut W, character: char) -> io::Result<()> {

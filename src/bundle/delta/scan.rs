@@ -69,36 +69,38 @@ fn end_of_value(text: &[u8], start: usize) -> usize {
 }
 
 fn end_of_container(text: &[u8], start: usize) -> usize {
-    let (mut at, mut depth) = (start, 0_usize);
-    while let Some(byte) = text.get(at) {
+    let mut rest = text[start..].iter();
+    let mut depth = 0_usize;
+    while let Some(byte) = rest.next() {
         match byte {
-            b'"' => {
-                at = end_of_string(text, at);
-                continue;
-            }
+            b'"' => skip_string(&mut rest),
             b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth <= 1 => break,
             b'}' | b']' => depth -= 1,
             _ => {}
         }
-        at += 1;
-        if depth == 0 {
-            return at;
-        }
     }
-    text.len()
+    text.len() - rest.len()
 }
 
 /// The position after the quote that ends the string at a position.
 fn end_of_string(text: &[u8], start: usize) -> usize {
-    let mut at = start + 1;
-    while let Some(byte) = text.get(at) {
+    let mut rest = text.get(start + 1..).unwrap_or_default().iter();
+    skip_string(&mut rest);
+    text.len() - rest.len()
+}
+
+/// Skips the rest of a string and the quote that ends it.
+fn skip_string(rest: &mut std::slice::Iter<'_, u8>) {
+    while let Some(byte) = rest.next() {
         match byte {
-            b'"' => return at + 1,
-            b'\\' => at += 2,
-            _ => at += 1,
+            b'"' => return,
+            b'\\' => {
+                rest.next();
+            }
+            _ => {}
         }
     }
-    text.len()
 }
 
 #[cfg(test)]
