@@ -271,8 +271,8 @@
 //! nothing with what computed them, and must give the data of the later one. A [`publish::Delta`] is made only of two
 //! snapshots, so both its ends were verified, and belongs to the later one: a request that is answered with a snapshot
 //! gets the delta from its first tag, if that is known ([`publish::Snapshot::from_base`]). Policies never change by a
-//! delta. The watcher compares a version with the one before it while it is published, and with older ones later
-//! (`watch::deltas`); the limits are in `bundle::delta`. `server::delta_guard` decides which clients get deltas, since
+//! delta. The watcher compares a version with the one before it while it is published, and with an older one once a
+//! client runs that ([`publish::Snapshot::wanted`], `watch::deltas`); the limits are in `bundle::delta`. `server::delta_guard` decides which clients get deltas, since
 //! OPA asks for them even where it refuses them.
 //!
 //! # Push
@@ -388,7 +388,7 @@
 //! | compared keys of data files that overlap or are outside the roots | 1 048 576 | – |
 //! | YAML data; its nodes; its JSON | 16 MiB; 4 194 304; 16 MiB and 8 times the text | – |
 //! | earlier versions of a bundle from which there are deltas; their tarballs, and what computing a delta takes | 32; 256 MiB each | `delta.history`; `delta.memory` |
-//! | time of computing a delta: before a publication; after it | 6 seconds; 30 seconds | – |
+//! | time of computing a delta: before a publication; once a client runs an older version; how long its request waits | 6 seconds; 30 seconds; 2 seconds | – |
 //! | operations of a delta; what OPA has to copy for it: objects; items of arrays | 1 000; 64 MiB; 33 554 432 | – |
 //! | clients that were sent a delta and are remembered, for a day | 262 144 | – |
 //! | manifest or index of a registry | 4 MiB | `limits.manifest` |

@@ -1,6 +1,11 @@
 //! How a version differs from earlier ones: the deltas that OPAs get which run one of those.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
 
 use super::{Snapshot, tag_hash::opaque_tag};
 use crate::{
@@ -47,6 +52,16 @@ impl BaseVersion {
     pub fn size(&self) -> u64 {
         self.bundle.blob().size()
     }
+
+    /// Its entity tag, and those of versions before it that are the same for OPA.
+    fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
+        [&self.etag].into_iter().chain(&self.same)
+    }
+
+    /// Whether clients with this entity tag, quotes included, run what it has.
+    pub fn has_tag(&self, etag: &str) -> bool {
+        self.tags().any(|tag| **tag == *etag)
+    }
 }
 
 /// What an OPA needs that runs an earlier version.
@@ -58,35 +73,72 @@ pub enum FromBase {
     Delta(Arc<Delta>),
 }
 
-/// The differences of a version from earlier ones, as far as they are known: the entity tag of the earlier one, and
-/// what an OPA needs that runs it; `None` for the whole bundle.
+/// The differences of a version from earlier ones, by the entity tag of the earlier one.
 #[derive(Debug, Default)]
-pub(super) struct Differences(Mutex<Vec<(Arc<str>, Option<FromBase>)>>);
+pub(super) struct Differences {
+    by_tag: Mutex<Vec<(Arc<str>, Comparison)>>,
+    /// A comparison is wanted.
+    wanted: Notify,
+    /// A comparison has ended.
+    ended: Notify,
+}
+
+/// What is known of the difference from an earlier version.
+#[derive(Debug, Clone)]
+enum Comparison {
+    /// Nothing: the two versions can be compared.
+    Possible,
+    /// Nothing yet: a client waits for it.
+    Wanted,
+    /// What an OPA needs that runs the earlier version; `None` for the whole bundle.
+    Ended(Option<FromBase>),
+}
 
 impl Differences {
-    fn get(&self, base: &str) -> Option<Option<FromBase>> {
-        let known = self.lock();
-        let found = known.iter().find(|(tag, _)| opaque_tag(tag) == base);
-        found.map(|(_, difference)| difference.clone())
+    fn get(&self, base: &str) -> Option<Comparison> {
+        let by_tag = self.lock();
+        let found = by_tag.iter().find(|(tag, _)| opaque_tag(tag) == base);
+        found.map(|(_, comparison)| comparison.clone())
     }
 
     fn set(&self, base: &Arc<str>, difference: Option<FromBase>) {
-        let mut known = self.lock();
-        known.retain(|(tag, _)| tag != base);
-        known.push((Arc::clone(base), difference));
+        let mut by_tag = self.lock();
+        by_tag.retain(|(tag, _)| tag != base);
+        by_tag.push((Arc::clone(base), Comparison::Ended(difference)));
+        drop(by_tag);
+        self.ended.notify_waiters();
     }
 
     /// The tags of versions that are the same for OPA.
     fn same(&self) -> Vec<Arc<str>> {
-        let known = self.lock();
-        let same = known
-            .iter()
-            .filter(|(_, difference)| matches!(difference, Some(FromBase::Nothing)));
+        let by_tag = self.lock();
+        let is_same = |comparison: &Comparison| {
+            matches!(comparison, Comparison::Ended(Some(FromBase::Nothing)))
+        };
+        let same = by_tag.iter().filter(|(_, it)| is_same(it));
         same.map(|(tag, _)| Arc::clone(tag)).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<(Arc<str>, Option<FromBase>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Marks a possible comparison as wanted.
+    fn want(&self, base: &str) {
+        for (tag, comparison) in self.lock().iter_mut() {
+            if opaque_tag(tag) == base && matches!(comparison, Comparison::Possible) {
+                *comparison = Comparison::Wanted;
+                self.wanted.notify_one();
+            }
+        }
+    }
+
+    fn first_wanted(&self) -> Option<Arc<str>> {
+        let by_tag = self.lock();
+        let mut wanted = by_tag
+            .iter()
+            .filter(|(_, comparison)| matches!(comparison, Comparison::Wanted));
+        wanted.next().map(|(tag, _)| Arc::clone(tag))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Arc<str>, Comparison)>> {
+        self.by_tag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,7 +154,67 @@ impl Snapshot {
 
     /// Whether it was compared with an earlier version, with a result that will not change.
     pub fn was_compared_with(&self, base: &BaseVersion) -> bool {
-        self.differences().get(opaque_tag(base.etag())).is_some()
+        let comparison = self.differences().get(opaque_tag(base.etag()));
+        matches!(comparison, Some(Comparison::Ended(_)))
+    }
+
+    /// Lets clients want a comparison with these versions; see [`Self::compared`].
+    pub fn can_be_compared_with(&self, bases: &[BaseVersion]) {
+        let mut by_tag = self.differences().lock();
+        for tag in bases.iter().flat_map(BaseVersion::tags) {
+            if **tag != *self.etag() && !by_tag.iter().any(|(known, _)| known == tag) {
+                by_tag.push((Arc::clone(tag), Comparison::Possible));
+            }
+        }
+    }
+
+    /// Whether a comparison with the version that has this entity tag, without quotes and `W/`, can be wanted.
+    pub fn can_be_compared(&self, base: &str) -> bool {
+        let comparison = self.differences().get(base);
+        matches!(comparison, Some(Comparison::Possible | Comparison::Wanted))
+    }
+
+    /// Wants a comparison with the version that has this entity tag, without quotes and `W/`, and waits until it has
+    /// ended. Cancel-safe.
+    pub async fn compared(&self, base: &str) {
+        let differences = self.differences();
+        loop {
+            let mut ended = pin!(differences.ended.notified());
+            // Before the state is read, so that no later end is missed.
+            ended.as_mut().enable();
+            if !self.can_be_compared(base) {
+                return;
+            }
+            differences.want(base);
+            ended.await;
+        }
+    }
+
+    /// Waits until a comparison is wanted. Returns the entity tag of the earlier version, quotes included; it stays
+    /// wanted until [`Self::compare_with`] or [`Self::end_comparison`]. Cancel-safe.
+    pub async fn wanted(&self) -> Arc<str> {
+        let differences = self.differences();
+        loop {
+            if let Some(tag) = differences.first_wanted() {
+                return tag;
+            }
+            differences.wanted.notified().await;
+        }
+    }
+
+    /// Ends all possible comparisons, since none of them will be made: another version takes the place of this one.
+    pub fn end_comparisons(&self) {
+        let differences = self.differences();
+        let has_ended = |comparison: &Comparison| matches!(comparison, Comparison::Ended(_));
+        differences.lock().retain(|(_, it)| has_ended(it));
+        differences.ended.notify_waiters();
+    }
+
+    /// Ends a wanted comparison that has no result: OPAs that run that version get the whole bundle.
+    pub fn end_comparison(&self, base: &Arc<str>) {
+        if self.can_be_compared(opaque_tag(base)) {
+            self.differences().set(base, None);
+        }
     }
 
     /// Compares this version with an earlier one, so that [`Self::from_base`] knows the difference, also from versions
@@ -126,8 +238,9 @@ impl Snapshot {
             Err(_) => None,
         };
         if !matches!(compared, Err(reason) if reason.may_pass()) {
-            let others = base.same.iter().filter(|tag| ***tag != *self.etag());
-            for tag in [&base.etag].into_iter().chain(others) {
+            // A version can be the same as one that was before the earlier one, and is served again.
+            let is_earlier = |tag: &&Arc<str>| *tag == &base.etag || ***tag != *self.etag();
+            for tag in base.tags().filter(is_earlier) {
                 self.differences().set(tag, from(tag));
             }
         }
@@ -140,7 +253,10 @@ impl Snapshot {
     /// What an OPA needs that runs the version with this entity tag, without quotes and `W/`; `None` if that is the
     /// whole bundle.
     pub fn from_base(&self, base: &str) -> Option<FromBase> {
-        self.differences().get(base).flatten()
+        match self.differences().get(base)? {
+            Comparison::Ended(difference) => difference,
+            Comparison::Possible | Comparison::Wanted => None,
+        }
     }
 
     /// Whether an OPA that runs the version with this entity tag has what this version has.
@@ -193,5 +309,67 @@ mod tests {
         // A later verification of the same bytes knows it, too.
         let reverified = base.reverified(base.manifest().clone(), base.record().clone());
         assert!(reverified.unwrap().is_same_as(bare));
+    }
+
+    /// Polls a future once; `None` if it waits.
+    fn poll<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn a_comparison_is_wanted_once_and_its_end_wakes_all_who_wait() {
+        let [base, target] = [1, 2].map(snapshot);
+        let bare = opaque_tag(base.etag());
+        let mut wanted = pin!(target.wanted());
+        assert_eq!(poll(wanted.as_mut()), None);
+        // A version that is not in the history is not waited for.
+        assert_eq!(poll(pin!(target.compared(bare))), Some(()));
+        target.can_be_compared_with(&[base.base_version()]);
+        assert!(target.can_be_compared(bare) && !target.was_compared_with(&base.base_version()));
+        assert_eq!(poll(wanted.as_mut()), None, "nobody wants it");
+        let (mut one, mut other) = (pin!(target.compared(bare)), pin!(target.compared(bare)));
+        assert_eq!((poll(one.as_mut()), poll(other.as_mut())), (None, None));
+        let tag = poll(wanted.as_mut()).unwrap();
+        assert_eq!(&*tag, base.etag());
+        // It is still wanted by those who wait, if the worker was dropped.
+        assert_eq!(poll(pin!(target.wanted())), Some(Arc::clone(&tag)));
+        target.end_comparison(&tag);
+        assert_eq!(
+            (poll(one.as_mut()), poll(other.as_mut())),
+            (Some(()), Some(()))
+        );
+        assert!(target.from_base(bare).is_none() && !target.can_be_compared(bare));
+        assert_eq!(poll(pin!(target.wanted())), None);
+        target.can_be_compared_with(&[base.base_version(), target.base_version()]);
+        assert!(!target.can_be_compared(bare), "it has ended");
+        assert!(!target.can_be_compared(opaque_tag(target.etag())));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_comparison_that_will_not_be_made() {
+        let [base, target] = [1, 2].map(snapshot);
+        let bare = opaque_tag(base.etag());
+        target.can_be_compared_with(&[base.base_version()]);
+        let mut waiting = pin!(target.compared(bare));
+        assert_eq!(poll(waiting.as_mut()), None);
+        target.end_comparisons();
+        assert_eq!(poll(waiting), Some(()));
+        assert!(!target.can_be_compared(bare) && !target.was_compared_with(&base.base_version()));
+    }
+
+    #[test]
+    fn who_runs_a_version_that_is_the_same_as_an_earlier_one_can_want_its_comparison() {
+        let [base, target] = [1, 2].map(snapshot);
+        let twin = BaseVersion {
+            same: vec!["\"before\"".into()],
+            ..base.base_version()
+        };
+        target.can_be_compared_with(std::slice::from_ref(&twin));
+        assert!(target.can_be_compared("before") && twin.has_tag("\"before\""));
+        assert!(!twin.has_tag("before") && !twin.has_tag(target.etag()));
     }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{
     Entry, RequestMetrics,
@@ -45,6 +45,9 @@ use crate::{
 /// this replica, which no registry can confirm. Where another replica has decided otherwise, a
 /// client that reaches both must not alternate thousands of times a second.
 const FALLBACK_DELAY: Duration = Duration::from_millis(500);
+/// How long a request waits for the delta from an earlier version, which is computed once a client runs that. Other
+/// bundles may be compared at the same time; then the client gets the whole bundle.
+const DELTA_WAIT: Duration = Duration::from_secs(2);
 
 /// A request for a bundle: everything that is kept of it while it is held.
 pub(super) struct BundleRequest {
@@ -98,11 +101,14 @@ struct Wait {
     repeat: Option<Option<Box<Delay>>>,
     /// Whether a delta may be sent, once there is one.
     may_send_delta: Option<bool>,
+    /// Until when the request waits for a delta. Few requests do.
+    delta_until: Option<Box<Instant>>,
     admission: Admission,
 }
 
-/// What a request that is not answered yet needs besides a change of its bundle.
-type Confirmation<'a> = Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>;
+/// What a request that is not answered yet waits for besides a change of its bundle. Its output is whether that
+/// confirms the version that is served.
+type Awaited<'a> = Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
 /// What follows from the states that a request has seen.
 struct Answer {
@@ -128,7 +134,8 @@ enum WaitsFor {
 enum Event {
     /// The bundle may have changed, its entry may be outdated, or the drain may have got further.
     Woken,
-    Confirmed,
+    /// What the request waited for has ended, and whether that confirms the version that is served.
+    Ended(bool),
     Admitted,
     Deadline,
 }
@@ -166,19 +173,18 @@ impl BundleApi {
                 deadline.as_mut().reset(released);
             }
             let until = deadline.deadline();
-            let mut confirmation = match self.examine(&current, request, &mut wait, until, draining)
-            {
+            let mut awaited = match self.examine(&current, request, &mut wait, until, draining) {
                 ControlFlow::Break(reply) => break reply,
-                ControlFlow::Continue(confirmation) => confirmation,
+                ControlFlow::Continue(awaited) => awaited,
             };
             let event = poll_fn(|context| {
                 if woken.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Event::Woken);
                 }
-                if let Some(confirmation) = &mut confirmation
-                    && confirmation.as_mut().poll(context).is_ready()
+                if let Some(awaited) = &mut awaited
+                    && let Poll::Ready(confirms) = awaited.as_mut().poll(context)
                 {
-                    return Poll::Ready(Event::Confirmed);
+                    return Poll::Ready(Event::Ended(confirms));
                 }
                 if wait.admission.poll_granted(context).is_ready() {
                     return Poll::Ready(Event::Admitted);
@@ -194,7 +200,7 @@ impl BundleApi {
                     Err(_) if current.is_outdated() => {}
                     Err(_) => break self.last_reply(&current, request, &mut wait),
                 },
-                Event::Confirmed => wait.is_confirmed = true,
+                Event::Ended(confirms) => wait.is_confirmed |= confirms,
                 Event::Admitted => {}
                 Event::Deadline => break self.last_reply(&current, request, &mut wait),
             }
@@ -211,20 +217,24 @@ impl BundleApi {
         })
     }
 
-    /// The reply, if there is one now, or what the request needs for one.
+    /// The reply, if there is one now, or what the request waits for.
     fn examine<'a>(
         &self,
         entry: &'a Entry,
-        request: &BundleRequest,
+        request: &'a BundleRequest,
         wait: &mut Wait,
         deadline: Instant,
         draining: bool,
-    ) -> ControlFlow<Reply, Confirmation<'a>> {
+    ) -> ControlFlow<Reply, Option<Awaited<'a>>> {
         // The state is marked as seen before it is compared: a later change wakes this task.
         let seen = wait.view.seen();
         self.track_holdout(entry, request, &seen, wait);
         let Answer { reply, waits_for } = self.answer(entry, request, wait, &seen);
         let reply = reply.map(|reply| self.with_delta(reply, entry, request, wait));
+        if !draining && let Some(comparison) = self.comparison(reply.as_ref(), entry, request, wait)
+        {
+            return ControlFlow::Continue(Some(comparison));
+        }
         let earliest = self.earliest(entry, request, reply.as_ref(), wait);
         let body = request.body_of(reply.as_ref(), wait.hold.is_some(), deadline, earliest);
         let is_admitted = wait.admission.admits(&self.pacer, body) || draining;
@@ -235,23 +245,16 @@ impl BundleApi {
         if draining && matches!(waits_for, WaitsFor::Change) {
             return ControlFlow::Break(self.deadline_reply(entry, &seen, request));
         }
-        // A request that is answered at once does not count against the limit of held requests.
-        if wait.hold.is_none() {
-            wait.hold = request.slot.begin_hold();
-            if wait.hold.is_some() {
-                request.begin_hold();
-            }
-        }
-        if wait.hold.is_none() {
+        if !wait.begin_hold(request) {
             // There is no reason to refuse a body only because it is early.
             let refusal = || response::unavailable(Some(entry.name())).into();
             return ControlFlow::Break(delayed.unwrap_or_else(refusal));
         }
         ControlFlow::Continue(match waits_for {
             WaitsFor::Change => None,
-            WaitsFor::Registry => Some(Box::pin(entry.handle().confirm())),
-            WaitsFor::Plan(plans) => Some(Box::pin(async move { plans.confirm().await })),
-            WaitsFor::Time(at) => Some(Box::pin(sleep_until(at))),
+            WaitsFor::Registry => Some(confirmed_by(entry.handle().confirm())),
+            WaitsFor::Plan(plans) => Some(confirmed_by(async move { plans.confirm().await })),
+            WaitsFor::Time(at) => Some(confirmed_by(sleep_until(at))),
         })
     }
 
@@ -385,6 +388,36 @@ impl BundleApi {
         }
     }
 
+    /// What a request waits for whose client runs an earlier version that the one in its reply can be compared with.
+    fn comparison<'a>(
+        &self,
+        reply: Option<&Reply>,
+        entry: &Entry,
+        request: &'a BundleRequest,
+        wait: &mut Wait,
+    ) -> Option<Awaited<'a>> {
+        let Reply::Bundle { snapshot, .. } = reply? else {
+            return None;
+        };
+        let runs = request.if_none_match.get().first()?;
+        if !request.accepts_delta || !snapshot.can_be_compared(runs) {
+            return None;
+        }
+        let until = || Box::new(Instant::now() + DELTA_WAIT);
+        let until = **wait.delta_until.get_or_insert_with(until);
+        let may_send = *wait
+            .may_send_delta
+            .get_or_insert_with(|| self.deltas.may_send(request.delta_request(entry, runs)));
+        if Instant::now() >= until || !may_send || !wait.begin_hold(request) {
+            return None;
+        }
+        let snapshot = Arc::clone(snapshot);
+        Some(Box::pin(async move {
+            let _ = timeout_at(until, snapshot.compared(runs)).await;
+            false
+        }))
+    }
+
     /// Records that a version is sent, for the decision whether its client gets deltas.
     fn record_download(&self, reply: &Reply, entry: &Entry, request: &BundleRequest, wait: &Wait) {
         let if_none_match = request.if_none_match.get();
@@ -464,8 +497,21 @@ impl Wait {
             hold: None,
             repeat: None,
             may_send_delta: None,
+            delta_until: None,
             admission: Admission::default(),
         }
+    }
+
+    /// Holds the request, unless too many are held. A request that is answered at once does not count against the
+    /// limit of held requests.
+    fn begin_hold(&mut self, request: &BundleRequest) -> bool {
+        if self.hold.is_none() {
+            self.hold = request.slot.begin_hold();
+            if self.hold.is_some() {
+                request.begin_hold();
+            }
+        }
+        self.hold.is_some()
     }
 
     /// Waits for another entry of the same name. A bundle that was removed and added again has
@@ -610,6 +656,13 @@ fn immediate_reply(
         }
         State::Pending => None,
     }
+}
+
+fn confirmed_by<'a>(confirmation: impl Future<Output = ()> + Send + 'a) -> Awaited<'a> {
+    Box::pin(async move {
+        confirmation.await;
+        true
+    })
 }
 
 /// Whether the client runs another version than the served one; either may be outdated.

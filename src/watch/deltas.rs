@@ -1,10 +1,11 @@
 //! Computes the deltas between the versions of one bundle, off the async threads.
 //!
 //! Before a version is published, it is compared with the one before it, which nearly all clients run; so the clients
-//! that wait for a change share one delta. The versions before that one follow after the publication.
+//! that wait for a change share one delta. With versions before that one it is compared once a client runs one of them.
 
 use std::{
     collections::VecDeque,
+    future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -43,9 +44,10 @@ pub struct Deltas {
     options: DeltaOptions,
     /// Those that were served, oldest first.
     served: Mutex<VecDeque<BaseVersion>>,
-    /// The version whose deltas from older ones are to be computed.
-    next: Mutex<Option<Arc<Snapshot>>>,
-    wake: Notify,
+    /// The one that is served now.
+    current: Mutex<Option<Arc<Snapshot>>>,
+    /// Another one is served.
+    changed: Notify,
 }
 
 impl Deltas {
@@ -54,15 +56,17 @@ impl Deltas {
         Self {
             options,
             served: Mutex::default(),
-            next: Mutex::default(),
-            wake: Notify::new(),
+            current: Mutex::default(),
+            changed: Notify::new(),
         }
     }
 
     /// Compares a version that is about to be published with the one that is served, for
     /// [`THREAD_WAIT`] and [`PUBLICATION_WAIT`] at most. Cancel-safe.
     pub(super) async fn prepare(&self, pipeline: &Pipeline, target: &Arc<Snapshot>) {
-        let newest = self.bases_of(target).into_iter().next();
+        let bases = self.bases_of(target);
+        target.can_be_compared_with(&bases);
+        let newest = bases.into_iter().next();
         let Some(base) = newest.filter(|base| !target.was_compared_with(base)) else {
             return;
         };
@@ -90,28 +94,35 @@ impl Deltas {
             served.pop_front();
         }
         drop(served);
-        *lock(&self.next) = Some(Arc::clone(version));
-        self.wake.notify_one();
+        version.can_be_compared_with(&self.bases_of(version));
+        let replaced = lock(&self.current).replace(Arc::clone(version));
+        if let Some(replaced) = replaced.filter(|replaced| replaced.etag() != version.etag()) {
+            replaced.end_comparisons();
+        }
+        self.changed.notify_one();
     }
 
-    /// Computes the deltas from older versions, until it is dropped.
+    /// Compares the version that is served with the earlier ones that clients run, until it is dropped.
     pub(super) async fn work(&self, pipeline: &Pipeline) {
         loop {
-            self.wake.notified().await;
-            let Some(target) = lock(&self.next).take() else {
-                continue;
+            let current = lock(&self.current).clone();
+            let wanted = async {
+                match current {
+                    Some(target) => (target.wanted().await, target),
+                    None => pending().await,
+                }
             };
-            for base in self.bases_of(&target) {
-                // A newer version is more urgent.
-                if lock(&self.next).is_some() {
-                    break;
-                }
-                if !target.was_compared_with(&base) {
-                    let permit = pipeline.pool.compare_permit(false).await;
-                    self.compare(pipeline, permit, base, &target, BACKGROUND_LIMIT)
-                        .await;
-                }
+            let (tag, target) = tokio::select! {
+                () = self.changed.notified() => continue,
+                wanted = wanted => wanted,
+            };
+            let bases = self.bases_of(&target);
+            if let Some(base) = bases.into_iter().find(|base| base.has_tag(&tag)) {
+                let permit = pipeline.pool.compare_permit(false).await;
+                self.compare(pipeline, permit, base, &target, BACKGROUND_LIMIT)
+                    .await;
             }
+            target.end_comparison(&tag);
         }
     }
 
@@ -169,6 +180,14 @@ impl Deltas {
                 duration_ms,
                 "compared with an earlier version"
             ),
+        }
+    }
+}
+
+impl Drop for Deltas {
+    fn drop(&mut self) {
+        if let Some(current) = lock(&self.current).take() {
+            current.end_comparisons();
         }
     }
 }

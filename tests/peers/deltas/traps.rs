@@ -160,6 +160,31 @@ async fn what_is_not_in_the_history_is_sent_as_a_whole() {
     assert_eq!((status, base), (200, Some(tag_of(&fixture, "first", "3"))));
 }
 
+/// Nobody runs the versions before the last one as long as all OPAs follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_version_is_compared_once_clients_run_it_and_all_of_them_get_its_delta() {
+    let fixture = Fixture::start(json!({ "history": 4 })).await;
+    for user in ["2", "3", "4"] {
+        fixture.publish("first", user);
+        fixture.answers("first", user).await;
+    }
+    let computed = async || {
+        let outcome = "outcome=\"computed\"";
+        total(&fixture.gateway, "bundlegate_deltas_total", outcome).await
+    };
+    assert_eq!(computed().await, 3.0);
+    let oldest = tag_of(&fixture, "first", "1");
+    let names: Vec<_> = (0..20).map(|client| format!("client {client}")).collect();
+    let clients = names
+        .iter()
+        .map(|name| ask_as(name, &fixture.gateway, &oldest));
+    for (status, base, etag) in futures_util::future::join_all(clients).await {
+        assert_eq!((status, base.as_ref()), (200, Some(&oldest)));
+        assert_eq!(etag, tag_of(&fixture, "first", "4"));
+    }
+    assert_eq!(computed().await, 4.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_history_there_are_no_deltas() {
     let fixture = Fixture::start(json!({ "history": 0 })).await;
@@ -209,10 +234,16 @@ fn tag_of(fixture: &Fixture, answer: &str, user: &str) -> String {
     format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha256::digest(tarball)))
 }
 
-/// The status, the base of the delta and the tag of a response to a client that runs this version.
 async fn ask(gateway: &TestGateway, tag: &str) -> (u16, Option<String>, String) {
+    ask_as("a client", gateway, tag).await
+}
+
+/// The status, the base of the delta and the tag of a response to a client that runs this version, and that its
+/// `User-Agent` tells from others.
+async fn ask_as(client: &str, gateway: &TestGateway, tag: &str) -> (u16, Option<String>, String) {
     let request = http()
         .get(format!("{}/bundles/{NAME}", gateway.url))
+        .header("user-agent", client)
         .header("prefer", "modes=snapshot,delta;wait=5")
         .header("if-none-match", tag);
     let response = request.send().await.unwrap();
