@@ -12,3 +12,11 @@ pub fn json_to_json(text: &[u8]) -> Option<Vec<u8>> {
         super::document::Document::of_json(text, super::document::Detail::Values).ok()?;
     Some(document.to_bytes())
 }
+
+/// The `patch.json` that makes the document `target` of `base`, if there is one.
+///
+/// # Errors
+/// Why there is none.
+pub fn patch(base: &[u8], target: &[u8]) -> Result<Vec<u8>, super::NoDelta> {
+    super::delta::proved_patch(base, target)
+}

@@ -246,5 +246,20 @@ fn write(
     tarball.finish()
 }
 
+/// The patch between two documents, which was proved.
+#[cfg(fuzzing)]
+pub(super) fn proved_patch(base: &[u8], target: &[u8]) -> Result<Vec<u8>, NoDelta> {
+    let deadline = Instant::now() + std::time::Duration::from_secs(60);
+    let work = Work::new(64 << 20, deadline);
+    let text = |document| {
+        let text = canonical(document, &work);
+        text.map(|text| canonical::mounted(text, &["root".to_owned()]))
+    };
+    let (base, target) = (text(base)?, text(target)?);
+    let patch = patch_of(&operations(&base, &target, &work)?);
+    prove(&patch, &base, &target, &work)?;
+    Ok(patch)
+}
+
 #[cfg(test)]
 mod tests;

@@ -81,6 +81,11 @@ const JSON: &[&str] = &[
     r#"{"a":[1,-0.5e+3,1e400,true,false,null,"x\u00e9\ud83d\ude00\ud800\n"],"b":{"c":[],"a":{}},"b":{"d":12345678901234567890}}"#,
     " [ [ ] , { } ] null ",
 ];
+/// Two documents each.
+const DELTAS: &[&str] = &[
+    "{\"a\":{\"b\":[1,{\"c\":2}],\"~/%\":1.0}}\0{\"a\":{\"b\":[0,1,{\"c\":3}],\"\":1},\"d\":null}",
+    "[1,2,3,4]\0[1,3,4,5,{}]",
+];
 const YAML: &[&str] = &[
     "a: &x {b: [1, 0x_1F, 1e3, .5, 0o17, NO, ~, 2023-01-01], c: !!binary aGk=}\nd: {<<: *x, e: 'f''g', h: \"\\u00e9\\n\"}\n",
     "%YAML 1.1\n%TAG !e! tag:yaml.org,2002:\n---\n? !e!str 1\n: - |2-\n     a\n\n    b\n  - >+\n    c\n    d\n\n# e\n---\n[a: b, ? c]\n...\n",
@@ -109,6 +114,7 @@ fn main() -> io::Result<()> {
         ("layer_plan", LAYER_PLANS),
         ("yaml", YAML),
         ("json", JSON),
+        ("delta", DELTAS),
         (
             "config",
             &[
