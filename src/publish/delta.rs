@@ -2,6 +2,7 @@
 
 use std::{
     pin::pin,
+    ptr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,6 +13,9 @@ use crate::{
     bundle::{Bundle, DeltaLimits, Difference, NoDelta},
     oci::{Blob, BlobSpace},
 };
+
+/// Versions that are the same for OPA, and that clients may still name. A client with another one gets the whole bundle.
+const MAX_SAME: usize = 32;
 
 /// A delta bundle that leads from one verified version to another. Only [`Snapshot::compare_with`] makes one, and
 /// only if applying it to the earlier version gives the later one.
@@ -109,14 +113,15 @@ impl Differences {
         self.ended.notify_waiters();
     }
 
-    /// The tags of versions that are the same for OPA.
+    /// The tags of the last [`MAX_SAME`] versions that are the same for OPA.
     fn same(&self) -> Vec<Arc<str>> {
         let by_tag = self.lock();
         let is_same = |comparison: &Comparison| {
             matches!(comparison, Comparison::Ended(Some(FromBase::Nothing)))
         };
-        let same = by_tag.iter().filter(|(_, it)| is_same(it));
-        same.map(|(tag, _)| Arc::clone(tag)).collect()
+        let same = by_tag.iter().rev().filter(|(_, it)| is_same(it));
+        let last = same.take(MAX_SAME);
+        last.map(|(tag, _)| Arc::clone(tag)).collect()
     }
 
     /// Marks a possible comparison as wanted.
@@ -152,10 +157,30 @@ impl Snapshot {
         }
     }
 
-    /// Whether it was compared with an earlier version, with a result that will not change.
+    /// Whether it was compared with an earlier version. A failure is not tried again: clients would wait for it.
     pub fn was_compared_with(&self, base: &BaseVersion) -> bool {
         let comparison = self.differences().get(opaque_tag(base.etag()));
         matches!(comparison, Some(Comparison::Ended(_)))
+    }
+
+    /// Takes over the results of a version with the same bytes, which another manifest names.
+    pub fn continue_comparisons_of(&self, served: &Self) {
+        if served.etag() != self.etag() || self.shares_comparisons_with(served) {
+            return;
+        }
+        let known = served.differences().lock().clone();
+        let mut by_tag = self.differences().lock();
+        for (tag, comparison) in known {
+            let is_new = !by_tag.iter().any(|(known, _)| *known == tag);
+            if is_new && matches!(comparison, Comparison::Ended(_)) {
+                by_tag.push((tag, comparison));
+            }
+        }
+    }
+
+    /// Whether it is the same version, verified again.
+    pub fn shares_comparisons_with(&self, other: &Self) -> bool {
+        ptr::eq(self.differences(), other.differences())
     }
 
     /// Lets clients want a comparison with these versions; see [`Self::compared`].
@@ -237,12 +262,10 @@ impl Snapshot {
             }))),
             Err(_) => None,
         };
-        if !matches!(compared, Err(reason) if reason.may_pass()) {
-            // A version can be the same as one that was before the earlier one, and is served again.
-            let is_earlier = |tag: &&Arc<str>| *tag == &base.etag || ***tag != *self.etag();
-            for tag in base.tags().filter(is_earlier) {
-                self.differences().set(tag, from(tag));
-            }
+        // A version can be the same as one that was before the earlier one, and is served again.
+        let is_earlier = |tag: &&Arc<str>| *tag == &base.etag || ***tag != *self.etag();
+        for tag in base.tags().filter(is_earlier) {
+            self.differences().set(tag, from(tag));
         }
         match &compared {
             Err(reason) => Err(*reason),
@@ -308,7 +331,15 @@ mod tests {
         assert_eq!(base.base_version().same.len(), 2);
         // A later verification of the same bytes knows it, too.
         let reverified = base.reverified(base.manifest().clone(), base.record().clone());
-        assert!(reverified.unwrap().is_same_as(bare));
+        let reverified = reverified.unwrap();
+        assert!(reverified.is_same_as(bare) && reverified.shares_comparisons_with(&base));
+        // So does the same layer of another artifact.
+        let again = snapshot(1);
+        assert!(!again.is_same_as(bare) && !again.shares_comparisons_with(&base));
+        again.continue_comparisons_of(&target);
+        assert!(!again.is_same_as("before"), "it has other bytes");
+        again.continue_comparisons_of(&base);
+        assert!(again.is_same_as(bare) && again.is_same_as("before"));
     }
 
     /// Polls a future once; `None` if it waits.
@@ -347,6 +378,22 @@ mod tests {
         target.can_be_compared_with(&[base.base_version(), target.base_version()]);
         assert!(!target.can_be_compared(bare), "it has ended");
         assert!(!target.can_be_compared(opaque_tag(target.etag())));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_comparison_that_has_failed_before() {
+        let [base, target] = [1, 2].map(snapshot);
+        let base = base.base_version();
+        let limits = DeltaLimits {
+            memory: 1,
+            deadline: Instant::now() + Duration::from_secs(60),
+            ratio: 0.5,
+        };
+        target.can_be_compared_with(std::slice::from_ref(&base));
+        let compared = target.compare_with(&base, &limits, NewBlob::system_space());
+        assert_eq!(compared.err(), Some(NoDelta::Memory));
+        assert!(target.was_compared_with(&base));
+        assert!(!target.can_be_compared(opaque_tag(base.etag())));
     }
 
     #[test]

@@ -579,8 +579,11 @@ impl BundleApi {
             first_tag: "",
             etag: snapshot.etag(),
         };
-        // Where bodies are paced, one that is not admitted yet has to wait.
-        self.pacer.is_unlimited() && (wait.is_none() || self.repeats.is_free(download, &peer.slot))
+        // Where bodies are paced, one that is not admitted yet has to wait. Where deltas are sent, it is recorded which
+        // client has started anew.
+        self.pacer.is_unlimited()
+            && !self.deltas.is_used()
+            && (wait.is_none() || self.repeats.is_free(download, &peer.slot))
     }
 
     /// Everything that is kept of a request that is not answered at once.

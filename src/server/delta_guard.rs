@@ -43,8 +43,8 @@ pub(super) struct DeltaRequest<'a> {
     pub(super) bundle: &'a str,
     /// When it arrived.
     pub(super) began: Instant,
-    /// The version that the client runs.
-    pub(super) runs: TagHash,
+    /// The version that the client runs, if it names one.
+    pub(super) runs: Option<TagHash>,
     pub(super) client: &'a ClientId,
     /// The client's name in the fleet view, if it has told one.
     pub(super) name: Option<ClientKey>,
@@ -99,7 +99,7 @@ impl DeltaGuard {
         match known {
             None => true,
             Some(sent) if sent.is_refused(now) => false,
-            Some(sent) if sent.target == request.runs || request.began < sent.at => true,
+            Some(sent) if request.runs == Some(sent.target) || request.began < sent.at => true,
             Some(sent) => {
                 let refused = Sent {
                     refused_at: Some(now),
@@ -113,9 +113,18 @@ impl DeltaGuard {
         }
     }
 
+    /// Whether a delta was ever sent. Without one, nothing has to be recorded.
+    pub(super) fn is_used(&self) -> bool {
+        self.is_used.load(Ordering::Relaxed)
+    }
+
     /// Records that the client is sent a version, as a delta or as a whole.
     pub(super) fn record(&self, request: DeltaRequest<'_>, target: TagHash, is_delta: bool) {
-        if !is_delta && !self.is_used.load(Ordering::Relaxed) {
+        if !is_delta && !self.is_used() {
+            return;
+        }
+        // It has started. One without a name can't be told from others that go on.
+        if request.runs.is_none() && request.name.is_none() {
             return;
         }
         self.is_used.store(true, Ordering::Relaxed);
@@ -207,7 +216,7 @@ mod tests {
         let request = DeltaRequest {
             bundle: "authz",
             began: Instant::now(),
-            runs: TagHash::of(runs),
+            runs: Some(TagHash::of(runs)),
             client: &client.id,
             name: client.name,
             slot,
@@ -234,6 +243,30 @@ mod tests {
         let ask = |runs, target| ask(&guard, &client, &slot, runs, target);
         assert!(ask("a", "b"));
         assert!(!ask("z", "b"), "with another tag");
+    }
+
+    /// It gets the whole bundle, as it names no version.
+    #[test]
+    fn a_client_with_a_name_that_starts_again_gets_deltas_and_others_are_not_judged_by_a_start() {
+        let (named, slot, guard) = (client(Some("x")), connection(), DeltaGuard::default());
+        assert!(ask(&guard, &named, &slot, "a", "b"));
+        let start = |client: &Client| {
+            let request = DeltaRequest {
+                bundle: "authz",
+                began: Instant::now(),
+                runs: None,
+                client: &client.id,
+                name: client.name,
+                slot: &slot,
+            };
+            guard.record(request, TagHash::of("c"), false);
+        };
+        start(&named);
+        assert!(ask(&guard, &named, &slot, "c", "d"));
+        let unnamed = client(None);
+        assert!(ask(&guard, &unnamed, &slot, "a", "b"));
+        start(&unnamed);
+        assert!(ask(&guard, &unnamed, &slot, "b", "c"));
     }
 
     /// It may have been a single failure.
@@ -275,7 +308,7 @@ mod tests {
             let request = DeltaRequest {
                 bundle: "authz",
                 began,
-                runs: TagHash::of("a"),
+                runs: Some(TagHash::of("a")),
                 client: &client.id,
                 name: None,
                 slot: &slot,

@@ -233,6 +233,8 @@ impl BundleApi {
         let reply = reply.map(|reply| self.with_delta(reply, entry, request, wait));
         if !draining && let Some(comparison) = self.comparison(reply.as_ref(), entry, request, wait)
         {
+            // A body that is not sent must not delay others.
+            wait.admission = Admission::default();
             return ControlFlow::Continue(Some(comparison));
         }
         let earliest = self.earliest(entry, request, reply.as_ref(), wait);
@@ -379,9 +381,10 @@ impl BundleApi {
         let Some(FromBase::Delta(delta)) = snapshot.from_base(runs) else {
             return reply;
         };
-        let may_send = wait
-            .may_send_delta
-            .get_or_insert_with(|| self.deltas.may_send(request.delta_request(entry, runs)));
+        let may_send = wait.may_send_delta.get_or_insert_with(|| {
+            self.deltas
+                .may_send(request.delta_request(entry, Some(runs)))
+        });
         match may_send {
             true => reply.with_delta(delta),
             false => reply,
@@ -401,13 +404,16 @@ impl BundleApi {
         };
         let runs = request.if_none_match.get().first()?;
         if !request.accepts_delta || !snapshot.can_be_compared(runs) {
+            // Another version may be compared later.
+            wait.delta_until = None;
             return None;
         }
         let until = || Box::new(Instant::now() + DELTA_WAIT);
         let until = **wait.delta_until.get_or_insert_with(until);
-        let may_send = *wait
-            .may_send_delta
-            .get_or_insert_with(|| self.deltas.may_send(request.delta_request(entry, runs)));
+        let may_send = *wait.may_send_delta.get_or_insert_with(|| {
+            self.deltas
+                .may_send(request.delta_request(entry, Some(runs)))
+        });
         if Instant::now() >= until || !may_send || !wait.begin_hold(request) {
             return None;
         }
@@ -420,18 +426,16 @@ impl BundleApi {
 
     /// Records that a version is sent, for the decision whether its client gets deltas.
     fn record_download(&self, reply: &Reply, entry: &Entry, request: &BundleRequest, wait: &Wait) {
-        let if_none_match = request.if_none_match.get();
         let (
             Reply::Bundle {
                 snapshot, delta, ..
             },
             true,
-            Some(runs),
-        ) = (reply, request.accepts_delta, if_none_match.first())
+        ) = (reply, request.accepts_delta)
         else {
             return;
         };
-        let delta_request = request.delta_request(entry, runs);
+        let delta_request = request.delta_request(entry, request.if_none_match.get().first());
         let is_delta = delta.is_some();
         self.deltas
             .record(delta_request, snapshot.tag_hash(), is_delta);
@@ -582,13 +586,13 @@ impl BundleRequest {
         })
     }
 
-    fn delta_request<'a>(&'a self, entry: &'a Entry, runs: &str) -> DeltaRequest<'a> {
+    fn delta_request<'a>(&'a self, entry: &'a Entry, runs: Option<&str>) -> DeltaRequest<'a> {
         let client_bundle = self.waiting.as_ref().map(WaitingPoll::client_bundle);
         let named = client_bundle.filter(|client_bundle| !client_bundle.is_by_address());
         DeltaRequest {
             bundle: entry.name(),
             began: self.began,
-            runs: TagHash::of(runs),
+            runs: runs.map(TagHash::of),
             client: &self.client,
             name: named.map(|client_bundle| client_bundle.client()),
             slot: &self.slot,

@@ -17,7 +17,7 @@ use tokio::{
 use super::Pipeline;
 use crate::{
     bundle::{DeltaLimits, NoDelta},
-    publish::{BaseVersion, FromBase, Snapshot},
+    publish::{BaseVersion, FromBase, Snapshot, opaque_tag},
 };
 
 /// How long a publication waits for a thread to compute its delta, when other bundles change at the same time.
@@ -64,6 +64,9 @@ impl Deltas {
     /// Compares a version that is about to be published with the one that is served, for
     /// [`THREAD_WAIT`] and [`PUBLICATION_WAIT`] at most. Cancel-safe.
     pub(super) async fn prepare(&self, pipeline: &Pipeline, target: &Arc<Snapshot>) {
+        if let Some(served) = &*lock(&self.current) {
+            target.continue_comparisons_of(served);
+        }
         let bases = self.bases_of(target);
         target.can_be_compared_with(&bases);
         let newest = bases.into_iter().next();
@@ -96,10 +99,18 @@ impl Deltas {
         drop(served);
         version.can_be_compared_with(&self.bases_of(version));
         let replaced = lock(&self.current).replace(Arc::clone(version));
-        if let Some(replaced) = replaced.filter(|replaced| replaced.etag() != version.etag()) {
+        if let Some(replaced) = replaced.filter(|it| !it.shares_comparisons_with(version)) {
             replaced.end_comparisons();
         }
         self.changed.notify_one();
+    }
+
+    /// Records that no version is served.
+    pub(super) fn withdraw(&self) {
+        if let Some(current) = lock(&self.current).take() {
+            current.end_comparisons();
+            self.changed.notify_one();
+        }
     }
 
     /// Compares the version that is served with the earlier ones that clients run, until it is dropped.
@@ -119,8 +130,11 @@ impl Deltas {
             let bases = self.bases_of(&target);
             if let Some(base) = bases.into_iter().find(|base| base.has_tag(&tag)) {
                 let permit = pipeline.pool.compare_permit(false).await;
-                self.compare(pipeline, permit, base, &target, BACKGROUND_LIMIT)
-                    .await;
+                // Another version may have taken its place meanwhile.
+                if target.can_be_compared(opaque_tag(&tag)) {
+                    self.compare(pipeline, permit, base, &target, BACKGROUND_LIMIT)
+                        .await;
+                }
             }
             target.end_comparison(&tag);
         }
@@ -186,9 +200,7 @@ impl Deltas {
 
 impl Drop for Deltas {
     fn drop(&mut self) {
-        if let Some(current) = lock(&self.current).take() {
-            current.end_comparisons();
-        }
+        self.withdraw();
     }
 }
 

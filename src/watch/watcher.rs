@@ -275,11 +275,15 @@ impl Watcher {
         rejected: Option<Box<VerdictStatus>>,
     ) -> Result<(), Outdated> {
         let effects = self.publisher.apply(event, rejected)?;
+        if let Some(deltas) = &self.pipeline.deltas {
+            match &effects.served {
+                Some(snapshot) => deltas.record(snapshot),
+                None if self.publisher.machine().current().is_none() => deltas.withdraw(),
+                None => {}
+            }
+        }
         if let Some(snapshot) = effects.served {
             self.record_served(&snapshot);
-            if let Some(deltas) = &self.pipeline.deltas {
-                deltas.record(&snapshot);
-            }
         }
         self.publisher.set_served_tag(self.history.tag());
         match effects.persist {

@@ -96,11 +96,6 @@ pub enum NoDelta {
 }
 
 impl NoDelta {
-    /// Whether another attempt may have another result.
-    pub fn may_pass(self) -> bool {
-        matches!(self, Self::Memory | Self::Time | Self::Data | Self::Disk)
-    }
-
     /// The label in metrics.
     pub fn label(self) -> &'static str {
         match self {

@@ -185,6 +185,36 @@ async fn an_older_version_is_compared_once_clients_run_it_and_all_of_them_get_it
     assert_eq!(computed().await, 4.0);
 }
 
+/// It names no version then, and gets the whole bundle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_a_name_gets_deltas_again_after_its_restart() {
+    let fixture = Fixture::start(json!({ "history": 4 })).await;
+    let tag = |user: &str| tag_of(&fixture, "first", user);
+    let ask = async |runs: Option<&str>| {
+        let mut request = http()
+            .get(format!("{}/bundles/{NAME}", fixture.gateway.url))
+            .header("bundlegate-client", "restarted")
+            .header("prefer", "modes=snapshot,delta");
+        if let Some(user) = runs {
+            request = request.header("if-none-match", tag(user));
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.headers().contains_key("bundlegate-delta-base")
+    };
+    let publish = async |user: &str| {
+        fixture.publish("first", user);
+        fixture.answers("first", user).await;
+    };
+    publish("2").await;
+    assert!(ask(Some("1")).await);
+    publish("3").await;
+    assert!(!ask(None).await, "it has started anew");
+    publish("4").await;
+    assert!(ask(Some("3")).await);
+    assert!(!ask(Some("3")).await, "it has refused the delta");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_history_there_are_no_deltas() {
     let fixture = Fixture::start(json!({ "history": 0 })).await;
