@@ -42,7 +42,7 @@ impl Delta {
 pub struct BaseVersion {
     bundle: Bundle,
     etag: Arc<str>,
-    /// The entity tags of versions before it that are the same for OPA, and that clients keep.
+    /// The entity tags of versions before it that are the same for OPA, and that clients keep; newest first.
     same: Vec<Arc<str>>,
 }
 
@@ -57,8 +57,8 @@ impl BaseVersion {
         self.bundle.blob().size()
     }
 
-    /// Its entity tag, and those of versions before it that are the same for OPA.
-    fn tags(&self) -> impl Iterator<Item = &Arc<str>> {
+    /// Its entity tag, and those of versions before it that are the same for OPA; newest first.
+    fn tags(&self) -> impl DoubleEndedIterator<Item = &Arc<str>> {
         [&self.etag].into_iter().chain(&self.same)
     }
 
@@ -113,7 +113,7 @@ impl Differences {
         self.ended.notify_waiters();
     }
 
-    /// The tags of the last [`MAX_SAME`] versions that are the same for OPA.
+    /// The tags of the last [`MAX_SAME`] versions that are the same for OPA, newest first.
     fn same(&self) -> Vec<Arc<str>> {
         let by_tag = self.lock();
         let is_same = |comparison: &Comparison| {
@@ -264,7 +264,7 @@ impl Snapshot {
         };
         // A version can be the same as one that was before the earlier one, and is served again.
         let is_earlier = |tag: &&Arc<str>| *tag == &base.etag || ***tag != *self.etag();
-        for tag in base.tags().filter(is_earlier) {
+        for tag in base.tags().rev().filter(is_earlier) {
             self.differences().set(tag, from(tag));
         }
         match &compared {
@@ -378,6 +378,26 @@ mod tests {
         target.can_be_compared_with(&[base.base_version(), target.base_version()]);
         assert!(!target.can_be_compared(bare), "it has ended");
         assert!(!target.can_be_compared(opaque_tag(target.etag())));
+    }
+
+    #[test]
+    fn of_many_versions_that_are_the_same_the_last_ones_are_known() {
+        let version = snapshot(1);
+        let tag = |number: usize| -> Arc<str> { format!("\"{number}\"").into() };
+        let earlier = BaseVersion {
+            etag: tag(99),
+            same: (0..99).rev().map(tag).collect(),
+            ..version.base_version()
+        };
+        let limits = DeltaLimits {
+            memory: 1 << 20,
+            deadline: Instant::now() + Duration::from_secs(60),
+            ratio: 0.5,
+        };
+        let compared = version.compare_with(&earlier, &limits, NewBlob::system_space());
+        assert!(matches!(compared, Ok(FromBase::Nothing)));
+        let last: Vec<_> = (0..100).rev().take(MAX_SAME).map(tag).collect();
+        assert_eq!(version.base_version().same, last);
     }
 
     #[test]
