@@ -272,8 +272,8 @@
 //! snapshots, so both its ends were verified, and belongs to the later one: a request that is answered with a snapshot
 //! gets the delta from its first tag, if that is known ([`publish::Snapshot::from_base`]). Policies never change by a
 //! delta. The watcher compares a version with the one before it while it is published, and with an older one once a
-//! client runs that ([`publish::Snapshot::wanted`], `watch::deltas`); the limits are in `bundle::delta`. `server::delta_guard` decides which clients get deltas, since
-//! OPA asks for them even where it refuses them.
+//! client that runs it asks ([`publish::Snapshot::next_request`], `watch::deltas`); the limits are in `bundle::delta`.
+//! `server::delta_guard` decides which clients get deltas, since OPA asks for them even where it refuses them.
 //!
 //! # Push
 //!

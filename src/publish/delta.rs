@@ -81,8 +81,8 @@ pub enum FromBase {
 #[derive(Debug, Default)]
 pub(super) struct Differences {
     by_tag: Mutex<Vec<(Arc<str>, Comparison)>>,
-    /// A comparison is wanted.
-    wanted: Notify,
+    /// A comparison is requested.
+    requested: Notify,
     /// A comparison has ended.
     ended: Notify,
 }
@@ -93,7 +93,7 @@ enum Comparison {
     /// Nothing: the two versions can be compared.
     Possible,
     /// Nothing yet: a client waits for it.
-    Wanted,
+    Requested,
     /// What an OPA needs that runs the earlier version; `None` for the whole bundle.
     Ended(Option<FromBase>),
 }
@@ -124,22 +124,22 @@ impl Differences {
         last.map(|(tag, _)| Arc::clone(tag)).collect()
     }
 
-    /// Marks a possible comparison as wanted.
-    fn want(&self, base: &str) {
+    /// Marks a possible comparison as requested.
+    fn request(&self, base: &str) {
         for (tag, comparison) in self.lock().iter_mut() {
             if opaque_tag(tag) == base && matches!(comparison, Comparison::Possible) {
-                *comparison = Comparison::Wanted;
-                self.wanted.notify_one();
+                *comparison = Comparison::Requested;
+                self.requested.notify_one();
             }
         }
     }
 
-    fn first_wanted(&self) -> Option<Arc<str>> {
+    fn first_requested(&self) -> Option<Arc<str>> {
         let by_tag = self.lock();
-        let mut wanted = by_tag
+        let mut requested = by_tag
             .iter()
-            .filter(|(_, comparison)| matches!(comparison, Comparison::Wanted));
-        wanted.next().map(|(tag, _)| Arc::clone(tag))
+            .filter(|(_, comparison)| matches!(comparison, Comparison::Requested));
+        requested.next().map(|(tag, _)| Arc::clone(tag))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Arc<str>, Comparison)>> {
@@ -183,8 +183,8 @@ impl Snapshot {
         ptr::eq(self.differences(), other.differences())
     }
 
-    /// Lets clients want a comparison with these versions; see [`Self::compared`].
-    pub fn can_be_compared_with(&self, bases: &[BaseVersion]) {
+    /// Lets clients request a comparison with these versions; see [`Self::request_comparison`].
+    pub fn allow_comparisons_with(&self, bases: &[BaseVersion]) {
         let mut by_tag = self.differences().lock();
         for tag in bases.iter().flat_map(BaseVersion::tags) {
             if **tag != *self.etag() && !by_tag.iter().any(|(known, _)| known == tag) {
@@ -193,15 +193,18 @@ impl Snapshot {
         }
     }
 
-    /// Whether a comparison with the version that has this entity tag, without quotes and `W/`, can be wanted.
+    /// Whether a comparison with the version that has this entity tag, without quotes and `W/`, can be requested or is.
     pub fn can_be_compared(&self, base: &str) -> bool {
         let comparison = self.differences().get(base);
-        matches!(comparison, Some(Comparison::Possible | Comparison::Wanted))
+        matches!(
+            comparison,
+            Some(Comparison::Possible | Comparison::Requested)
+        )
     }
 
-    /// Wants a comparison with the version that has this entity tag, without quotes and `W/`, and waits until it has
+    /// Requests a comparison with the version that has this entity tag, without quotes and `W/`, and waits until it has
     /// ended. Cancel-safe.
-    pub async fn compared(&self, base: &str) {
+    pub async fn request_comparison(&self, base: &str) {
         let differences = self.differences();
         loop {
             let mut ended = pin!(differences.ended.notified());
@@ -210,20 +213,20 @@ impl Snapshot {
             if !self.can_be_compared(base) {
                 return;
             }
-            differences.want(base);
+            differences.request(base);
             ended.await;
         }
     }
 
-    /// Waits until a comparison is wanted. Returns the entity tag of the earlier version, quotes included; it stays
-    /// wanted until [`Self::compare_with`] or [`Self::end_comparison`]. Cancel-safe.
-    pub async fn wanted(&self) -> Arc<str> {
+    /// Waits until a comparison is requested. Returns the entity tag of the earlier version, quotes included; it stays
+    /// requested until [`Self::compare_with`] or [`Self::end_comparison`]. Cancel-safe.
+    pub async fn next_request(&self) -> Arc<str> {
         let differences = self.differences();
         loop {
-            if let Some(tag) = differences.first_wanted() {
+            if let Some(tag) = differences.first_requested() {
                 return tag;
             }
-            differences.wanted.notified().await;
+            differences.requested.notified().await;
         }
     }
 
@@ -235,7 +238,7 @@ impl Snapshot {
         differences.ended.notify_waiters();
     }
 
-    /// Ends a wanted comparison that has no result: OPAs that run that version get the whole bundle.
+    /// Ends a requested comparison that has no result: OPAs that run that version get the whole bundle.
     pub fn end_comparison(&self, base: &Arc<str>) {
         if self.can_be_compared(opaque_tag(base)) {
             self.differences().set(base, None);
@@ -278,7 +281,7 @@ impl Snapshot {
     pub fn from_base(&self, base: &str) -> Option<FromBase> {
         match self.differences().get(base)? {
             Comparison::Ended(difference) => difference,
-            Comparison::Possible | Comparison::Wanted => None,
+            Comparison::Possible | Comparison::Requested => None,
         }
     }
 
@@ -352,30 +355,33 @@ mod tests {
     }
 
     #[test]
-    fn a_comparison_is_wanted_once_and_its_end_wakes_all_who_wait() {
+    fn a_comparison_is_requested_once_and_its_end_wakes_all_waiting_requests() {
         let [base, target] = [1, 2].map(snapshot);
         let bare = opaque_tag(base.etag());
-        let mut wanted = pin!(target.wanted());
-        assert_eq!(poll(wanted.as_mut()), None);
+        let mut requested = pin!(target.next_request());
+        assert_eq!(poll(requested.as_mut()), None);
         // A version that is not in the history is not waited for.
-        assert_eq!(poll(pin!(target.compared(bare))), Some(()));
-        target.can_be_compared_with(&[base.base_version()]);
+        assert_eq!(poll(pin!(target.request_comparison(bare))), Some(()));
+        target.allow_comparisons_with(&[base.base_version()]);
         assert!(target.can_be_compared(bare) && !target.was_compared_with(&base.base_version()));
-        assert_eq!(poll(wanted.as_mut()), None, "nobody wants it");
-        let (mut one, mut other) = (pin!(target.compared(bare)), pin!(target.compared(bare)));
+        assert_eq!(poll(requested.as_mut()), None, "no client has requested it");
+        let (mut one, mut other) = (
+            pin!(target.request_comparison(bare)),
+            pin!(target.request_comparison(bare)),
+        );
         assert_eq!((poll(one.as_mut()), poll(other.as_mut())), (None, None));
-        let tag = poll(wanted.as_mut()).unwrap();
+        let tag = poll(requested.as_mut()).unwrap();
         assert_eq!(&*tag, base.etag());
-        // It is still wanted by those who wait, if the worker was dropped.
-        assert_eq!(poll(pin!(target.wanted())), Some(Arc::clone(&tag)));
+        // The request stays if the worker is dropped: the clients still wait.
+        assert_eq!(poll(pin!(target.next_request())), Some(Arc::clone(&tag)));
         target.end_comparison(&tag);
         assert_eq!(
             (poll(one.as_mut()), poll(other.as_mut())),
             (Some(()), Some(()))
         );
         assert!(target.from_base(bare).is_none() && !target.can_be_compared(bare));
-        assert_eq!(poll(pin!(target.wanted())), None);
-        target.can_be_compared_with(&[base.base_version(), target.base_version()]);
+        assert_eq!(poll(pin!(target.next_request())), None);
+        target.allow_comparisons_with(&[base.base_version(), target.base_version()]);
         assert!(!target.can_be_compared(bare), "it has ended");
         assert!(!target.can_be_compared(opaque_tag(target.etag())));
     }
@@ -401,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_comparison_that_has_failed_before() {
+    fn no_client_waits_for_a_comparison_that_has_failed_before() {
         let [base, target] = [1, 2].map(snapshot);
         let base = base.base_version();
         let limits = DeltaLimits {
@@ -409,7 +415,7 @@ mod tests {
             deadline: Instant::now() + Duration::from_secs(60),
             ratio: 0.5,
         };
-        target.can_be_compared_with(std::slice::from_ref(&base));
+        target.allow_comparisons_with(std::slice::from_ref(&base));
         let compared = target.compare_with(&base, &limits, NewBlob::system_space());
         assert_eq!(compared.err(), Some(NoDelta::Memory));
         assert!(target.was_compared_with(&base));
@@ -417,11 +423,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_a_comparison_that_will_not_be_made() {
+    fn no_client_waits_for_a_comparison_that_will_not_be_made() {
         let [base, target] = [1, 2].map(snapshot);
         let bare = opaque_tag(base.etag());
-        target.can_be_compared_with(&[base.base_version()]);
-        let mut waiting = pin!(target.compared(bare));
+        target.allow_comparisons_with(&[base.base_version()]);
+        let mut waiting = pin!(target.request_comparison(bare));
         assert_eq!(poll(waiting.as_mut()), None);
         target.end_comparisons();
         assert_eq!(poll(waiting), Some(()));
@@ -429,13 +435,13 @@ mod tests {
     }
 
     #[test]
-    fn who_runs_a_version_that_is_the_same_as_an_earlier_one_can_want_its_comparison() {
+    fn a_client_of_a_version_that_is_the_same_as_an_earlier_one_can_request_its_comparison() {
         let [base, target] = [1, 2].map(snapshot);
         let twin = BaseVersion {
             same: vec!["\"before\"".into()],
             ..base.base_version()
         };
-        target.can_be_compared_with(std::slice::from_ref(&twin));
+        target.allow_comparisons_with(std::slice::from_ref(&twin));
         assert!(target.can_be_compared("before") && twin.has_tag("\"before\""));
         assert!(!twin.has_tag("before") && !twin.has_tag(target.etag()));
     }

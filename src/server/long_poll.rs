@@ -1,5 +1,7 @@
 //! When a bundle request is answered: at once, when the bundle changes, or at its deadline.
 
+mod deltas;
+
 use std::{
     future::poll_fn,
     ops::ControlFlow,
@@ -9,18 +11,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Entry, RequestMetrics,
     absence::{self, Detail},
     access_log::AccessRecord,
     bundle_api::BundleApi,
-    delta_guard::DeltaRequest,
     holdout_tracker::{ClientId, WaitGuard},
     idle_connections::{HeldRequest, Slot},
     if_none_match::OwnedIfNoneMatch,
-    metrics::DeltaOutcome,
     pacer::{Admission, Body},
     pending_request::HoldStart,
     prefer,
@@ -32,11 +32,9 @@ use super::{
 };
 use crate::{
     catalog::InUse,
-    fleet::{TagHash, WaitingPoll},
+    fleet::WaitingPoll,
     metrics::InFlight,
-    publish::{
-        ClientVersion, FromBase, Handle, Seen, Selection, Snapshot, State, View, Withdrawal,
-    },
+    publish::{ClientVersion, Handle, Seen, Selection, Snapshot, State, View, Withdrawal},
     rollout::{Held, PlanWatch, Staged, Variant},
     telemetry,
 };
@@ -45,9 +43,6 @@ use crate::{
 /// this replica, which no registry can confirm. Where another replica has decided otherwise, a
 /// client that reaches both must not alternate thousands of times a second.
 const FALLBACK_DELAY: Duration = Duration::from_millis(500);
-/// How long a request waits for the delta from an earlier version, which is computed once a client runs that. Other
-/// bundles may be compared at the same time; then the client gets the whole bundle.
-const DELTA_WAIT: Duration = Duration::from_secs(2);
 
 /// A request for a bundle: everything that is kept of it while it is held.
 pub(super) struct BundleRequest {
@@ -364,89 +359,6 @@ impl BundleApi {
         self.with_delta(reply, entry, request, wait)
     }
 
-    /// The same reply, with a delta if there is one for what the client runs, and it may be sent.
-    fn with_delta(
-        &self,
-        reply: Reply,
-        entry: &Entry,
-        request: &BundleRequest,
-        wait: &mut Wait,
-    ) -> Reply {
-        let if_none_match = request.if_none_match.get();
-        let (Reply::Bundle { snapshot, .. }, true, Some(runs)) =
-            (&reply, request.accepts_delta, if_none_match.first())
-        else {
-            return reply;
-        };
-        let Some(FromBase::Delta(delta)) = snapshot.from_base(runs) else {
-            return reply;
-        };
-        let may_send = wait.may_send_delta.get_or_insert_with(|| {
-            self.deltas
-                .may_send(request.delta_request(entry, Some(runs)))
-        });
-        match may_send {
-            true => reply.with_delta(delta),
-            false => reply,
-        }
-    }
-
-    /// What a request waits for whose client runs an earlier version that the one in its reply can be compared with.
-    fn comparison<'a>(
-        &self,
-        reply: Option<&Reply>,
-        entry: &Entry,
-        request: &'a BundleRequest,
-        wait: &mut Wait,
-    ) -> Option<Awaited<'a>> {
-        let Reply::Bundle { snapshot, .. } = reply? else {
-            return None;
-        };
-        let runs = request.if_none_match.get().first()?;
-        if !request.accepts_delta || !snapshot.can_be_compared(runs) {
-            // Another version may be compared later.
-            wait.delta_until = None;
-            return None;
-        }
-        let until = || Box::new(Instant::now() + DELTA_WAIT);
-        let until = **wait.delta_until.get_or_insert_with(until);
-        let may_send = *wait.may_send_delta.get_or_insert_with(|| {
-            self.deltas
-                .may_send(request.delta_request(entry, Some(runs)))
-        });
-        if Instant::now() >= until || !may_send || !wait.begin_hold(request) {
-            return None;
-        }
-        let snapshot = Arc::clone(snapshot);
-        Some(Box::pin(async move {
-            let _ = timeout_at(until, snapshot.compared(runs)).await;
-            false
-        }))
-    }
-
-    /// Records that a version is sent, for the decision whether its client gets deltas.
-    fn record_download(&self, reply: &Reply, entry: &Entry, request: &BundleRequest, wait: &Wait) {
-        let (
-            Reply::Bundle {
-                snapshot, delta, ..
-            },
-            true,
-        ) = (reply, request.accepts_delta)
-        else {
-            return;
-        };
-        let delta_request = request.delta_request(entry, request.if_none_match.get().first());
-        let is_delta = delta.is_some();
-        self.deltas
-            .record(delta_request, snapshot.tag_hash(), is_delta);
-        let outcome = match (is_delta, wait.may_send_delta) {
-            (true, _) => DeltaOutcome::Sent,
-            (false, Some(false)) => DeltaOutcome::Refused,
-            (false, _) => return,
-        };
-        entry.metrics().count_delta(outcome);
-    }
-
     /// When the bundle in a reply may be sent, if that is not now: a client that long-polls and
     /// downloads it again and again is delayed.
     fn earliest(
@@ -584,19 +496,6 @@ impl BundleRequest {
             deadline,
             earliest,
         })
-    }
-
-    fn delta_request<'a>(&'a self, entry: &'a Entry, runs: Option<&str>) -> DeltaRequest<'a> {
-        let client_bundle = self.waiting.as_ref().map(WaitingPoll::client_bundle);
-        let named = client_bundle.filter(|client_bundle| !client_bundle.is_by_address());
-        DeltaRequest {
-            bundle: entry.name(),
-            began: self.began,
-            runs: runs.map(TagHash::of),
-            client: &self.client,
-            name: named.map(|client_bundle| client_bundle.client()),
-            slot: &self.slot,
-        }
     }
 
     /// Whether the client runs this version, or one that is the same for OPA.

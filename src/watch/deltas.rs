@@ -68,7 +68,7 @@ impl Deltas {
             target.continue_comparisons_of(served);
         }
         let bases = self.bases_of(target);
-        target.can_be_compared_with(&bases);
+        target.allow_comparisons_with(&bases);
         let newest = bases.into_iter().next();
         let Some(base) = newest.filter(|base| !target.was_compared_with(base)) else {
             return;
@@ -97,7 +97,7 @@ impl Deltas {
             served.pop_front();
         }
         drop(served);
-        version.can_be_compared_with(&self.bases_of(version));
+        version.allow_comparisons_with(&self.bases_of(version));
         let replaced = lock(&self.current).replace(Arc::clone(version));
         if let Some(replaced) = replaced.filter(|it| !it.shares_comparisons_with(version)) {
             replaced.end_comparisons();
@@ -117,15 +117,15 @@ impl Deltas {
     pub(super) async fn work(&self, pipeline: &Pipeline) {
         loop {
             let current = lock(&self.current).clone();
-            let wanted = async {
+            let request = async {
                 match current {
-                    Some(target) => (target.wanted().await, target),
+                    Some(target) => (target.next_request().await, target),
                     None => pending().await,
                 }
             };
             let (tag, target) = tokio::select! {
                 () = self.changed.notified() => continue,
-                wanted = wanted => wanted,
+                request = request => request,
             };
             let bases = self.bases_of(&target);
             if let Some(base) = bases.into_iter().find(|base| base.has_tag(&tag)) {
